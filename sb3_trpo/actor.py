@@ -1,0 +1,299 @@
+"""
+How a policy is read as an actor: its parameters, its outputs for a batch, and their Jacobian.
+
+====  =====================================================================
+θ     actor parameters, P numbers in total
+z     outputs of the action distribution (see :mod:`sb3_trpo.distributions`)
+J     Jacobian dz/dθ at one batch of states
+====  =====================================================================
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from sb3_trpo.batch import ActorBatch, select
+from sb3_trpo.distributions import ActionDistribution, Metric, Outputs
+from sb3_trpo.vectors import flatten, unflatten
+
+# States that are run through the policy to find out what belongs to the actor and how much memory a
+# state takes.
+_PROBE_STATES = 16
+
+# Memory that the graphs of one chunk may take where the user sets no chunk size, in bytes.
+_MEMORY_BUDGET = 2**30
+
+# The Fisher product's two backward passes keep about as much again, twice, as the forward pass
+# saved.
+_GRAPHS_PER_FORWARD = 4
+
+
+class Linearization:
+    """
+    The actor at one batch of states with everything that derivatives at the current θ take.
+
+    Products with J and Jᵀ come from autograd. The product Jᵀu is linear in u, so its own derivative
+    gives Jv: two backward passes over the network's graph and no second-order derivative of the
+    loss.
+
+    :param distribution: evaluated with gradients
+    :param parameters: θ
+    """
+
+    def __init__(
+        self, distribution: ActionDistribution, parameters: Sequence[nn.Parameter]
+    ) -> None:
+        self.distribution = distribution
+        self._parameters = parameters
+
+    def gradient(self, value: th.Tensor) -> th.Tensor:
+        """
+        Differentiate a scalar that was computed from the distribution.
+
+        :param value: scalar
+        :return: its gradient with respect to θ, shape ``(P,)``
+        """
+        return flatten(_grad([value], self._parameters))
+
+    def jacobian_product(self, vector: th.Tensor) -> Outputs:
+        """
+        Compute Jv.
+
+        :param vector: v, shape ``(P,)``
+        :return: tangents of z
+        """
+        cotangents, pullback = self._pullback
+        tangents = iter(_grad(pullback, cotangents, unflatten(vector, self._parameters)))
+        return tuple(
+            next(tangents) if z.requires_grad else th.zeros_like(z)
+            for z in self.distribution.outputs
+        )
+
+    def transposed_product(self, tangent: Outputs) -> th.Tensor:
+        """
+        Compute Jᵀu.
+
+        :param tangent: u, shaped as z
+        :return: shape ``(P,)``
+        """
+        active = [
+            u for z, u in zip(self.distribution.outputs, tangent, strict=True) if z.requires_grad
+        ]
+        return flatten(_grad(self._active_outputs, self._parameters, active))
+
+    @cached_property
+    def metric(self) -> Metric:
+        """Return the distribution's Fisher metric at z."""
+        return self.distribution.family.fisher_metric(
+            tuple(z.detach() for z in self.distribution.outputs)
+        )
+
+    @cached_property
+    def _active_outputs(self) -> list[th.Tensor]:
+        """List the outputs that depend on a parameter which is not frozen."""
+        return [z for z in self.distribution.outputs if z.requires_grad]
+
+    @cached_property
+    def _pullback(self) -> tuple[list[th.Tensor], tuple[th.Tensor, ...]]:
+        """Build the graph of u -> Jᵀu."""
+        cotangents = [th.zeros_like(z, requires_grad=True) for z in self._active_outputs]
+        return cotangents, _grad(
+            self._active_outputs, self._parameters, cotangents, create_graph=True
+        )
+
+
+def _grad(
+    outputs: Sequence[th.Tensor],
+    inputs: Sequence[th.Tensor],
+    cotangents: Sequence[th.Tensor] | None = None,
+    create_graph: bool = False,
+) -> tuple[th.Tensor, ...]:
+    """Differentiate, with zeros for what is not involved, and keep the graph for the next call."""
+    attached = [i for i, output in enumerate(outputs) if output.requires_grad]
+    return th.autograd.grad(
+        [outputs[i] for i in attached],
+        inputs,
+        None if cotangents is None else [cotangents[i] for i in attached],
+        retain_graph=True,
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+
+
+class Actor:
+    """
+    A policy as the trust-region update sees it. Made for one update by :func:`read_actor`.
+
+    :param policy: in evaluation mode
+    :param parameters: θ, what the action distribution depends on and what is not frozen, in the
+        policy's order
+    :param modules: the modules that the action distribution runs through
+    :param kl_scale: what the KL divergence of the joint action is multiplied by
+    :param max_states_per_chunk: number of states whose graph fits into memory
+    """
+
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        parameters: Sequence[nn.Parameter],
+        modules: frozenset[nn.Module],
+        kl_scale: float,
+        max_states_per_chunk: int,
+    ) -> None:
+        self.policy = policy
+        self.parameters = tuple(parameters)
+        self.modules = modules
+        self.kl_scale = kl_scale
+        self.max_states_per_chunk = max_states_per_chunk
+        self._latest: tuple[ActorBatch, Linearization] | None = None
+
+    def distribution(self, batch: ActorBatch) -> ActionDistribution:
+        """
+        Evaluate the action distribution at the current θ.
+
+        :param batch: n states
+        :return: their distribution
+        """
+        return ActionDistribution(self.policy.get_distribution(batch.observations))
+
+    def linearize(self, batch: ActorBatch) -> Linearization:
+        """
+        Evaluate the actor for derivatives at the current θ.
+
+        The latest one is kept: an update that fits into one chunk runs the network once for all its
+        derivatives.
+
+        :param batch: a chunk; θ must not have moved since the last call with the same one
+        :return: what derivatives are taken from
+        """
+        if self._latest is None or self._latest[0] is not batch:
+            self._latest = None  # free the graph before the next one is built
+            with th.enable_grad():
+                self._latest = batch, Linearization(self.distribution(batch), self.parameters)
+        return self._latest[1]
+
+    def kl(self, new: ActionDistribution, old: Outputs) -> th.Tensor:
+        """
+        Compute KL(new ‖ old) of every state.
+
+        :param new: distribution at n states
+        :param old: outputs of the other distribution at the same states
+        :return: shape ``(n,)``, in nats
+        """
+        return self.kl_scale * new.family.kl(new.outputs, old).sum(dim=1)
+
+    def refresh_running_statistics(self, batches: Sequence[ActorBatch]) -> bool:
+        """
+        Let the actor's batch normalisation see the rollout once.
+
+        :param batches: minibatches; single states are passed over, they have no variance
+        :return: whether the actor has such layers
+        """
+        layers = [m for m in self.modules if isinstance(m, _NormBase) and m.track_running_stats]
+        if not layers:
+            return False
+        with training_mode(layers), th.no_grad():
+            for batch in batches:
+                if len(batch) > 1:
+                    self.policy.get_distribution(batch.observations)
+        return True
+
+
+@contextmanager
+def training_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """
+    Put modules, and not what is inside them, into training mode for the duration of a block.
+
+    :param modules: in evaluation mode
+    :return: context manager
+    """
+    for module in modules:
+        module.training = True
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.training = False
+
+
+@dataclass
+class _Probe:
+    """What a forward pass through the actor touched."""
+
+    modules: set[nn.Module]
+    saved_bytes: dict[int, int]
+
+
+def read_actor(
+    policy: ActorCriticPolicy,
+    batch: ActorBatch,
+    kl_reduction: str = "sum",
+    max_states_per_chunk: int | None = None,
+) -> Actor:
+    """
+    Find out by running it what in a policy is the actor.
+
+    :param policy: in evaluation mode
+    :param batch: the states of the update; a few of them are evaluated
+    :param kl_reduction: ``sum`` for the KL divergence of the joint action, ``mean`` for its average
+        over the action dimensions
+    :param max_states_per_chunk: states whose graph is in memory at a time; ``None`` for as many as
+        take about 1 GB
+    :return: the actor
+    :raises ValueError: if no parameter that may be trained has an influence on the action
+        distribution
+    """
+    stride = -(-len(batch) // _PROBE_STATES)
+    states = select(batch.observations, slice(None, None, stride))
+    n_states = len(batch.advantages[::stride])
+    candidates = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    probe = _Probe(set(), {})
+    with th.enable_grad(), _recording(probe, candidates):
+        distribution = ActionDistribution(policy.get_distribution(states))
+    attached = [z for z in distribution.outputs if z.requires_grad]
+    if not attached:
+        raise ValueError(
+            "The policy has nothing to train: every parameter of its action distribution is "
+            "frozen. Set requires_grad of at least one to True."
+        )
+    slopes = th.autograd.grad([z.sum() for z in attached], candidates, allow_unused=True)
+    parameters = [p for p, slope in zip(candidates, slopes, strict=True) if slope is not None]
+    if max_states_per_chunk is None:
+        bytes_per_state = _GRAPHS_PER_FORWARD * sum(probe.saved_bytes.values()) / n_states
+        max_states_per_chunk = max(1, int(_MEMORY_BUDGET / max(bytes_per_state, 1)))
+    kl_scale = 1.0 if kl_reduction == "sum" else 1.0 / _action_dimensions(distribution)
+    return Actor(policy, parameters, frozenset(probe.modules), kl_scale, max_states_per_chunk)
+
+
+def _action_dimensions(distribution: ActionDistribution) -> int:
+    """Count the dimensions that contrib averages the KL divergence over."""
+    z = tuple(output.detach() for output in distribution.outputs)
+    return distribution.family.kl(z, z).shape[1]
+
+
+@contextmanager
+def _recording(probe: _Probe, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Record the modules that are called and the size of what is saved for the backward pass."""
+    own_storage = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+
+    def note(tensor: th.Tensor) -> th.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own_storage:
+            probe.saved_bytes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    handle = nn.modules.module.register_module_forward_pre_hook(
+        lambda module, _: probe.modules.add(module)
+    )
+    try:
+        with th.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            yield
+    finally:
+        handle.remove()

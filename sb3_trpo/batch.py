@@ -1,0 +1,291 @@
+"""What an update reads: the rollout buffer's content as tensors, and what the actor sees of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+
+from sb3_trpo.state_mean import state_mean
+
+Observations = th.Tensor | dict[str, th.Tensor]
+Minibatch = tuple[Observations, th.Tensor]
+Layout = tuple[int, int]
+
+# SB3's own constant, which keeps constant advantages from being divided by zero.
+_STD_EPSILON = 1e-8
+
+
+def select(observations: Observations, index: slice | th.Tensor) -> Observations:
+    """
+    Take some of the states.
+
+    :param observations: tensor, or dict of tensors, whose first dimension is the state
+    :param index: slice (the result is a view) or indices (a copy)
+    :return: the same structure with the selected states
+    """
+    if isinstance(observations, dict):
+        return {key: value[index] for key, value in observations.items()}
+    return observations[index]
+
+
+def rows_of(states: th.Tensor, layout: Layout) -> th.Tensor:
+    """
+    Locate states in arrays whose row i holds step i // n_envs of environment i % n_envs.
+
+    :param states: numbers of the states as SB3 counts them, one environment after the other
+    :param layout: (n_steps, n_envs); (n, 1) where the rows are in SB3's order
+    :return: their rows
+    """
+    n_steps, n_envs = layout
+    return states % n_steps * n_envs + states // n_steps
+
+
+@dataclass(frozen=True, eq=False)
+class ActorBatch:
+    """
+    States, actions and advantages that the actor's update averages over.
+
+    :param observations: first dimension n
+    :param actions: as the policy's ``log_prob`` takes them, first dimension n
+    :param old_log_prob: log π_θk(a|s) from the rollout buffer, the denominator of every ratio,
+        shape ``(n,)``
+    :param advantages: A, shape ``(n,)``
+    :param layout: which rows belong to which environment, see :func:`rows_of`
+    """
+
+    observations: Observations
+    actions: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    layout: Layout
+
+    def __len__(self) -> int:
+        return len(self.advantages)
+
+    @property
+    def weight_sum(self) -> float:
+        """Return the sum of the states' weights, each being 1."""
+        return float(len(self))
+
+    def weighted_sum(self, per_state: th.Tensor) -> th.Tensor:
+        """
+        Sum over the states.
+
+        :param per_state: shape ``(n,)`` or ``(n, k)``
+        :return: scalar or shape ``(k,)``
+        """
+        return per_state.sum(dim=0)
+
+    def select(self, index: slice | th.Tensor) -> "ActorBatch":
+        """
+        Take some of the states.
+
+        :param index: slice or indices
+        :return: a batch of them
+        """
+        advantages = self.advantages[index]
+        return ActorBatch(
+            select(self.observations, index),
+            self.actions[index],
+            self.old_log_prob[index],
+            advantages,
+            layout=(len(advantages), 1),
+        )
+
+    def every(self, k: int, offset: int) -> "ActorBatch":
+        """
+        Take every k-th state of each environment.
+
+        :param k: at least 1
+        :param offset: number of the first state, taken modulo k
+        :return: a batch of them; the batch itself for k = 1
+        """
+        if k == 1:
+            return self
+        states = th.arange(offset % k, len(self), k, device=self.advantages.device)
+        return self.select(rows_of(states, self.layout))
+
+    def chunks(self, max_states: int) -> tuple["ActorBatch", ...]:
+        """
+        Cut the batch into pieces that share its memory.
+
+        :param max_states: largest number of states in a piece
+        :return: the pieces in order; the batch itself where it is small enough
+        """
+        if len(self) <= max_states:
+            return (self,)
+        starts = range(0, len(self), max_states)
+        return tuple(self.select(slice(start, start + max_states)) for start in starts)
+
+    def normalized(self) -> "ActorBatch":
+        """
+        Shift and scale the advantages to mean 0 and standard deviation 1 (n - 1 in its divisor).
+
+        :return: the batch with other advantages
+        """
+        mean = state_mean(lambda batch: batch.weighted_sum(batch.advantages), [self])
+        variance = state_mean(
+            lambda batch: batch.weighted_sum((batch.advantages - mean).square()), [self]
+        )
+        std = (variance * self.weight_sum / (self.weight_sum - 1)).sqrt()
+        return replace(self, advantages=(self.advantages - mean) / (std + _STD_EPSILON))
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """
+    A rollout of N = n_steps · n_envs states.
+
+    :param observations: first dimension N
+    :param actions: first dimension N
+    :param old_log_prob: shape ``(N,)``
+    :param advantages: shape ``(N,)``, not normalised
+    :param returns: targets of the critic, shape ``(N,)``
+    :param old_values: the critic's predictions while collecting, shape ``(N,)``
+    :param layout: (n_steps, n_envs) of the rows, see :func:`rows_of`
+    """
+
+    observations: Observations
+    actions: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+    old_values: th.Tensor
+    layout: Layout
+
+    @property
+    def actor_batch(self) -> ActorBatch:
+        """Return what the actor's update reads; it shares the rollout's memory."""
+        return ActorBatch(
+            self.observations, self.actions, self.old_log_prob, self.advantages, self.layout
+        )
+
+
+def minibatches(buffer: RolloutBuffer, rollout: Rollout, batch_size: int) -> Iterator[Minibatch]:
+    """
+    Go once over all states in random order.
+
+    Order and random stream are those of ``RolloutBuffer.get``.
+
+    :param buffer: where the rollout was read from; one with a ``get`` of its own chooses the
+        minibatches itself
+    :param rollout: the buffer's content
+    :param batch_size: number of states in a minibatch; the last one may be smaller
+    :return: pairs of observations and returns
+    """
+    if not is_sb3_buffer(buffer):
+        for samples in buffer.get(batch_size):
+            yield samples.observations, samples.returns.flatten().to(rollout.returns.dtype)
+        return
+    shuffled = np.random.permutation(len(rollout.returns))
+    states = th.as_tensor(shuffled, device=rollout.returns.device)
+    for rows in th.split(rows_of(states, rollout.layout), batch_size):
+        yield select(rollout.observations, rows), rollout.returns[rows]
+
+
+def read_rollout(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> Rollout:
+    """
+    Read a full rollout buffer.
+
+    SB3's own buffers are read where they are, without a copy on the CPU. A class with a ``get`` of
+    its own is asked through ``get(None)``.
+
+    :param buffer: buffer after ``compute_returns_and_advantage``
+    :param device: where the policy is
+    :param dtype: floating-point type of the policy's parameters
+    :return: its content
+    :raises ValueError: if a number of it is not finite, naming it and its step and environment
+    """
+    rollout = _read_in_place(buffer, device) if is_sb3_buffer(buffer) else _read_samples(buffer)
+    _check_finite(rollout)
+    actions = rollout.actions
+    if isinstance(buffer.action_space, spaces.Discrete):
+        actions = actions.long().flatten()
+    else:
+        actions = actions.to(dtype)
+    return replace(
+        rollout,
+        actions=actions,
+        old_log_prob=rollout.old_log_prob.to(dtype),
+        advantages=rollout.advantages.to(dtype),
+        returns=rollout.returns.to(dtype),
+    )
+
+
+def is_sb3_buffer(buffer: RolloutBuffer) -> bool:
+    """
+    Tell whether a buffer hands out its arrays as SB3's own do.
+
+    :param buffer: the buffer
+    :return: whether neither ``get`` nor ``_get_samples`` is overridden
+    """
+    kind = type(buffer)
+    return any(
+        kind.get is known.get and kind._get_samples is known._get_samples
+        for known in (RolloutBuffer, DictRolloutBuffer)
+    )
+
+
+def _read_in_place(buffer: RolloutBuffer, device: th.device) -> Rollout:
+    """Wrap the arrays of one of SB3's own buffers."""
+    size = buffer.buffer_size * buffer.n_envs
+
+    def rows(array: np.ndarray, shape: tuple[int, ...]) -> th.Tensor:
+        return th.as_tensor(array.reshape(size, *shape), device=device)
+
+    observations: Observations
+    if isinstance(buffer, DictRolloutBuffer):
+        observations = {
+            key: rows(array, buffer.obs_shape[key]) for key, array in buffer.observations.items()
+        }
+    else:
+        observations = rows(buffer.observations, buffer.obs_shape)
+    # SB3 hands out single-precision actions whatever the action space's own type.
+    actions = rows(buffer.actions.astype(np.float32, copy=False), (buffer.action_dim,))
+    # After a first `get` the arrays are in SB3's order already.
+    layout = (size, 1) if buffer.generator_ready else (buffer.buffer_size, buffer.n_envs)
+    return Rollout(
+        observations,
+        actions,
+        old_log_prob=rows(buffer.log_probs, ()),
+        advantages=rows(buffer.advantages, ()),
+        returns=rows(buffer.returns, ()),
+        old_values=rows(buffer.values, ()),
+        layout=layout,
+    )
+
+
+def _read_samples(buffer: RolloutBuffer) -> Rollout:
+    """Ask a buffer that has its own way of handing out its content."""
+    samples = next(iter(buffer.get(None)))
+    return Rollout(
+        samples.observations,
+        samples.actions,
+        old_log_prob=samples.old_log_prob.flatten(),
+        advantages=samples.advantages.flatten(),
+        returns=samples.returns.flatten(),
+        old_values=samples.old_values.flatten(),
+        layout=(len(samples.actions), 1),
+    )
+
+
+def _check_finite(rollout: Rollout) -> None:
+    """Refuse a rollout with a number that is not finite."""
+    named = {
+        "value": rollout.old_values,
+        "log-probability": rollout.old_log_prob,
+        "advantage": rollout.advantages,
+        "return": rollout.returns,
+    }
+    for name, numbers in named.items():
+        faults = (~numbers.isfinite()).nonzero()
+        if len(faults) > 0:
+            step, env = divmod(int(faults[0]), rollout.layout[1])
+            raise ValueError(
+                f"The {name} of (step, env) = ({step}, {env}) in the rollout buffer is "
+                f"{float(numbers[faults[0]])}. Nothing was changed. Look at the environment's "
+                f"rewards and observations, and for the critic at a smaller learning_rate."
+            )

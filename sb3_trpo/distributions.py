@@ -1,0 +1,288 @@
+"""
+What the update needs to know of an action distribution.
+
+The only file that knows SB3's distribution classes. A family reads a distribution as the tensors z
+(its *outputs*) that the network computes for every state, and gives the KL divergence and the
+Fisher metric in closed form in z:
+
+====================  ==========================  ===============================================
+family                outputs z                   Fisher metric M
+====================  ==========================  ===============================================
+Gaussian              mean μ, log std             1/σ² on μ, 2 on log σ
+Categorical           logits                      diag(p) - ppᵀ
+MultiCategorical      logits of every block       the same, block by block
+Bernoulli             logits                      p(1 - p)
+anything else         its torch parameters        the Hessian of the KL divergence, by autograd
+====================  ==========================  ===============================================
+
+SB3's gSDE is a Gaussian whose σ depends on the state. A tanh-squashed Gaussian has the KL
+divergence and the metric of the Gaussian underneath, because the KL divergence does not change
+under a bijection of the actions.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.distributions import Distribution
+from torch import distributions as td
+from torch.nn import functional as F
+
+Outputs = tuple[th.Tensor, ...]
+Metric = Callable[[Outputs], Outputs]
+
+
+class Family(ABC):
+    """A family of distributions, read through outputs z whose first dimension is the state."""
+
+    @abstractmethod
+    def outputs(self, distribution: Any) -> Outputs:
+        """
+        Read z off a distribution.
+
+        :param distribution: the torch distribution (for MultiDiscrete actions: the list of them) of
+            n states
+        :return: z, tensors of shape ``(n, ...)``, on the distribution's graph
+        """
+
+    @abstractmethod
+    def kl(self, new: Outputs, old: Outputs) -> th.Tensor:
+        """
+        Compute KL(new ‖ old) of every state and action dimension.
+
+        :param new: z of the distribution that the expectation is taken under
+        :param old: z of the other one
+        :return: shape ``(n, A)``, in nats; their sum over A is the KL divergence of the joint
+            action, A being 1 where SB3 treats the action as a whole (Discrete, MultiDiscrete)
+        """
+
+    @abstractmethod
+    def fisher_metric(self, z: Outputs) -> Metric:
+        """
+        Return the Fisher metric in z, the Hessian of KL(z' ‖ z) in z' at z.
+
+        :param z: outputs, detached
+        :return: tangent of z -> M · tangent, state by state
+        """
+
+
+class Gaussian(Family):
+    """Independent normal distributions, z = (μ, log σ)."""
+
+    def outputs(self, distribution: td.Normal) -> Outputs:
+        """Read z = (μ, log σ)."""
+        return distribution.loc, distribution.scale.log()
+
+    def kl(self, new: Outputs, old: Outputs) -> th.Tensor:
+        """Compute (exp(2d) - 1 - 2d + ((μ' - μ)/σ)²) / 2 with d = log σ' - log σ."""
+        (new_mean, new_log_std), (old_mean, old_log_std) = new, old
+        twice_change = 2 * (new_log_std - old_log_std)
+        distance = (new_mean - old_mean) * th.exp(-old_log_std)
+        # expm1 keeps the digits of a small change, where exp(2d) - 1 would lose them.
+        return 0.5 * (th.expm1(twice_change) - twice_change + distance.square())
+
+    def fisher_metric(self, z: Outputs) -> Metric:
+        """Multiply by 1/σ² and 2."""
+        precision = th.exp(-2 * z[1])
+        return lambda tangent: (precision * tangent[0], 2 * tangent[1])
+
+
+class MultiCategorical(Family):
+    """Independent categorical distributions, z = their logits, block by block."""
+
+    def outputs(self, distribution: list[td.Categorical]) -> Outputs:
+        """Read the normalised logits of every block."""
+        return tuple(block.logits for block in distribution)
+
+    def kl(self, new: Outputs, old: Outputs) -> th.Tensor:
+        """Compute Σ p' (log p' - log p), summed over the blocks."""
+        blocks = [(p.exp() * (p - q)).sum(-1) for p, q in zip(new, old, strict=True)]
+        return th.stack(blocks, dim=1).sum(dim=1, keepdim=True)
+
+    def fisher_metric(self, z: Outputs) -> Metric:
+        """Multiply by diag(p) - ppᵀ."""
+        probs = [logits.softmax(-1) for logits in z]
+        return lambda tangent: tuple(_centred(p, v) for p, v in zip(probs, tangent, strict=True))
+
+
+class Categorical(MultiCategorical):
+    """One categorical distribution: a single block."""
+
+    def outputs(self, distribution: td.Categorical) -> Outputs:  # type: ignore[override]
+        """Read the normalised logits."""
+        return (distribution.logits,)
+
+
+def _centred(probs: th.Tensor, tangent: th.Tensor) -> th.Tensor:
+    """Compute (diag(p) - ppᵀ) v as p (v - pᵀv), which keeps its row sums at zero."""
+    return probs * (tangent - (probs * tangent).sum(-1, keepdim=True))
+
+
+class Bernoulli(Family):
+    """Independent binary distributions, z = their logits."""
+
+    def outputs(self, distribution: td.Bernoulli) -> Outputs:
+        """Read the logits."""
+        return (distribution.logits,)
+
+    def kl(self, new: Outputs, old: Outputs) -> th.Tensor:
+        """Compute p' log(p'/p) + (1 - p') log((1 - p')/(1 - p))."""
+        (p,), (q,) = new, old
+        one = F.logsigmoid(p) - F.logsigmoid(q)
+        zero = F.logsigmoid(-p) - F.logsigmoid(-q)
+        return th.sigmoid(p) * one + th.sigmoid(-p) * zero
+
+    def fisher_metric(self, z: Outputs) -> Metric:
+        """Multiply by p(1 - p)."""
+        variance = th.sigmoid(z[0]) * th.sigmoid(-z[0])
+        return lambda tangent: (variance * tangent[0],)
+
+
+class Generic(Family):
+    """
+    Any torch distribution whose KL divergence torch knows, z = its parameters.
+
+    :param template: a distribution of the family
+    :raises ValueError: if torch has no KL divergence for it
+    """
+
+    def __init__(self, template: td.Distribution) -> None:
+        self.template = template
+        try:
+            td.kl_divergence(template, template)
+        except NotImplementedError:
+            raise ValueError(
+                f"TRPO needs the KL divergence of the action distribution, and torch has none for "
+                f"{_family_name(template)}. Give it one with torch.distributions.register_kl, "
+                f"or use another distribution in the policy."
+            ) from None
+
+    def outputs(self, distribution: td.Distribution) -> Outputs:
+        """Read the parameters that the distribution is constructed from."""
+        base = _base(distribution)
+        return tuple(th.as_tensor(getattr(base, name)) for name in _parameter_names(base))
+
+    def kl(self, new: Outputs, old: Outputs) -> th.Tensor:
+        """Ask torch."""
+        divergence = td.kl_divergence(self._rebuild(new), self._rebuild(old))
+        return divergence.reshape(divergence.shape[0], -1)
+
+    def fisher_metric(self, z: Outputs) -> Metric:
+        """Differentiate the KL divergence twice."""
+        with th.enable_grad():
+            leaves = tuple(value.detach().clone().requires_grad_() for value in z)
+            divergence = self.kl(leaves, tuple(value.detach() for value in z)).sum()
+            slopes = th.autograd.grad(divergence, leaves, create_graph=True)
+        return lambda tangent: th.autograd.grad(slopes, leaves, tangent, retain_graph=True)
+
+    def _rebuild(self, z: Outputs) -> td.Distribution:
+        """Make a distribution of the family from its parameters."""
+        names = _parameter_names(_base(self.template))
+        return _with_base(self.template, dict(zip(names, z, strict=True)))
+
+
+def _base(distribution: td.Distribution) -> td.Distribution:
+    """Return the distribution under Independent and TransformedDistribution."""
+    while isinstance(distribution, (td.Independent, td.TransformedDistribution)):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def _with_base(template: td.Distribution, parameters: dict[str, th.Tensor]) -> td.Distribution:
+    """Rebuild the wrappers of the template around a base distribution with other parameters."""
+    if isinstance(template, td.Independent):
+        inner = _with_base(template.base_dist, parameters)
+        return td.Independent(inner, template.reinterpreted_batch_ndims, validate_args=False)
+    if isinstance(template, td.TransformedDistribution):
+        inner = _with_base(template.base_dist, parameters)
+        return td.TransformedDistribution(inner, template.transforms, validate_args=False)
+    family: Any = type(template)
+    rebuilt: td.Distribution = family(**parameters, validate_args=False)
+    return rebuilt
+
+
+def _parameter_names(base: td.Distribution) -> list[str]:
+    """List the constructor's arguments, of several parametrizations the primary one."""
+    lazy = td.utils.lazy_property
+    names = [
+        name
+        for name in base.arg_constraints
+        if name in vars(base) or not isinstance(getattr(type(base), name, None), lazy)
+    ]
+    return [name for name in names if not (name == "probs" and "logits" in names)]
+
+
+def _family_name(distribution: td.Distribution) -> str:
+    """Name a distribution and what it wraps."""
+    base = _base(distribution)
+    wrapped = "" if base is distribution else f" of {type(base).__name__}"
+    return type(distribution).__name__ + wrapped
+
+
+# Exact types: a subclass may have a KL divergence of its own, which torch then knows.
+_CLOSED_FORMS: dict[type, Family] = {
+    td.Normal: Gaussian(),
+    td.Categorical: Categorical(),
+    td.Bernoulli: Bernoulli(),
+    list: MultiCategorical(),
+}
+
+
+def family_of(distribution: object) -> Family:
+    """
+    Find the family of a distribution.
+
+    :param distribution: torch distribution, or the list of them that SB3 uses for MultiDiscrete
+        actions
+    :return: its family, in closed form where there is one
+    :raises ValueError: if it is no distribution, or one whose KL divergence torch does not know
+    """
+    closed_form = _CLOSED_FORMS.get(type(distribution))
+    if closed_form is not None:
+        return closed_form
+    if isinstance(distribution, td.Distribution):
+        return Generic(distribution)
+    raise ValueError(
+        f"TRPO reads the action distribution's attribute `distribution`, which has to be a torch "
+        f"distribution or a list of categorical ones; the policy's is "
+        f"{type(distribution).__name__}."
+    )
+
+
+class ActionDistribution:
+    """
+    The action distribution of a policy at n states.
+
+    :param distribution: what ``policy.get_distribution`` returned
+    :raises ValueError: if its family has no known KL divergence
+    """
+
+    def __init__(self, distribution: Distribution) -> None:
+        # SB3's policies keep one object and overwrite its content at the next call.
+        self._distribution = copy.copy(distribution)
+        torch_distribution = getattr(distribution, "distribution", None)
+        self.family = family_of(torch_distribution)
+        self.outputs = self.family.outputs(torch_distribution)
+
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        """
+        Compute log π(a|s) of the joint actions.
+
+        :param actions: as the rollout buffer has them, one per state
+        :return: shape ``(n,)``
+        """
+        return self._distribution.log_prob(actions).reshape(len(actions))
+
+    def entropy(self) -> th.Tensor | None:
+        """
+        Compute the entropy of the joint action.
+
+        :return: shape ``(n,)``, in nats; ``None`` where there is no closed form
+        """
+        try:
+            entropy = self._distribution.entropy()
+        except NotImplementedError:
+            return None
+        return None if entropy is None else entropy.reshape(entropy.shape[0], -1).sum(dim=1)

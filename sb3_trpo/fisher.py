@@ -1,0 +1,48 @@
+"""The Fisher matrix of the action distribution, known by its products."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch as th
+
+from sb3_trpo.actor import Actor
+from sb3_trpo.batch import ActorBatch
+from sb3_trpo.state_mean import state_mean
+
+
+@dataclass(frozen=True)
+class FisherProduct:
+    r"""
+    The damped Fisher matrix in Gauss-Newton form: exact, without second derivatives of the network.
+
+    .. math:: (F + \lambda I) v, \quad F = E_s[J^T M J]
+
+    It equals the Hessian of the mean KL divergence at θ_k. Called as ``fisher(v)``.
+
+    :param actor: at θ_k
+    :param chunks: the states that F averages over
+    :param damping: λ, added once, after the mean
+
+    Source: Martens (2020), New insights and perspectives on the natural gradient method, section
+    8.1; Schulman et al. (2015), Trust Region Policy Optimization, appendix C.1.
+    """
+
+    actor: Actor
+    chunks: Sequence[ActorBatch]
+    damping: float = 0.0
+
+    def __call__(self, vector: th.Tensor) -> th.Tensor:
+        """
+        Multiply.
+
+        :param vector: v, shape ``(P,)``
+        :return: (F + λI)v, shape ``(P,)``
+        """
+        product = state_mean(lambda chunk: self._weighted_sum(chunk, vector), self.chunks)
+        return product + self.damping * vector
+
+    def _weighted_sum(self, chunk: ActorBatch, vector: th.Tensor) -> th.Tensor:
+        """Apply J, then M, then Jᵀ, summed over the states of a chunk."""
+        linearization = self.actor.linearize(chunk)
+        tangent = linearization.metric(linearization.jacobian_product(vector))
+        return linearization.transposed_product(tuple(self.actor.kl_scale * u for u in tangent))

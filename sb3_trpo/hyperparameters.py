@@ -1,0 +1,119 @@
+"""Which values the hyperparameters may have."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import LinearSchedule
+
+KL_REDUCTIONS = ("sum", "mean")
+
+
+def check_ranges(model: object) -> None:
+    """
+    Refuse a hyperparameter that is out of its range.
+
+    :param model: has the hyperparameters as attributes
+    :raises ValueError: naming the first one that is not allowed, its value and its range
+    """
+    for name, (allowed, is_allowed) in _RANGES.items():
+        value = getattr(model, name)
+        if not is_allowed(value):
+            raise ValueError(f"{name} has to be {allowed}, but it is {value!r}.")
+
+
+def parse_schedule(name: str, value: float | str | Schedule) -> float | Schedule:
+    """
+    Turn the RL Zoo's ``"lin_0.02"`` into SB3's schedule.
+
+    SB3's class, because a saved model holds it and has to load where this package is missing.
+
+    :param name: of the hyperparameter
+    :param value: number, schedule, or string
+    :return: number or schedule
+    :raises ValueError: if a string is not of that form, or a start value is negative or not finite
+    """
+    schedule = (
+        LinearSchedule(_linear_start(name, value), 0.0, 1.0) if isinstance(value, str) else value
+    )
+    start = float(schedule(1.0)) if callable(schedule) else float(schedule)
+    if not (math.isfinite(start) and start >= 0):
+        raise ValueError(
+            f"{name} has to start at a number of at least 0, but it starts at {start}."
+        )
+    return schedule
+
+
+def _linear_start(name: str, text: str) -> float:
+    """Read the number in ``lin_<number>``."""
+    kind, _, number = text.partition("_")
+    try:
+        if kind == "lin":
+            return float(number)
+    except ValueError:
+        pass
+    raise ValueError(f"{name}={text!r} is no schedule: a string has to be like 'lin_0.02'.")
+
+
+def _is_integer(least: int) -> Callable[[Any], bool]:
+    """Make a test for an integer that is not too small."""
+    return lambda value: (
+        isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= least
+    )
+
+
+def _is_number(is_allowed: Callable[[float], bool]) -> Callable[[Any], bool]:
+    """Make a test for a finite number."""
+
+    def check(value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+            return False
+        return math.isfinite(value) and is_allowed(float(value))
+
+    return check
+
+
+def _is_number_or_schedule(value: Any) -> bool:
+    """Tell whether a value can be read at every update."""
+    return (
+        isinstance(value, str) or callable(value) or _is_number(lambda number: number >= 0)(value)
+    )
+
+
+# Hyperparameter -> the allowed values in words, and as a test.
+_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "n_steps": ("an integer of at least 1", _is_integer(1)),
+    "batch_size": ("an integer of at least 1", _is_integer(1)),
+    "gamma": ("a number from 0 to 1", _is_number(lambda number: 0 <= number <= 1)),
+    "gae_lambda": ("a number from 0 to 1", _is_number(lambda number: 0 <= number <= 1)),
+    "cg_max_steps": ("an integer of at least 1", _is_integer(1)),
+    "cg_damping": (
+        "a number of at least 0, a schedule, or a string like 'lin_0.1'",
+        _is_number_or_schedule,
+    ),
+    "cg_residual_tol": ("a number from 0 to below 1", _is_number(lambda number: 0 <= number < 1)),
+    "line_search_shrinking_factor": (
+        "a number between 0 and 1",
+        _is_number(lambda number: 0 < number < 1),
+    ),
+    "line_search_max_iter": ("an integer of at least 0", _is_integer(0)),
+    "line_search_accept_ratio": (
+        "a number from 0 to below 1",
+        _is_number(lambda number: 0 <= number < 1),
+    ),
+    "n_critic_updates": ("an integer of at least 0", _is_integer(0)),
+    "target_kl": (
+        "a number of at least 0, a schedule, or a string like 'lin_0.02'",
+        _is_number_or_schedule,
+    ),
+    "sub_sampling_factor": ("an integer of at least 1", _is_integer(1)),
+    "fisher_sub_sampling_factor": ("an integer of at least 1", _is_integer(1)),
+    "ent_coef": ("a finite number", _is_number(lambda number: True)),
+    "kl_reduction": (f"one of {KL_REDUCTIONS}", lambda value: value in KL_REDUCTIONS),
+    "max_states_per_chunk": (
+        "None or an integer of at least 1",
+        lambda value: value is None or _is_integer(1)(value),
+    ),
+}

@@ -1,0 +1,134 @@
+"""
+The surrogate advantage at the parameters that collected the data, and at candidates.
+
+====  ===================================================================
+ρ_θ   ratio π_θ(a|s) / π_θk(a|s), the denominator from the rollout buffer
+A     advantage
+H_θ   entropy of π_θ(·|s)
+c     entropy coefficient
+====  ===================================================================
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch as th
+
+from sb3_trpo.actor import Actor
+from sb3_trpo.batch import ActorBatch
+from sb3_trpo.distributions import ActionDistribution, Outputs
+from sb3_trpo.state_mean import state_mean
+
+
+@dataclass(frozen=True)
+class OldPolicy:
+    """
+    The policy of θ_k at the states of one chunk.
+
+    :param chunk: the states, n of them
+    :param outputs: z, detached
+    :param ratio: ρ_θk, 1 up to rounding, shape ``(n,)``
+    :param entropy: H_θk, shape ``(n,)``
+    """
+
+    chunk: ActorBatch
+    outputs: Outputs
+    ratio: th.Tensor
+    entropy: th.Tensor
+
+    @property
+    def weight_sum(self) -> float:
+        """Return the sum of the states' weights."""
+        return self.chunk.weight_sum
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """
+    The objective at θ_k.
+
+    :param value: L(θ_k), entropy bonus included
+    :param entropy: mean of H_θk, in nats
+    :param gradient: g, shape ``(P,)``
+    :param old: the policy of θ_k, chunk by chunk
+    """
+
+    value: float
+    entropy: float
+    gradient: th.Tensor
+    old: tuple[OldPolicy, ...]
+
+
+def _ratio_and_entropy(
+    distribution: ActionDistribution, chunk: ActorBatch
+) -> tuple[th.Tensor, th.Tensor]:
+    """Compute ρ and H of every state; where H has no closed form, -ρ log π has its gradient."""
+    log_prob = distribution.log_prob(chunk.actions)
+    ratio = th.exp(log_prob - chunk.old_log_prob)
+    entropy = distribution.entropy()
+    return ratio, -ratio * log_prob if entropy is None else entropy
+
+
+def surrogate_at(actor: Actor, chunks: Sequence[ActorBatch], ent_coef: float = 0.0) -> Surrogate:
+    r"""
+    Evaluate the objective and its gradient at the current parameters.
+
+    .. math:: L(\theta) = E[\rho_\theta A + c H_\theta]
+
+    :param actor: at θ_k
+    :param chunks: the states, with normalised advantages
+    :param ent_coef: c
+    :return: value, gradient and what :func:`improvement_and_kl` compares with
+
+    Source: Schulman et al. (2015), Trust Region Policy Optimization, equation 14.
+    """
+    old: list[OldPolicy] = []
+
+    def weighted_sum(chunk: ActorBatch) -> th.Tensor:
+        linearization = actor.linearize(chunk)
+        with th.enable_grad():
+            ratio, entropy = _ratio_and_entropy(linearization.distribution, chunk)
+            value = chunk.weighted_sum(ratio * chunk.advantages + ent_coef * entropy)
+        gradient = linearization.gradient(value)
+        outputs = tuple(z.detach() for z in linearization.distribution.outputs)
+        old.append(OldPolicy(chunk, outputs, ratio.detach(), entropy.detach()))
+        return th.cat(
+            [value.detach().reshape(1), chunk.weighted_sum(entropy.detach()).reshape(1), gradient]
+        )
+
+    mean = state_mean(weighted_sum, chunks)
+    value, entropy = mean[:2].tolist()
+    return Surrogate(value, entropy, mean[2:], tuple(old))
+
+
+@th.no_grad()
+def improvement_and_kl(
+    actor: Actor, old: Sequence[OldPolicy], ent_coef: float = 0.0
+) -> tuple[float, float]:
+    r"""
+    Compare the current parameters θ with those of the rollout.
+
+    .. math:: L(\theta) - L(\theta_k) = E[(\rho_\theta - \rho_{\theta_k}) A + c (H_\theta -
+        H_{\theta_k})]
+
+    The mean of the differences keeps the digits that the difference of two large means would lose.
+
+    :param actor: at a candidate θ
+    :param old: the policy of θ_k, chunk by chunk
+    :param ent_coef: c
+    :return: improvement and D(θ) in nats; NaN for both where θ is no valid distribution
+    """
+
+    def weighted_sum(policy: OldPolicy) -> th.Tensor:
+        distribution = actor.distribution(policy.chunk)
+        ratio, entropy = _ratio_and_entropy(distribution, policy.chunk)
+        gain = (ratio - policy.ratio) * policy.chunk.advantages
+        gain = gain + ent_coef * (entropy - policy.entropy)
+        kl = actor.kl(distribution, policy.outputs)
+        return policy.chunk.weighted_sum(th.stack([gain, kl], dim=1))
+
+    try:
+        improvement, kl = state_mean(weighted_sum, old).tolist()
+    except ValueError:  # torch's distributions refuse parameters that are not finite
+        return float("nan"), float("nan")
+    return improvement, kl

@@ -1,0 +1,431 @@
+"""Trust Region Policy Optimization as a Stable-Baselines3 algorithm."""
+
+import pathlib
+import warnings
+from collections.abc import Iterator
+from io import BufferedIOBase
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from gymnasium import spaces
+from sb3_contrib.trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo.actor import Actor, read_actor
+from sb3_trpo.batch import ActorBatch, Minibatch, Rollout, minibatches, read_rollout
+from sb3_trpo.checkpoint import rewindable, saved_attributes
+from sb3_trpo.critic import CriticFit, fit_critic
+from sb3_trpo.fisher import FisherProduct
+from sb3_trpo.hyperparameters import check_ranges, parse_schedule
+from sb3_trpo.rollout import FiniteVecEnv
+from sb3_trpo.surrogate import Surrogate, improvement_and_kl, surrogate_at
+from sb3_trpo.trust_region import LineSearch, NaturalStep, backtrack, natural_step
+
+SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
+
+# So many updates in a row that leave the policy as it is are reported.
+_SKIPS_BEFORE_WARNING = 10
+
+
+class TRPO(OnPolicyAlgorithm):
+    r"""
+    Trust Region Policy Optimization (TRPO).
+
+    Maximises the surrogate advantage under a bound on the mean KL divergence between the new and
+    the old policy:
+
+    .. math:: \max_\theta E\Big[\frac{\pi_\theta(a|s)}{\pi_{\theta_k}(a|s)} A(s, a)\Big]
+        \quad \text{subject to} \quad E_s[KL(\pi_\theta(\cdot|s) \|
+        \pi_{\theta_k}(\cdot|s))] \le \delta
+
+    :param policy: policy class, or its name: ``MlpPolicy``, ``CnnPolicy``, ``MultiInputPolicy``
+    :param env: environment, or its registered name
+    :param learning_rate: of the critic's optimizer; a number or a function of the remaining
+        progress (from 1 to 0)
+    :param n_steps: steps per environment and update; n_steps · n_envs must be greater than 1
+    :param batch_size: states in a minibatch of the critic's fit
+    :param gamma: discount factor, from 0 to 1
+    :param cg_max_steps: largest number of conjugate gradient steps, at least 1
+    :param cg_damping: λ ≥ 0, added to the Fisher matrix's diagonal; number, schedule or
+        ``"lin_0.1"``
+    :param line_search_shrinking_factor: α, by which a rejected step is multiplied, between 0 and 1
+    :param line_search_max_iter: largest number of candidates; 0 takes the full step untested
+        (natural policy gradient)
+    :param n_critic_updates: epochs of the critic's fit per update
+    :param gae_lambda: λ of generalized advantage estimation, from 0 to 1
+    :param use_sde: whether to explore with generalized state-dependent exploration (gSDE) instead
+        of action noise
+    :param sde_sample_freq: steps between two samples of the gSDE noise matrix; -1 for once per
+        rollout
+    :param rollout_buffer_class: rollout buffer; ``None`` for SB3's
+    :param rollout_buffer_kwargs: keyword arguments of the rollout buffer
+    :param normalize_advantage: whether to shift and scale the advantages to mean 0 and standard
+        deviation 1
+    :param target_kl: δ ≥ 0, radius of the trust region in nats per state; number, schedule or
+        ``"lin_0.02"``; 0 leaves the actor alone
+    :param sub_sampling_factor: use every k-th state only for the whole actor update (the critic
+        uses all)
+    :param stats_window_size: episodes that the logged return, length and success rate are averaged
+        over
+    :param tensorboard_log: folder of the TensorBoard logs; ``None`` for no logs
+    :param policy_kwargs: keyword arguments of the policy
+    :param verbose: 0 for no output, 1 for information, 2 for debugging
+    :param seed: of all pseudo-random generators
+    :param device: ``cpu``, ``cuda`` or ``auto``
+    :param _init_setup_model: whether to build the networks at construction
+    :param kl_reduction: ``sum``: the KL divergence of the joint action, the correct one; ``mean``:
+        its average over the action dimensions, as sb3-contrib has it for Box and MultiBinary
+        actions
+    :param ent_coef: weight of the policy's entropy in the surrogate objective
+    :param fisher_sub_sampling_factor: use every k-th state only for the Fisher products
+    :param cg_residual_tol: relative residual at which the conjugate gradient method stops, from 0
+        to below 1
+    :param line_search_accept_ratio: least ratio of realised to expected improvement, from 0 to
+        below 1
+    :param max_states_per_chunk: states whose graph is in memory at a time; ``None`` for as many as
+        take about 1 GB. Bounds the memory of the actor's update, changes nothing else
+    :raises ValueError: if an argument is out of its range
+
+    Source: Schulman et al. (2015), Trust Region Policy Optimization,
+    https://arxiv.org/abs/1502.05477
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 2048,
+        batch_size: int = 128,
+        gamma: float = 0.99,
+        cg_max_steps: int = 15,
+        cg_damping: float | str | Schedule = 0.1,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 10,
+        n_critic_updates: int = 10,
+        gae_lambda: float = 0.95,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        normalize_advantage: bool = True,
+        target_kl: float | str | Schedule = 0.01,
+        sub_sampling_factor: int = 1,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        kl_reduction: str = "sum",
+        ent_coef: float = 0.0,
+        fisher_sub_sampling_factor: int = 1,
+        cg_residual_tol: float = 1e-5,
+        line_search_accept_ratio: float = 0.0,
+        max_states_per_chunk: int | None = None,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=0.0,  # the critic has a fit of its own
+            max_grad_norm=0.0,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            _init_setup_model=False,
+            supported_action_spaces=(
+                spaces.Box,
+                spaces.Discrete,
+                spaces.MultiDiscrete,
+                spaces.MultiBinary,
+            ),
+        )
+        self.batch_size = batch_size
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
+        self.line_search_shrinking_factor = line_search_shrinking_factor
+        self.line_search_max_iter = line_search_max_iter
+        self.n_critic_updates = n_critic_updates
+        self.normalize_advantage = normalize_advantage
+        self.target_kl = target_kl
+        self.sub_sampling_factor = sub_sampling_factor
+        self.kl_reduction = kl_reduction
+        self.fisher_sub_sampling_factor = fisher_sub_sampling_factor
+        self.cg_residual_tol = cg_residual_tol
+        self.line_search_accept_ratio = line_search_accept_ratio
+        self.max_states_per_chunk = max_states_per_chunk
+        self._skipped_updates = 0
+        self._skipped_in_a_row = 0
+
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        """Check all hyperparameters, then build schedules, buffer and policy."""
+        self._check_hyperparameters()
+        self.target_kl = parse_schedule("target_kl", self.target_kl)
+        self.cg_damping = parse_schedule("cg_damping", self.cg_damping)
+        self._target_kl_schedule = FloatSchedule(self.target_kl)
+        self._cg_damping_schedule = FloatSchedule(self.cg_damping)
+        super()._setup_model()
+
+    def _check_hyperparameters(self) -> None:
+        """Refuse what cannot work, naming it, before anything is built."""
+        check_ranges(self)
+        size = self.n_steps * self.n_envs
+        if self.normalize_advantage:
+            assert size > 1, (
+                "`n_steps * n_envs` must be greater than 1, or pass normalize_advantage=False: one "
+                f"advantage cannot be normalised. Currently n_steps={self.n_steps} and "
+                f"n_envs={self.n_envs}"
+            )
+        self._check_sub_sampling(size)
+        if self.env is not None and size % self.batch_size > 0:
+            warnings.warn(
+                f"The critic's batch_size={self.batch_size} does not divide the rollout of "
+                f"n_steps * n_envs = {self.n_steps} * {self.n_envs} = {size} states: the last "
+                f"minibatch of every epoch is truncated to {size % self.batch_size} states. A "
+                f"batch_size that is a factor of {size} avoids that.",
+                stacklevel=4,
+            )
+
+    def _check_sub_sampling(self, size: int) -> None:
+        """Refuse factors that leave too few of the rollout's states."""
+        least = 2 if self.normalize_advantage else 1
+        fewest = size // self.sub_sampling_factor
+        if fewest < least:
+            raise ValueError(
+                f"sub_sampling_factor={self.sub_sampling_factor} leaves {fewest} of the rollout's "
+                f"n_steps * n_envs = {size} states, and the actor's update needs {least}. It can "
+                f"be at most {size // least}."
+            )
+        if fewest < self.fisher_sub_sampling_factor:
+            raise ValueError(
+                f"fisher_sub_sampling_factor={self.fisher_sub_sampling_factor} leaves none of the "
+                f"{fewest} states of an actor update for the Fisher products. It can be at most "
+                f"{fewest}."
+            )
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """
+        Collect a rollout as SB3 does, and refuse observations and rewards that are not finite.
+
+        :param env: training environment
+        :param callback: called at every step, and at the start and the end of the rollout
+        :param rollout_buffer: buffer to fill
+        :param n_rollout_steps: steps per environment
+        :return: whether the callback let the rollout come to its end
+        :raises ValueError: at the step that returns a number that is not finite, before the policy
+            sees it
+        """
+        checked_env = FiniteVecEnv(env, self._vec_normalize_env)
+        assert self._last_obs is not None, "No previous observation was provided"
+        checked_env.check_observations(self._last_obs)
+        return super().collect_rollouts(checked_env, callback, rollout_buffer, n_rollout_steps)
+
+    def train(self) -> None:
+        """Update the actor within the trust region, then fit the critic, on the rollout buffer."""
+        self.policy.set_training_mode(False)
+        self._update_learning_rate(self.policy.optimizer)
+        progress = max(self._current_progress_remaining, 0.0)  # SB3 overshoots total_timesteps
+        target_kl, damping = self._target_kl_schedule(progress), self._cg_damping_schedule(progress)
+
+        dtype = next(self.policy.parameters()).dtype
+        rollout = read_rollout(self.rollout_buffer, self.device, dtype)
+        batch = self._actor_batch(rollout)
+        actor = read_actor(self.policy, batch, self.kl_reduction, self.max_states_per_chunk)
+        surrogate = surrogate_at(actor, batch.chunks(actor.max_states_per_chunk), self.ent_coef)
+        fisher_batch = batch.every(self.fisher_sub_sampling_factor, self._n_updates)
+        fisher = FisherProduct(actor, fisher_batch.chunks(actor.max_states_per_chunk), damping)
+        step = natural_step(
+            fisher, surrogate.gradient, target_kl, self.cg_max_steps, self.cg_residual_tol
+        )
+        search = backtrack(
+            actor.parameters,
+            step,
+            lambda: improvement_and_kl(actor, surrogate.old, self.ent_coef),
+            target_kl,
+            self.line_search_shrinking_factor,
+            self.line_search_max_iter,
+            self.line_search_accept_ratio,
+        )
+        self._refresh_running_statistics(actor, surrogate, batch)
+        critic = fit_critic(
+            self.policy, self._critic_minibatches(rollout), actor.parameters, actor.modules
+        )
+
+        self._n_updates += 1
+        self._count_skips(step, search)
+        self._log_schedules(target_kl, damping)
+        self._log_actor(surrogate, step, search)
+        self._log_critic(rollout, critic)
+
+    def _actor_batch(self, rollout: Rollout) -> ActorBatch:
+        """Take the states of the actor's update; a sub-sample's offset rotates with the updates."""
+        batch = rollout.actor_batch.every(self.sub_sampling_factor, self._n_updates)
+        return batch.normalized() if self.normalize_advantage else batch
+
+    def _critic_minibatches(self, rollout: Rollout) -> Iterator[Minibatch]:
+        """Go over the rollout ``n_critic_updates`` times."""
+        for _ in range(self.n_critic_updates):
+            yield from minibatches(self.rollout_buffer, rollout, self.batch_size)
+
+    def _refresh_running_statistics(
+        self, actor: Actor, surrogate: Surrogate, batch: ActorBatch
+    ) -> None:
+        """Let the actor's batch normalisation see the rollout, and log the KL after that."""
+        if actor.refresh_running_statistics(batch.chunks(self.batch_size)):
+            _, kl = improvement_and_kl(actor, surrogate.old, self.ent_coef)
+            self.logger.record("train/kl_after_running_statistics", kl)
+
+    def _count_skips(self, step: NaturalStep, search: LineSearch) -> None:
+        """Count updates that unintentionally leave the policy as it is, and warn of a series."""
+        outcome = step.failure or ("accepted" if search.accepted else "line_search_failed")
+        if outcome in ("accepted", "target_kl_is_zero"):
+            self._skipped_in_a_row = 0
+        else:
+            self._skipped_updates += 1
+            self._skipped_in_a_row += 1
+            if self._skipped_in_a_row % _SKIPS_BEFORE_WARNING == 0:
+                warnings.warn(
+                    f"The last {self._skipped_in_a_row} updates have left the policy unchanged "
+                    f"({outcome}). If the policy is not nearly deterministic already, try a larger "
+                    f"cg_damping or a smaller target_kl.",
+                    stacklevel=3,
+                )
+        self.logger.record("train/actor_update", outcome, exclude="tensorboard")
+        self.logger.record("train/skipped_updates", self._skipped_updates)
+
+    def _log_schedules(self, target_kl: float, damping: float) -> None:
+        self.logger.record("train/target_kl", target_kl)
+        self.logger.record("train/cg_damping", damping)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _log_actor(self, surrogate: Surrogate, step: NaturalStep, search: LineSearch) -> None:
+        self.logger.record("train/policy_objective", surrogate.value + search.improvement)
+        self.logger.record("train/kl_divergence_loss", search.kl)
+        self.logger.record("train/is_line_search_success", float(search.accepted))
+        self.logger.record("train/entropy", surrogate.entropy)
+        self.logger.record("train/grad_norm", step.gradient_norm)
+        self.logger.record("train/step_size", search.shrinkage * step.max_step_size)
+        self.logger.record("train/backtracks", search.backtracks)
+        self.logger.record(
+            "train/expected_improvement", search.shrinkage * step.expected_improvement
+        )
+        self.logger.record("train/actual_improvement", search.improvement)
+        if step.cg is not None:
+            self.logger.record("train/cg_iterations", step.cg.iterations)
+            self.logger.record("train/cg_residual", step.cg.residual)
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+
+    def _log_critic(self, rollout: Rollout, critic: CriticFit) -> None:
+        values, returns = rollout.old_values.cpu().numpy(), rollout.returns.cpu().numpy()
+        self.logger.record("train/explained_variance", explained_variance(values, returns))
+        if self.n_critic_updates > 0:
+            self.logger.record("train/value_loss", critic.loss)
+        if critic.diverged:
+            warnings.warn(
+                f"The critic's fit produced numbers that are not finite and was undone (loss "
+                f"{critic.loss}). Use a smaller learning_rate, or normalise the rewards.",
+                stacklevel=3,
+            )
+
+    def learn(
+        self: SelfTRPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "TRPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfTRPO:
+        """
+        Train.
+
+        :param total_timesteps: environment steps, rounded up to whole rollouts
+        :param callback: called at every step
+        :param log_interval: updates between two dumps of the log
+        :param tb_log_name: name of the run in TensorBoard
+        :param reset_num_timesteps: whether to count the steps from 0 again
+        :param progress_bar: whether to show one (needs tqdm and rich)
+        :return: the trained model
+        """
+        return super().learn(
+            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+        )
+
+    @classmethod
+    def load(
+        cls: type[SelfTRPO],
+        path: str | pathlib.Path | BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfTRPO:
+        """
+        Load a model that was saved by this class or by ``sb3_contrib.TRPO``.
+
+        A file of sb3-contrib does not say how its target_kl and cg_damping are meant; it goes on
+        with ``kl_reduction="mean"``, as it was trained, unless told otherwise.
+
+        :param path: path, or a stream
+        :param env: environment to go on with; may be missing for prediction
+        :param device: where to put the policy
+        :param custom_objects: replacements for saved objects, by attribute name
+        :param print_system_info: whether to print the saved and the current system
+        :param force_reset: whether to reset the environment before training
+        :param kwargs: attributes to change, ``kl_reduction`` for instance
+        :return: the model
+        """
+        path = rewindable(path)
+        if "kl_reduction" not in kwargs and "kl_reduction" not in saved_attributes(path):
+            kwargs["kl_reduction"] = "mean"
+            warnings.warn(
+                "This model was not saved by sb3_trpo: it goes on with kl_reduction='mean', "
+                "which is what target_kl and cg_damping mean in sb3_contrib.TRPO. Pass "
+                "kl_reduction to load to choose.",
+                stacklevel=2,
+            )
+        return super().load(
+            path, env, device, custom_objects, print_system_info, force_reset, **kwargs
+        )
+
+    def _excluded_save_params(self) -> list[str]:
+        """Keep what :meth:`_setup_model` derives out of the file."""
+        return [*super()._excluded_save_params(), "_target_kl_schedule", "_cg_damping_schedule"]

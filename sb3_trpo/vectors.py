@@ -1,0 +1,27 @@
+"""Conversions between a flat vector and the tuple of parameter-shaped tensors it stands for."""
+
+from collections.abc import Sequence
+
+import torch as th
+
+
+def flatten(tensors: Sequence[th.Tensor]) -> th.Tensor:
+    """
+    Join tensors into one flat vector.
+
+    :param tensors: tensors of any shape, of one dtype and device, in the order of the result
+    :return: vector of shape ``(P,)``, P being the total number of elements
+    """
+    return th.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def unflatten(vector: th.Tensor, like: Sequence[th.Tensor]) -> tuple[th.Tensor, ...]:
+    """
+    Cut a flat vector into views with the shapes of the given tensors.
+
+    :param vector: vector of shape ``(P,)``
+    :param like: tensors with P elements in total; only their shapes are used
+    :return: one view of ``vector`` per tensor
+    """
+    parts = th.split(vector, [tensor.numel() for tensor in like])
+    return tuple(part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True))
