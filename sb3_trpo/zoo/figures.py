@@ -1,0 +1,84 @@
+"""Draw what a training run has logged."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+TRAINING, EVALUATION = "#4477aa", "#cc3311"  # told apart by colour-blind readers too
+
+
+def draw_learning_curve(run: Path, title: str) -> Path:
+    """Draw training and evaluation returns against environment steps.
+
+    :param run: the run's folder, with the Monitor files and the evaluations in it
+    :param title: what was trained
+    :return: path of the picture, ``learning_curve.png`` in the run's folder
+    """
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    draw_training(axes, training_episodes(run))
+    draw_evaluations(axes, run / "evaluations.npz")
+    axes.set_title(title, fontsize="medium")
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("return per episode (sum of rewards)")
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
+    path = run / "learning_curve.png"
+    figure.savefig(path)
+    return path
+
+
+def draw_training(axes: Axes, episodes: pd.DataFrame) -> None:
+    """Draw one dot per training episode and the mean over a moving window of them.
+
+    :param axes: where to draw
+    :param episodes: as :func:`training_episodes` returns them
+    """
+    if episodes.empty:  # shorter than one episode, or interrupted
+        return
+    window = min(100, max(1, len(episodes) // 10))
+    smooth = episodes["return"].rolling(window).mean()
+    (dots,) = axes.plot(episodes["step"], episodes["return"], ".", label="training episode")
+    dots.set(color=TRAINING, alpha=0.5, markersize=5, markeredgewidth=0)
+    label = f"training, mean of the last {window} episodes"
+    axes.plot(episodes["step"], smooth, color=TRAINING, label=label)
+
+
+def draw_evaluations(axes: Axes, path: Path) -> None:
+    """Draw the evaluations' means, and the range of their episodes as a band.
+
+    :param axes: where to draw
+    :param path: ``evaluations.npz`` as SB3's ``EvalCallback`` writes it; it may be missing
+    """
+    if not path.is_file():  # evaluations can be switched off
+        return
+    with np.load(path) as saved:
+        steps, returns = saved["timesteps"], saved["results"]
+    count = returns.shape[1]
+    band = axes.fill_between(steps, returns.min(axis=1), returns.max(axis=1))
+    band.set(color=EVALUATION, alpha=0.15, lw=0, label=f"evaluation, range of {count} episodes")
+    label = f"evaluation, mean of {count} episodes"
+    axes.plot(steps, returns.mean(axis=1), "o-", color=EVALUATION, markersize=4, label=label)
+
+
+def training_episodes(run: Path) -> pd.DataFrame:
+    """Read the episodes that the Monitor wrappers have logged.
+
+    The environments of a run step together, so an episode of one environment ends at the sum of
+    its episodes' lengths times the number of environments.
+
+    :param run: the run's folder
+    :return: columns ``step`` (environment steps of all environments) and ``return``, in order
+    """
+    files = sorted(run.glob("*.monitor.csv"))
+    logs = [pd.read_csv(file, skiprows=1, usecols=["r", "l"], dtype=float) for file in files]
+    episodes = pd.concat(
+        pd.DataFrame({"step": len(files) * log["l"].cumsum(), "return": log["r"]}) for log in logs
+    )
+    return episodes.sort_values("step", kind="stable", ignore_index=True)

@@ -1,0 +1,309 @@
+"""The ``sb3-trpo`` command. The RL Zoo is imported inside the tests: it patches gymnasium."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import yaml
+
+from sb3_trpo.zoo.commands import COMMANDS, find_command, main
+from sb3_trpo.zoo.errors import explain, is_usage_error, unknown_environment
+
+REPOSITORY = Path(__file__).parents[1]
+CONFIGS = sorted((REPOSITORY / "zoo_configs").glob("*.yml"))
+
+
+@pytest.fixture
+def zoo_arguments(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, Any]]:
+    """Run ``sb3-trpo train`` up to the point where the RL Zoo would start to train."""
+
+    def run(*options: str) -> tuple[Any, Any]:
+        from sb3_trpo.zoo.train import RunManager
+
+        seen: list[Any] = []
+        monkeypatch.setattr(RunManager, "setup_experiment", lambda manager: seen.append(manager))
+        monkeypatch.setattr(RunManager, "hyperparameters_optimization", lambda manager: None)
+        assert main(["train", *options]) == 0
+        return seen[0].args, seen[0]
+
+    return run
+
+
+def picture(path: Path) -> npt.NDArray[np.float64]:
+    from matplotlib.image import imread
+
+    return np.asarray(imread(path), dtype=np.float64)
+
+
+def write_run(folder: Path, episodes: int) -> None:
+    """Write what a run with two environments leaves in its folder."""
+    for env in range(2):
+        rows = [f"{10 * (i + env)},{5 + i},{i}.0" for i in range(episodes)]
+        lines = ['#{"t_start": 0.0, "env_id": "Fake-v0"}', "r,l,t", *rows]
+        (folder / f"{env}.monitor.csv").write_text("\n".join(lines) + "\n")
+    results = np.arange(15.0).reshape(3, 5)
+    np.savez(folder / "evaluations.npz", timesteps=np.array([10, 20, 30]), results=results)
+
+
+def test_trpo_means_our_class_everywhere_in_the_zoo() -> None:
+    from rl_zoo3 import ALGOS, exp_manager
+
+    import sb3_trpo.zoo.register
+
+    assert ALGOS["trpo"] is sb3_trpo.TRPO
+    assert vars(exp_manager)["ALGOS"] is ALGOS
+
+
+def test_importing_the_package_does_not_import_the_zoo() -> None:
+    code = "import sys, sb3_trpo, sb3_trpo.zoo.commands; sys.exit('rl_zoo3' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_defaults_are_trpo_with_progress_bar(zoo_arguments: Callable[..., Any]) -> None:
+    args, _ = zoo_arguments()
+    assert (args.algo, args.env, args.progress) == ("trpo", "CartPole-v1", True)
+
+
+def test_options_of_the_user_win(zoo_arguments: Callable[..., Any]) -> None:
+    args, _ = zoo_arguments("--algo", "ppo", "--eval-freq", "77", "--seed", "3")
+    assert (args.algo, args.eval_freq, args.seed) == ("ppo", 77, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [([], 500), (["--eval-freq", "77"], 77), (["--eval-freq", "-1"], -1)]
+)
+def test_run_is_evaluated_twenty_times_unless_told_otherwise(
+    options: list[str],
+    expected: int,
+    zoo_arguments: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    monkeypatch.setattr(ExperimentManager, "create_callbacks", lambda manager: None)
+    args, manager = zoo_arguments("--n-timesteps", "10000", *options)
+    manager.create_callbacks()
+    assert manager.eval_freq == expected
+    assert args.eval_freq == expected
+
+
+def test_command_leaves_no_trace_in_the_zoo(zoo_arguments: Callable[..., Any]) -> None:
+    from rl_zoo3 import exp_manager, train
+
+    words = list(sys.argv)
+    zoo_arguments()
+    assert sys.argv == words
+    assert vars(train)["ExperimentManager"] is exp_manager.ExperimentManager
+
+
+def test_our_configuration_is_used_unless_one_is_given(zoo_arguments: Callable[..., Any]) -> None:
+    assert Path(zoo_arguments()[1].config) == REPOSITORY / "zoo_configs" / "trpo.yml"
+    assert zoo_arguments("--conf-file", "mine.yml")[1].config == "mine.yml"
+
+
+def test_algorithm_without_our_configuration_uses_the_zoos(
+    zoo_arguments: Callable[..., Any],
+) -> None:
+    config = Path(zoo_arguments("--algo", "ppo")[1].config)
+    assert config.parts[-3:] == ("rl_zoo3", "hyperparams", "ppo.yml")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_entry_says_what_its_kl_means(path: Path) -> None:
+    entries = yaml.safe_load(path.read_text())
+    assert "default" in entries
+    assert [name for name, values in entries.items() if "kl_reduction" not in values] == []
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help_shows_an_example_and_the_commands(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "sb3-trpo train --env CartPole-v1" in text
+    assert all(command in text for command in COMMANDS)
+
+
+def test_help_of_train_shows_examples_and_the_zoos_options(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as exit_status:
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    assert exit_status.value.code == 0
+    assert "sb3-trpo train --env CartPole-v1" in text
+    assert "--optimize-hyperparameters" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "hints"),
+    [
+        (["fly"], ["'fly'", "train"]),
+        (["train", "--env", "CartPol-v1"], ["CartPol-v1", "CartPole-v1", "CartPole-v0"]),
+        (["train", "--conf-file", "no.yml"], ["no.yml"]),
+        (["train", "--gym-packages", "no_such_package"], ["no_such_package"]),
+        (["train", "--hyperparams", "policy:MlpPolicy"], ["quotes"]),
+        (["train", "--hyperparams", "cg_dampign:0.1"], ["cg_dampign", "--hyperparams"]),
+        (["train", "--hyperparams", "cg_damping:-1"], ["cg_damping", "-1"]),
+    ],
+    ids=lambda value: value[-1],
+)
+# When a model cannot be built, the Zoo leaves its environments' Monitor files open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_mistake_is_one_sentence_and_status_2(
+    words: list[str],
+    hints: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("sb3-trpo: error: ")
+    assert message.count("\n") == 1
+    assert all(hint in message for hint in hints)
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(ValueError, match="not found in gym registry"):
+        main(["train", "--env", "CartPol-v1", "--debug"])
+
+
+def test_missing_extra_is_told_with_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "sb3_trpo.zoo.train", raising=False)
+    monkeypatch.setitem(sys.modules, "rl_zoo3.train", None)
+    assert main(["train"]) == 2
+    assert "pip install 'sb3_trpo[zoo]'" in capsys.readouterr().err
+
+
+def test_every_command_is_found() -> None:
+    for command in COMMANDS:
+        assert find_command(command).__name__ == command
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "expected"),
+    [
+        ("rl_zoo3.exp_manager", "setup_experiment", True),
+        ("rl_zoo3.exp_manager", "learn", False),
+        ("module_of_the_user", "setup_experiment", False),
+    ],
+)
+def test_only_a_mistake_found_by_our_tools_before_training_loses_its_traceback(
+    module: str, function: str, expected: bool
+) -> None:
+    namespace: dict[str, Any] = {"__name__": module}
+    exec(f"def {function}():\n    raise ValueError('x')\n", namespace)
+    with pytest.raises(ValueError, match="x") as caught:
+        namespace[function]()
+    own_frame = caught.value.__traceback__
+    assert own_frame is not None
+    assert is_usage_error(caught.value.with_traceback(own_frame.tb_next)) is expected
+
+
+def test_message_is_one_line_and_never_empty() -> None:
+    assert explain(ValueError("two\n  lines")).startswith("two lines")
+    assert explain(AssertionError()).startswith("AssertionError")
+    assert explain(KeyError("n_timesteps")).startswith("KeyError: 'n_timesteps'")
+
+
+def test_environment_without_neighbours_is_told_so() -> None:
+    assert "no name is near it" in unknown_environment("zzzzzzzzzzzzzzzz")
+
+
+def test_episode_ends_at_the_steps_of_all_environments(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.figures import training_episodes
+
+    write_run(tmp_path, episodes=3)
+    episodes = training_episodes(tmp_path)
+    assert episodes["step"].tolist() == [10, 10, 22, 22, 36, 36]
+    assert episodes["return"].tolist() == [0, 10, 10, 20, 20, 30]
+
+
+@pytest.mark.parametrize("episodes", [0, 1, 40])
+def test_learning_curve_is_drawn_for_any_number_of_episodes(tmp_path: Path, episodes: int) -> None:
+    from sb3_trpo.zoo.figures import draw_learning_curve
+
+    write_run(tmp_path, episodes)
+    path = draw_learning_curve(tmp_path, "a title")
+    assert path == tmp_path / "learning_curve.png"
+    assert picture(path).std() > 0.01
+
+
+def test_learning_curve_without_evaluations_is_drawn(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.figures import draw_learning_curve
+
+    write_run(tmp_path, episodes=20)
+    (tmp_path / "evaluations.npz").unlink()
+    assert picture(draw_learning_curve(tmp_path, "a title")).std() > 0.01
+
+
+RAISING_ENV = """
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Raising(CartPoleEnv):
+    def step(self, action):
+        raise ValueError("a fault of this environment")
+
+gym.register("Raising-v0", entry_point=Raising)
+"""
+
+
+def run_command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m sb3_trpo`` as a user of a clone or of an installed package would."""
+    python_path = os.pathsep.join([str(REPOSITORY), str(folder)])
+    return subprocess.run(
+        [sys.executable, "-m", "sb3_trpo", *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ["CartPole-v1", "Acrobot-v1"])  # the second is normalised
+def test_short_training_run_leaves_model_evaluations_and_picture(env: str, tmp_path: Path) -> None:
+    done = run_command(tmp_path, "train", "--env", env, "-n", "4000", "--seed", "0")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "logs" / "trpo" / f"{env}_1"
+    assert (run / f"{env}.zip").stat().st_size > 1000
+    with np.load(run / "evaluations.npz") as saved:
+        assert saved["timesteps"].tolist() == list(range(200, 4001, 200))
+    pixels = picture(run / "learning_curve.png")
+    assert pixels.shape[:2] == (750, 1200)
+    assert pixels.std() > 0.05
+    assert re.search(r"Final evaluation: mean return -?[0-9.]+ \+/- [0-9.]+ over 20", done.stdout)
+    assert f"Model:   logs/trpo/{env}_1/{env}.zip" in done.stdout
+    assert f"Picture: logs/trpo/{env}_1/learning_curve.png" in done.stdout
+
+
+@pytest.mark.slow
+def test_mistake_in_a_real_shell_has_status_2_and_no_traceback(tmp_path: Path) -> None:
+    done = run_command(tmp_path, "train", "--env", "CartPol-v1")
+    assert done.returncode == 2
+    assert "nearest names are CartPole-v1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_error_of_the_users_environment_keeps_its_traceback(tmp_path: Path) -> None:
+    (tmp_path / "raising_env.py").write_text(RAISING_ENV)
+    done = run_command(tmp_path, "train", "--env", "Raising-v0", "--gym-packages", "raising_env")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "raising_env.py" in done.stderr
+    assert "a fault of this environment" in done.stderr
