@@ -1,17 +1,8 @@
-"""
-How a policy is read as an actor: its parameters, its outputs for a batch, and their Jacobian.
-
-====  =====================================================================
-θ     actor parameters, P numbers in total
-z     outputs of the action distribution (see :mod:`sb3_trpo.distributions`)
-J     Jacobian dz/dθ at one batch of states
-====  =====================================================================
-"""
+"""How a policy is read as an actor: which parameters are its, and what it does with a batch."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -19,8 +10,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from sb3_trpo.batch import ActorBatch, select
-from sb3_trpo.distributions import ActionDistribution, Metric, Outputs
-from sb3_trpo.vectors import flatten, unflatten
+from sb3_trpo.distributions import ActionDistribution, Outputs
+from sb3_trpo.linearization import (
+    AutogradLinearization,
+    Linearization,
+    MlpLinearization,
+    read_plain_actor,
+)
 
 # States that are run through the policy to find out what belongs to the actor and how much memory a
 # state takes.
@@ -32,99 +28,6 @@ _MEMORY_BUDGET = 2**30
 # The Fisher product's two backward passes keep about as much again, twice, as the forward pass
 # saved.
 _GRAPHS_PER_FORWARD = 4
-
-
-class Linearization:
-    """
-    The actor at one batch of states with everything that derivatives at the current θ take.
-
-    Products with J and Jᵀ come from autograd. The product Jᵀu is linear in u, so its own derivative
-    gives Jv: two backward passes over the network's graph and no second-order derivative of the
-    loss.
-
-    :param distribution: evaluated with gradients
-    :param parameters: θ
-    """
-
-    def __init__(
-        self, distribution: ActionDistribution, parameters: Sequence[nn.Parameter]
-    ) -> None:
-        self.distribution = distribution
-        self._parameters = parameters
-
-    def gradient(self, value: th.Tensor) -> th.Tensor:
-        """
-        Differentiate a scalar that was computed from the distribution.
-
-        :param value: scalar
-        :return: its gradient with respect to θ, shape ``(P,)``
-        """
-        return flatten(_grad([value], self._parameters))
-
-    def jacobian_product(self, vector: th.Tensor) -> Outputs:
-        """
-        Compute Jv.
-
-        :param vector: v, shape ``(P,)``
-        :return: tangents of z
-        """
-        cotangents, pullback = self._pullback
-        tangents = iter(_grad(pullback, cotangents, unflatten(vector, self._parameters)))
-        return tuple(
-            next(tangents) if z.requires_grad else th.zeros_like(z)
-            for z in self.distribution.outputs
-        )
-
-    def transposed_product(self, tangent: Outputs) -> th.Tensor:
-        """
-        Compute Jᵀu.
-
-        :param tangent: u, shaped as z
-        :return: shape ``(P,)``
-        """
-        active = [
-            u for z, u in zip(self.distribution.outputs, tangent, strict=True) if z.requires_grad
-        ]
-        return flatten(_grad(self._active_outputs, self._parameters, active))
-
-    @cached_property
-    def metric(self) -> Metric:
-        """Return the distribution's Fisher metric at z."""
-        return self.distribution.family.fisher_metric(
-            tuple(z.detach() for z in self.distribution.outputs)
-        )
-
-    @cached_property
-    def _active_outputs(self) -> list[th.Tensor]:
-        """List the outputs that depend on a parameter which is not frozen."""
-        return [z for z in self.distribution.outputs if z.requires_grad]
-
-    @cached_property
-    def _pullback(self) -> tuple[list[th.Tensor], tuple[th.Tensor, ...]]:
-        """Build the graph of u -> Jᵀu."""
-        cotangents = [th.zeros_like(z, requires_grad=True) for z in self._active_outputs]
-        return cotangents, _grad(
-            self._active_outputs, self._parameters, cotangents, create_graph=True
-        )
-
-
-def _grad(
-    outputs: Sequence[th.Tensor],
-    inputs: Sequence[th.Tensor],
-    cotangents: Sequence[th.Tensor] | None = None,
-    create_graph: bool = False,
-) -> tuple[th.Tensor, ...]:
-    """Differentiate, with zeros for what is not involved, and keep the graph for the next call."""
-    attached = [i for i, output in enumerate(outputs) if output.requires_grad]
-    return th.autograd.grad(
-        [outputs[i] for i in attached],
-        inputs,
-        None if cotangents is None else [cotangents[i] for i in attached],
-        retain_graph=True,
-        create_graph=create_graph,
-        allow_unused=True,
-        materialize_grads=True,
-    )
 
 
 class Actor:
@@ -152,7 +55,9 @@ class Actor:
         self.modules = modules
         self.kl_scale = kl_scale
         self.max_states_per_chunk = max_states_per_chunk
+        self._plain = read_plain_actor(policy, self.parameters)
         self._latest: tuple[ActorBatch, Linearization] | None = None
+        self._latest_features: tuple[ActorBatch, th.Tensor] | None = None
 
     def distribution(self, batch: ActorBatch) -> ActionDistribution:
         """
@@ -161,6 +66,8 @@ class Actor:
         :param batch: n states
         :return: their distribution
         """
+        if self._plain is not None:
+            return self._plain.evaluate(self._features(batch))
         return ActionDistribution(self.policy.get_distribution(batch.observations))
 
     def linearize(self, batch: ActorBatch) -> Linearization:
@@ -175,9 +82,22 @@ class Actor:
         """
         if self._latest is None or self._latest[0] is not batch:
             self._latest = None  # free the graph before the next one is built
-            with th.enable_grad():
-                self._latest = batch, Linearization(self.distribution(batch), self.parameters)
+            self._latest = batch, self._linearize(batch)
         return self._latest[1]
+
+    def _linearize(self, batch: ActorBatch) -> Linearization:
+        """Choose closed forms where the policy allows them."""
+        if self._plain is not None:
+            return MlpLinearization(self._plain, self._features(batch))
+        with th.enable_grad():
+            return AutogradLinearization(self.distribution(batch), self.parameters)
+
+    def _features(self, batch: ActorBatch) -> th.Tensor:
+        """Compute a plain network's input, once for a batch that is in use."""
+        assert self._plain is not None
+        if self._latest_features is None or self._latest_features[0] is not batch:
+            self._latest_features = batch, self._plain.features(batch.observations)
+        return self._latest_features[1]
 
     def kl(self, new: ActionDistribution, old: Outputs) -> th.Tensor:
         """

@@ -182,7 +182,7 @@ def minibatches(buffer: RolloutBuffer, rollout: Rollout, batch_size: int) -> Ite
         return
     shuffled = np.random.permutation(len(rollout.returns))
     states = th.as_tensor(shuffled, device=rollout.returns.device)
-    for rows in th.split(rows_of(states, rollout.layout), batch_size):
+    for rows in th.split(rows_of(states, rollout.layout), int(batch_size)):
         yield select(rollout.observations, rows), rollout.returns[rows]
 
 

@@ -35,15 +35,32 @@ def parse_schedule(name: str, value: float | str | Schedule) -> float | Schedule
     :return: number or schedule
     :raises ValueError: if a string is not of that form, or a start value is negative or not finite
     """
-    schedule = (
-        LinearSchedule(_linear_start(name, value), 0.0, 1.0) if isinstance(value, str) else value
-    )
-    start = float(schedule(1.0)) if callable(schedule) else float(schedule)
-    if not (math.isfinite(start) and start >= 0):
+    value_at(name, value, 1.0)
+    if isinstance(value, str):
+        return LinearSchedule(_linear_start(name, value), 0.0, 1.0)
+    return value if callable(value) else float(value)
+
+
+def value_at(name: str, value: float | str | Schedule, progress: float) -> float:
+    """
+    Read a hyperparameter that may be a schedule.
+
+    :param name: of the hyperparameter
+    :param value: number, schedule, or string
+    :param progress: remaining progress, from 1 to 0
+    :return: the number that it stands for now, finite and at least 0
+    :raises ValueError: if it is not
+    """
+    if isinstance(value, str):
+        number = _linear_start(name, value) * progress
+    else:
+        number = float(value(progress) if callable(value) else value)
+    if not (math.isfinite(number) and number >= 0):
         raise ValueError(
-            f"{name} has to start at a number of at least 0, but it starts at {start}."
+            f"{name} has to be a number of at least 0 at any time, but it is {number} at a "
+            f"remaining progress of {progress:.3g}."
         )
-    return schedule
+    return number
 
 
 def _linear_start(name: str, text: str) -> float:

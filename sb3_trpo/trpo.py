@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.actor import Actor, read_actor
@@ -22,7 +22,7 @@ from sb3_trpo.batch import ActorBatch, Minibatch, Rollout, minibatches, read_rol
 from sb3_trpo.checkpoint import rewindable, saved_attributes
 from sb3_trpo.critic import CriticFit, fit_critic
 from sb3_trpo.fisher import FisherProduct
-from sb3_trpo.hyperparameters import check_ranges, parse_schedule
+from sb3_trpo.hyperparameters import check_ranges, parse_schedule, value_at
 from sb3_trpo.rollout import FiniteVecEnv
 from sb3_trpo.surrogate import Surrogate, improvement_and_kl, surrogate_at
 from sb3_trpo.trust_region import LineSearch, NaturalStep, backtrack, natural_step
@@ -187,12 +187,10 @@ class TRPO(OnPolicyAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        """Check all hyperparameters, then build schedules, buffer and policy."""
+        """Check all hyperparameters, then build buffer and policy."""
         self._check_hyperparameters()
         self.target_kl = parse_schedule("target_kl", self.target_kl)
         self.cg_damping = parse_schedule("cg_damping", self.cg_damping)
-        self._target_kl_schedule = FloatSchedule(self.target_kl)
-        self._cg_damping_schedule = FloatSchedule(self.cg_damping)
         super()._setup_model()
 
     def _check_hyperparameters(self) -> None:
@@ -260,7 +258,8 @@ class TRPO(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         self._update_learning_rate(self.policy.optimizer)
         progress = max(self._current_progress_remaining, 0.0)  # SB3 overshoots total_timesteps
-        target_kl, damping = self._target_kl_schedule(progress), self._cg_damping_schedule(progress)
+        target_kl = value_at("target_kl", self.target_kl, progress)
+        damping = value_at("cg_damping", self.cg_damping, progress)
 
         dtype = next(self.policy.parameters()).dtype
         rollout = read_rollout(self.rollout_buffer, self.device, dtype)
@@ -425,7 +424,3 @@ class TRPO(OnPolicyAlgorithm):
         return super().load(
             path, env, device, custom_objects, print_system_info, force_reset, **kwargs
         )
-
-    def _excluded_save_params(self) -> list[str]:
-        """Keep what :meth:`_setup_model` derives out of the file."""
-        return [*super()._excluded_save_params(), "_target_kl_schedule", "_cg_damping_schedule"]

@@ -1,0 +1,290 @@
+"""
+The actor at one batch of states with all that derivatives at the current parameters take.
+
+====  =====================================================================
+θ     actor parameters, P numbers in total
+z     outputs of the action distribution (see :mod:`sb3_trpo.distributions`)
+J     Jacobian dz/dθ at the batch
+====  =====================================================================
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch as th
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+
+from sb3_trpo.batch import Observations
+from sb3_trpo.distributions import ActionDistribution, Metric, Outputs
+from sb3_trpo.mlp import Mlp, Pair, Tape, actor_mlp, flat_features, pairs_of
+from sb3_trpo.vectors import flatten, unflatten
+
+
+class Linearization(ABC):
+    """
+    Derivatives of the actor at one batch of states.
+
+    :param distribution: at these states, on a graph that :meth:`gradient` differentiates
+    """
+
+    def __init__(self, distribution: ActionDistribution) -> None:
+        self.distribution = distribution
+
+    @cached_property
+    def metric(self) -> Metric:
+        """Return the distribution's Fisher metric at z."""
+        z = tuple(output.detach() for output in self.distribution.outputs)
+        return self.distribution.family.fisher_metric(z)
+
+    @abstractmethod
+    def gradient(self, value: th.Tensor) -> th.Tensor:
+        """
+        Differentiate a scalar that was computed from the distribution.
+
+        :param value: scalar
+        :return: its gradient with respect to θ, shape ``(P,)``
+        """
+
+    @abstractmethod
+    def jacobian_product(self, vector: th.Tensor) -> Outputs:
+        """
+        Compute Jv.
+
+        :param vector: v, shape ``(P,)``
+        :return: tangents of z, for logits up to a constant that the metric does not see
+        """
+
+    @abstractmethod
+    def transposed_product(self, tangent: Outputs) -> th.Tensor:
+        """
+        Compute Jᵀu.
+
+        :param tangent: u, shaped as z; for logits with rows that add up to 0, as the metric's do
+        :return: shape ``(P,)``
+        """
+
+
+class AutogradLinearization(Linearization):
+    """
+    Derivatives of any policy by autograd.
+
+    The product Jᵀu is linear in u, so its own derivative gives Jv: two backward passes over the
+    network's graph and no second-order derivative of the loss.
+
+    :param distribution: evaluated with gradients
+    :param parameters: θ
+    """
+
+    def __init__(
+        self, distribution: ActionDistribution, parameters: Sequence[nn.Parameter]
+    ) -> None:
+        super().__init__(distribution)
+        self._parameters = parameters
+
+    def gradient(self, value: th.Tensor) -> th.Tensor:
+        """Differentiate with respect to θ."""
+        return flatten(_grad([value], self._parameters))
+
+    def jacobian_product(self, vector: th.Tensor) -> Outputs:
+        """Differentiate u -> Jᵀu."""
+        cotangents, pullback = self._pullback
+        tangents = iter(_grad(pullback, cotangents, unflatten(vector, self._parameters)))
+        outputs = self.distribution.outputs
+        return tuple(next(tangents) if z.requires_grad else th.zeros_like(z) for z in outputs)
+
+    def transposed_product(self, tangent: Outputs) -> th.Tensor:
+        """Differentiate uᵀz."""
+        pairs = zip(self.distribution.outputs, tangent, strict=True)
+        active = [u for z, u in pairs if z.requires_grad]
+        return flatten(_grad(self._active_outputs, self._parameters, active))
+
+    @cached_property
+    def _active_outputs(self) -> list[th.Tensor]:
+        """List the outputs that depend on a parameter which is not frozen."""
+        return [z for z in self.distribution.outputs if z.requires_grad]
+
+    @cached_property
+    def _pullback(self) -> tuple[list[th.Tensor], tuple[th.Tensor, ...]]:
+        """Build the graph of u -> Jᵀu."""
+        cotangents = [th.zeros_like(z, requires_grad=True) for z in self._active_outputs]
+        pullback = _grad(self._active_outputs, self._parameters, cotangents, create_graph=True)
+        return cotangents, pullback
+
+
+def _grad(
+    outputs: Sequence[th.Tensor],
+    inputs: Sequence[th.Tensor],
+    cotangents: Sequence[th.Tensor] | None = None,
+    create_graph: bool = False,
+) -> tuple[th.Tensor, ...]:
+    """Differentiate, with zeros for what is not involved, and keep the graph for the next call."""
+    attached = [i for i, output in enumerate(outputs) if output.requires_grad]
+    return th.autograd.grad(
+        [outputs[i] for i in attached],
+        inputs,
+        None if cotangents is None else [cotangents[i] for i in attached],
+        retain_graph=True,
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+
+
+class PlainActor:
+    """
+    The network of SB3's ``MlpPolicy``, evaluated without its modules.
+
+    :param policy: its ``action_dist`` makes the distribution
+    :param mlp: from features to means or logits
+    :param parameters: θ
+    """
+
+    def __init__(
+        self, policy: ActorCriticPolicy, mlp: Mlp, parameters: Sequence[nn.Parameter]
+    ) -> None:
+        self.mlp = mlp
+        self.parameters = parameters
+        self._policy = policy
+
+    @property
+    def log_std(self) -> nn.Parameter | None:
+        """Return the Gaussian's parameter beside the network."""
+        has_log_std = isinstance(self._policy.action_dist, DiagGaussianDistribution)
+        return self._policy.log_std if has_log_std else None
+
+    @property
+    def blocks(self) -> list[int] | None:
+        """Return how many logits each categorical distribution of a MultiDiscrete action has."""
+        action_dist = self._policy.action_dist
+        if not isinstance(action_dist, MultiCategoricalDistribution):
+            return None
+        return [int(size) for size in action_dist.action_dims]
+
+    def features(self, observations: Observations) -> th.Tensor:
+        """
+        Compute the network's input.
+
+        :param observations: n states
+        :return: shape ``(n, features)``
+        """
+        return flat_features(self._policy, observations)
+
+    def distribution(self, raw: th.Tensor, log_std: th.Tensor | None) -> ActionDistribution:
+        """
+        Make the action distribution.
+
+        :param raw: the network's output, means or logits
+        :param log_std: of a Gaussian
+        :return: the distribution
+        """
+        arguments = [raw] if log_std is None else [raw, log_std]
+        return ActionDistribution(self._policy.action_dist.proba_distribution(*arguments))
+
+    def evaluate(self, features: th.Tensor) -> ActionDistribution:
+        """
+        Evaluate the network at the current θ.
+
+        :param features: of n states
+        :return: their distribution, without a graph
+        """
+        with th.no_grad():
+            raw = features
+            for layer, activation in zip(self.mlp.layers, self.mlp.activations, strict=True):
+                raw = nn.functional.linear(raw, layer.weight, layer.bias)
+                raw = raw if activation is None else activation(raw)
+            return self.distribution(raw, self.log_std)
+
+
+# Exact types: what a subclass makes of the network's output is its own affair.
+_PLAIN_DISTRIBUTIONS = (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+)
+
+
+def read_plain_actor(
+    policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]
+) -> PlainActor | None:
+    """
+    Recognise SB3's ``MlpPolicy``.
+
+    :param policy: any policy
+    :param parameters: θ
+    :return: its network; ``None`` if anything in it is not as SB3 builds it
+    """
+    mlp = actor_mlp(policy)
+    if mlp is None or type(policy.action_dist) not in _PLAIN_DISTRIBUTIONS:
+        return None
+    return PlainActor(policy, mlp, parameters)
+
+
+class MlpLinearization(Linearization):
+    """
+    Derivatives of a plain actor in closed form.
+
+    Only the short way from the network's outputs to the objective is left to autograd.
+
+    :param actor: the network
+    :param features: its input, shape ``(n, features)``
+    """
+
+    def __init__(self, actor: PlainActor, features: th.Tensor) -> None:
+        self._actor = actor
+        self._tape = Tape(actor.mlp, actor.mlp.weights, len(features))
+        self._raw = self._tape.forward(features).clone().requires_grad_()
+        log_std = actor.log_std
+        self._log_std = None if log_std is None else log_std.detach().clone().requires_grad_()
+        with th.enable_grad():
+            super().__init__(actor.distribution(self._raw, self._log_std))
+
+    def gradient(self, value: th.Tensor) -> th.Tensor:
+        """Differentiate down to the network's outputs, then multiply by its Jacobian."""
+        leaves = [self._raw] if self._log_std is None else [self._raw, self._log_std]
+        slopes = th.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+        return self._pull(slopes[0], slopes[-1])
+
+    def jacobian_product(self, vector: th.Tensor) -> Outputs:
+        """Push a change of θ through the layers."""
+        views = self._views(vector)
+        raw = self._tape.tangent(self._pairs(views))
+        if self._log_std is not None:
+            change = views.get(id(self._actor.log_std))
+            return raw, th.zeros_like(raw) if change is None else change.expand_as(raw)
+        blocks = self._actor.blocks
+        return (raw,) if blocks is None else tuple(th.split(raw, blocks, dim=1))
+
+    def transposed_product(self, tangent: Outputs) -> th.Tensor:
+        """Pull a change of z back through the layers."""
+        if self._log_std is not None:
+            return self._pull(tangent[0], tangent[1].sum(dim=0))
+        return self._pull(th.cat(tangent, dim=1), None)
+
+    def _pull(self, raw: th.Tensor, log_std: th.Tensor | None) -> th.Tensor:
+        """Multiply by the Jacobian of (means or logits, log std) with respect to θ."""
+        result = raw.new_empty(sum(parameter.numel() for parameter in self._actor.parameters))
+        views = self._views(result)
+        self._tape.cotangent(raw, self._pairs(views))
+        log_std_view = views.get(id(self._actor.log_std))
+        if log_std is not None and log_std_view is not None:
+            log_std_view.copy_(log_std)
+        return result
+
+    def _views(self, vector: th.Tensor) -> dict[int, th.Tensor]:
+        """Cut a vector into the parameters' shapes, by the parameters' identity."""
+        parameters = self._actor.parameters
+        return dict(zip(map(id, parameters), unflatten(vector, parameters), strict=True))
+
+    def _pairs(self, views: dict[int, th.Tensor]) -> list[Pair]:
+        """Arrange the views by layer; frozen parameters have none."""
+        tensors = [views.get(id(parameter)) for parameter in self._actor.mlp.parameters]
+        return pairs_of(tensors)

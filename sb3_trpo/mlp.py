@@ -1,0 +1,295 @@
+"""
+Closed-form derivatives of plain multi-layer perceptrons: the fast path of actor and critic.
+
+An optimisation behind the same interfaces: a network that is not recognised goes through autograd
+and gets the same numbers. Recognised are exact types only, without hooks, parametrizations or
+compilation, so that nothing a user has put into a network is passed over.
+
+=======  ==========================================================
+h_l      output of layer l; h_0 is the input
+W_l, b_l weight and bias of layer l
+φ'_l     slope of the activation after layer l
+t_l      tangent of h_l
+δ_l      cotangent of the input of the activation after layer l
+=======  ==========================================================
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from torch import nn
+
+from sb3_trpo.batch import Observations
+
+T = TypeVar("T")
+
+# A weight and a bias, or what stands for them: tangents, gradients. None for what is not involved.
+Pair = tuple[th.Tensor | None, th.Tensor | None]
+Weights = Sequence[tuple[th.Tensor, th.Tensor]]
+
+# Elementwise, without parameters or randomness.
+_ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    nn.Tanh,
+    nn.ReLU,
+    nn.ELU,
+    nn.LeakyReLU,
+    nn.SiLU,
+    nn.GELU,
+    nn.Sigmoid,
+    nn.Softplus,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Mlp:
+    """
+    A chain of linear layers.
+
+    :param layers: at least one, each with a bias
+    :param activations: what follows each layer; ``None`` where nothing does
+    """
+
+    layers: tuple[nn.Linear, ...]
+    activations: tuple[nn.Module | None, ...]
+
+    @property
+    def weights(self) -> Weights:
+        """Return weight and bias of every layer, detached."""
+        return [(layer.weight.detach(), layer.bias.detach()) for layer in self.layers]
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """Return all weights and biases in the order of the layers."""
+        pairs = [(layer.weight, layer.bias) for layer in self.layers]
+        return tuple(cast(nn.Parameter, tensor) for pair in pairs for tensor in pair)
+
+
+def read_mlp(trunk: nn.Module, head: nn.Module) -> Mlp | None:
+    """
+    Recognise a multi-layer perceptron.
+
+    :param trunk: hidden layers
+    :param head: last layer
+    :return: the chain; ``None`` if it is anything else
+    """
+    if type(trunk) is not nn.Sequential or not all(map(is_plain, [trunk, *trunk, head])):
+        return None
+    layers: list[nn.Linear] = []
+    activations: list[nn.Module | None] = []
+    for module in [*trunk, head]:
+        if type(module) is nn.Linear and module.bias is not None:
+            layers.append(module)
+            activations.append(None)
+        elif type(module) in _ACTIVATIONS and layers and activations[-1] is None:
+            activations[-1] = module
+        else:
+            return None
+    return Mlp(tuple(layers), tuple(activations))
+
+
+def is_plain(module: nn.Module) -> bool:
+    """
+    Tell whether calling a module runs its class's ``forward`` and nothing else.
+
+    :param module: without its children
+    :return: whether it has no hook, no method of its own and no compiled form
+    """
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return not (any(hooks) or "forward" in vars(module) or module._compiled_call_impl is not None)
+
+
+def is_plain_policy(policy: nn.Module) -> bool:
+    """
+    Tell whether a policy is SB3's ``MlpPolicy`` and nothing in its data flow was replaced.
+
+    :param policy: any policy
+    :return: whether its networks see nothing but the flattened observation
+    """
+    flow = (
+        "get_distribution",
+        "predict_values",
+        "extract_features",
+        "_get_action_dist_from_latent",
+    )
+    return (
+        type(policy) is ActorCriticPolicy
+        and not any(name in vars(policy) for name in flow)
+        and not _has_global_hooks()
+        and type(policy.mlp_extractor) is MlpExtractor
+        and all(
+            type(extractor) is FlattenExtractor and is_plain(extractor)
+            for extractor in (policy.pi_features_extractor, policy.vf_features_extractor)
+        )
+    )
+
+
+def _has_global_hooks() -> bool:
+    """Tell whether every module of the process has a hook, as some profilers set them."""
+    hooks = nn.modules.module
+    return bool(hooks._global_forward_hooks or hooks._global_forward_pre_hooks)
+
+
+def flat_features(policy: ActorCriticPolicy, observations: Observations) -> th.Tensor:
+    """
+    Compute what the networks of a plain policy see.
+
+    :param policy: recognised by :func:`is_plain_policy`
+    :param observations: n states
+    :return: shape ``(n, features)``, in the type of the policy's parameters
+    """
+    processed = preprocess_obs(
+        observations, policy.observation_space, normalize_images=policy.normalize_images
+    )
+    features = cast(th.Tensor, policy.features_extractor(processed))
+    return features.to(policy.value_net.weight.dtype)
+
+
+class Tape:
+    """
+    A chain of layers at n states: its activations, and products with its Jacobian.
+
+    All intermediate results live in buffers that are made once. Whatever is returned is
+    overwritten by the next call of the same method.
+
+    :param mlp: the chain
+    :param weights: of its layers; they may change between two calls of :meth:`forward`
+    :param n_states: n
+    """
+
+    def __init__(self, mlp: Mlp, weights: Weights, n_states: int) -> None:
+        self._activations = mlp.activations
+        self._weights = weights
+        self._outputs = [weight.new_empty(n_states, len(weight)) for weight, _ in weights]
+        self._slopes = [th.empty_like(output) for output in self._outputs]
+        self._work = [th.empty_like(output) for output in self._outputs]
+        self._one = weights[0][0].new_ones(())
+        self._input = weights[0][0]
+
+    @th.no_grad()
+    def forward(self, features: th.Tensor) -> th.Tensor:
+        """
+        Compute h_l = φ(h_{l-1} W_lᵀ + b_l), and keep it with the slopes.
+
+        :param features: h_0, shape ``(n, features)``
+        :return: h_L, shape ``(n, outputs)``
+        """
+        self._input = h = features
+        for i, (weight, bias) in enumerate(self._weights):
+            h = th.addmm(bias, h, weight.T, out=self._outputs[i])
+            activation = self._activations[i]
+            if activation is not None:
+                self._activate(activation, h, self._slopes[i])
+        return h
+
+    def _activate(self, activation: nn.Module, h: th.Tensor, slope: th.Tensor) -> None:
+        """Apply an activation in place and note its slope."""
+        if type(activation) is nn.Tanh:
+            h.tanh_()
+            th.addcmul(self._one, h, h, value=-1, out=slope)
+        elif type(activation) is nn.ReLU:
+            h.relu_()
+            slope.copy_(h > 0)
+        else:
+            with th.enable_grad():
+                leaf = h.clone().requires_grad_()
+                value = activation(leaf)
+                slope.copy_(th.autograd.grad(value.sum(), leaf)[0])
+            h.copy_(value.detach())
+
+    @th.no_grad()
+    def tangent(self, changes: Sequence[Pair]) -> th.Tensor:
+        """
+        Compute Jv: t_l = φ'_l (h_{l-1} dW_lᵀ + t_{l-1} W_lᵀ + db_l).
+
+        :param changes: v, as (dW_l, db_l) of every layer
+        :return: t_L, shape ``(n, outputs)``
+        """
+        h, previous = self._input, None
+        for i, (d_weight, d_bias) in enumerate(changes):
+            t = self._work[i]
+            if d_weight is None:
+                t.zero_()
+            else:
+                th.mm(h, d_weight.T, out=t)
+            if d_bias is not None:
+                t.add_(d_bias)
+            if previous is not None:
+                t.addmm_(previous, self._weights[i][0].T)
+            if self._activations[i] is not None:
+                t.mul_(self._slopes[i])
+            h, previous = self._outputs[i], t
+        return self._work[-1]
+
+    @th.no_grad()
+    def cotangent(self, cotangent: th.Tensor, gradients: Sequence[Pair]) -> None:
+        """
+        Compute Jᵀu: dW_l = δ_lᵀ h_{l-1}, db_l = Σ_n δ_l, δ_{l-1} = φ'_{l-1} (δ_l W_l).
+
+        :param cotangent: u, shape ``(n, outputs)``
+        :param gradients: where to write (dW_l, db_l) of every layer
+        """
+        delta = cotangent
+        for i in reversed(range(len(gradients))):
+            if self._activations[i] is not None:
+                delta = th.mul(delta, self._slopes[i], out=self._work[i])
+            d_weight, d_bias = gradients[i]
+            if d_weight is not None:
+                th.mm(delta.T, self._outputs[i - 1] if i > 0 else self._input, out=d_weight)
+            if d_bias is not None:
+                th.sum(delta, 0, out=d_bias)
+            if i > 0:
+                delta = th.mm(delta, self._weights[i][0], out=self._work[i - 1])
+
+
+def pairs_of(tensors: Sequence[T]) -> list[tuple[T, T]]:
+    """
+    Group tensors that alternate between weights and biases.
+
+    :param tensors: an even number
+    :return: the pairs
+    """
+    return list(zip(tensors[::2], tensors[1::2], strict=True))
+
+
+def floats_per_state(mlp: Mlp) -> int:
+    """
+    Count the numbers that a :class:`Tape` keeps for a state.
+
+    :param mlp: the chain
+    :return: their number
+    """
+    return mlp.layers[0].in_features + 3 * sum(layer.out_features for layer in mlp.layers)
+
+
+def actor_mlp(policy: ActorCriticPolicy) -> Mlp | None:
+    """
+    Recognise the network that computes the outputs of the action distribution.
+
+    :param policy: any policy
+    :return: the chain from features to outputs; ``None`` if it is anything else
+    """
+    if not is_plain_policy(policy):
+        return None
+    return read_mlp(policy.mlp_extractor.policy_net, policy.action_net)
+
+
+def critic_mlp(policy: ActorCriticPolicy) -> Mlp | None:
+    """
+    Recognise the network that computes the value.
+
+    :param policy: any policy
+    :return: the chain from features to value; ``None`` if it is anything else
+    """
+    if not is_plain_policy(policy):
+        return None
+    return read_mlp(policy.mlp_extractor.value_net, policy.value_net)
