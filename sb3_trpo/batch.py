@@ -1,7 +1,8 @@
 """What an update reads: the rollout buffer's content as tensors, and what the actor sees of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch as th
@@ -41,6 +42,18 @@ def rows_of(states: th.Tensor, layout: Layout) -> th.Tensor:
     """
     n_steps, n_envs = layout
     return states % n_steps * n_envs + states // n_steps
+
+
+def size_of(observations: Observations) -> int:
+    """
+    Count the states.
+
+    :param observations: tensor, or dict of tensors, whose first dimension is the state
+    :return: n
+    """
+    if isinstance(observations, dict):
+        return len(next(iter(observations.values())))
+    return len(observations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,26 +177,37 @@ class Rollout:
         )
 
 
-def minibatches(buffer: RolloutBuffer, rollout: Rollout, batch_size: int) -> Iterator[Minibatch]:
+def minibatches(
+    buffer: RolloutBuffer,
+    rollout: Rollout,
+    batch_size: int,
+    n_epochs: int = 1,
+    features: Callable[[Observations], Observations] = lambda observations: observations,
+) -> Iterator[Minibatch]:
     """
-    Go once over all states in random order.
+    Go several times over all states, each time in a new random order.
 
     Order and random stream are those of ``RolloutBuffer.get``.
 
     :param buffer: where the rollout was read from; one with a ``get`` of its own chooses the
         minibatches itself
     :param rollout: the buffer's content
-    :param batch_size: number of states in a minibatch; the last one may be smaller
-    :return: pairs of observations and returns
+    :param batch_size: number of states in a minibatch; the last one of an epoch may be smaller
+    :param n_epochs: how often
+    :param features: what to hand out in the observations' place, computed once for the rollout
+    :return: pairs of features and returns
     """
     if not is_sb3_buffer(buffer):
-        for samples in buffer.get(batch_size):
-            yield samples.observations, samples.returns.flatten().to(rollout.returns.dtype)
+        for samples in chain.from_iterable(buffer.get(batch_size) for _ in range(n_epochs)):
+            returns = samples.returns.flatten().to(rollout.returns.dtype)
+            yield features(samples.observations), returns
         return
-    shuffled = np.random.permutation(len(rollout.returns))
-    states = th.as_tensor(shuffled, device=rollout.returns.device)
-    for rows in th.split(rows_of(states, rollout.layout), int(batch_size)):
-        yield select(rollout.observations, rows), rollout.returns[rows]
+    prepared = features(rollout.observations) if n_epochs > 0 else rollout.observations
+    for _ in range(n_epochs):
+        shuffled = th.as_tensor(np.random.permutation(len(rollout.returns)))
+        rows = rows_of(shuffled, rollout.layout).to(rollout.returns.device)
+        for some in th.split(rows, int(batch_size)):
+            yield select(prepared, some), rollout.returns[some]
 
 
 def read_rollout(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> Rollout:

@@ -89,12 +89,15 @@ def conjugate_gradient(
             break
         Ap = product(p)
         pAp = th.dot(p, Ap)
-        step_fault = th.where(pAp > 0, _RUNNING, _NON_POSITIVE_CURVATURE)
+        alpha = rr / pAp
+        x_next = x + alpha * p
+        # A tiny positive curvature overflows.
+        step_fault = th.where(x_next.isfinite().all(), _RUNNING, _NOT_FINITE)
+        step_fault = th.where(pAp > 0, step_fault, _NON_POSITIVE_CURVATURE)
         step_fault = th.where(pAp.isfinite(), step_fault, _NOT_FINITE)
         state = th.where(state == _RUNNING, step_fault, state)
         moves = state == _RUNNING
-        alpha = rr / pAp
-        x = th.where(moves, x + alpha * p, x)
+        x = th.where(moves, x_next, x)
         r = th.where(moves, r - alpha * Ap, r)
         rr_next = th.dot(r, r)
         p = th.where(moves, r + (rr_next / rr) * p, p)

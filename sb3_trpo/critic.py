@@ -8,12 +8,19 @@ from typing import Any, cast
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.adam import adam
 
 from sb3_trpo.actor import training_mode
-from sb3_trpo.batch import Minibatch
-from sb3_trpo.vectors import flatten
+from sb3_trpo.batch import Minibatch, Observations, select, size_of
+from sb3_trpo.mlp import Mlp, Tape, critic_mlp, flat_features, pairs_of
+from sb3_trpo.vectors import flatten, unflatten
+
+# States that a fixed features extractor is run on at a time.
+_STATES_PER_PASS = 512
 
 
 @dataclass(frozen=True)
@@ -29,63 +36,160 @@ class CriticFit:
     diverged: bool
 
 
-def fit_critic(
-    policy: ActorCriticPolicy,
-    minibatches: Iterable[Minibatch],
-    actor_parameters: Iterable[nn.Parameter],
-    actor_modules: frozenset[nn.Module],
-) -> CriticFit:
+@dataclass(frozen=True, eq=False)
+class Critic:
     """
-    Take one optimizer step on the mean squared error of every minibatch.
-
-    Parameters of the actor get no gradient, so that ``policy.optimizer`` passes them over. Modules
-    that the actor runs through stay in evaluation mode, all others are in training mode. If a
-    parameter is not finite at the end, parameters and optimizer are put back as they were.
+    A policy as the critic's fit sees it. Made for one update by :func:`read_critic`.
 
     :param policy: its ``optimizer`` holds all parameters
-    :param minibatches: pairs of observations and returns
+    :param parameters: what the fit may move
+    :param modules: what is in training mode during the fit
+    :param trunk: features extractor that the fit does not move; ``None`` if it does
+    :param mlp: the network after a trunk that only flattens, if it is plain
+    """
+
+    policy: ActorCriticPolicy
+    parameters: tuple[nn.Parameter, ...]
+    modules: tuple[nn.Module, ...]
+    trunk: nn.Module | None
+    mlp: Mlp | None
+
+    @th.no_grad()
+    def features(self, observations: Observations) -> Observations:
+        """
+        Compute once what would be the same in every epoch.
+
+        :param observations: any number of states
+        :return: their features; the observations themselves where the fit moves the extractor
+        """
+        if self.mlp is not None:
+            return flat_features(self.policy, observations)
+        if self.trunk is None:
+            return observations
+        starts = range(0, size_of(observations), _STATES_PER_PASS)
+        parts = [select(observations, slice(start, start + _STATES_PER_PASS)) for start in starts]
+        return th.cat([self.trunk(self._preprocess(part)) for part in parts])
+
+    def _preprocess(self, observations: Observations) -> Observations:
+        """Scale images and encode integers as SB3 does."""
+        space, normalize = self.policy.observation_space, self.policy.normalize_images
+        return preprocess_obs(observations, space, normalize_images=normalize)
+
+    def values(self, features: Observations) -> th.Tensor:
+        """
+        Evaluate the critic.
+
+        :param features: of n states
+        :return: shape ``(n,)``
+        """
+        if self.trunk is None:
+            return self.policy.predict_values(features).flatten()
+        latent = self.policy.mlp_extractor.forward_critic(cast(th.Tensor, features))
+        return cast(th.Tensor, self.policy.value_net(latent)).flatten()
+
+
+def read_critic(
+    policy: ActorCriticPolicy,
+    actor_parameters: Iterable[nn.Parameter],
+    actor_modules: frozenset[nn.Module],
+) -> Critic:
+    """
+    Find out what in a policy is the critic's alone.
+
+    Parameters of the actor are held. Modules that the actor runs through, or that the fit does not
+    move, stay in evaluation mode.
+
+    :param policy: in evaluation mode
     :param actor_parameters: what must not move
     :param actor_modules: modules that the actor runs through
-    :return: the loss
+    :return: the critic
     """
     held = {id(parameter) for parameter in actor_parameters}
     parameters = [p for p in policy.parameters() if p.requires_grad and id(p) not in held]
-    before = _Snapshot(parameters, policy.optimizer)
-    policy.optimizer.zero_grad(set_to_none=True)
-    with (
-        training_mode([module for module in policy.modules() if module not in actor_modules]),
-        th.enable_grad(),
-    ):
-        losses = [_step(policy, parameters, minibatch) for minibatch in minibatches]
-    policy.optimizer.zero_grad(set_to_none=True)
-    loss = float(th.stack(losses).mean()) if losses else math.nan
-    diverged = bool(parameters) and not bool(flatten(parameters).isfinite().all())
+    trunk = _fixed_trunk(policy, held, actor_modules)
+    still = actor_modules | frozenset([] if trunk is None else trunk.modules())
+    modules = tuple(module for module in policy.modules() if module not in still)
+    mlp = critic_mlp(policy)
+    is_closed_form = mlp is not None and _is_plain_adam(policy.optimizer)
+    is_whole = mlp is not None and set(map(id, mlp.parameters)) == set(map(id, parameters))
+    return Critic(
+        policy, tuple(parameters), modules, trunk, mlp if is_closed_form and is_whole else None
+    )
+
+
+def _fixed_trunk(
+    policy: ActorCriticPolicy, held: set[int], actor_modules: frozenset[nn.Module]
+) -> nn.Module | None:
+    """Return the critic's features extractor if nothing that the fit does can change its output."""
+    flow = (ActorCriticPolicy.predict_values, ActorCriticPolicy.extract_features)
+    kind = type(policy)
+    if (kind.predict_values, kind.extract_features) != flow or "predict_values" in vars(policy):
+        return None
+    trunk = cast(nn.Module, policy.vf_features_extractor)
+    parameters = list(trunk.parameters())
+    is_actors = all(module in actor_modules for module in trunk.modules())
+    is_frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
+    is_held = all(id(p) in held or not p.requires_grad for p in parameters)
+    is_fixed = is_held and (is_actors or is_frozen or type(trunk) is FlattenExtractor)
+    return trunk if is_fixed else None
+
+
+def _is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
+    """Tell whether an optimizer is Adam without variations that its fused form would not share."""
+    if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1:
+        return False
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    group = optimizer.param_groups[0]
+    variations = ("weight_decay", "amsgrad", "maximize", "differentiable", "decoupled_weight_decay")
+    is_number = isinstance(group["lr"], float)
+    return is_number and not hooks and not any(group.get(name) for name in variations)
+
+
+def fit_critic(critic: Critic, minibatches: Iterable[Minibatch]) -> CriticFit:
+    """
+    Take one optimizer step on the mean squared error of every minibatch.
+
+    If a parameter is not finite at the end, parameters and optimizer are as they were before.
+
+    :param critic: the part of the policy to fit
+    :param minibatches: pairs of features (see :meth:`Critic.features`) and returns
+    :return: the loss
+    """
+    if critic.mlp is not None:
+        return _fit_in_closed_form(critic, critic.mlp, minibatches)
+    return _fit_by_autograd(critic, minibatches)
+
+
+def _fit_by_autograd(critic: Critic, minibatches: Iterable[Minibatch]) -> CriticFit:
+    """Fit any critic with any optimizer."""
+    optimizer = critic.policy.optimizer
+    before = _Snapshot(critic.parameters, optimizer)
+    optimizer.zero_grad(set_to_none=True)
+    with training_mode(critic.modules), th.enable_grad():
+        losses = [_step(critic, optimizer, minibatch) for minibatch in minibatches]
+    optimizer.zero_grad(set_to_none=True)
+    diverged = bool(critic.parameters) and not _is_finite(flatten(critic.parameters))
     if diverged:
         before.restore()
-    return CriticFit(loss, diverged)
+    return CriticFit(_mean(losses), diverged)
 
 
-def _step(
-    policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter], minibatch: Minibatch
-) -> th.Tensor:
+def _step(critic: Critic, optimizer: th.optim.Optimizer, minibatch: Minibatch) -> th.Tensor:
     """Descend on one minibatch and return its loss before the step."""
-    observations, returns = minibatch
+    features, returns = minibatch
     losses: list[th.Tensor] = []
 
     def closure() -> float:
-        loss = F.mse_loss(policy.predict_values(observations).flatten(), returns)
-        slopes = (
-            th.autograd.grad(loss, parameters, allow_unused=True)
-            if loss.requires_grad and parameters
-            else ()
-        )
-        for parameter, slope in zip(parameters, slopes, strict=False):
-            parameter.grad = slope
+        loss = F.mse_loss(critic.values(features), returns)
+        if loss.requires_grad and critic.parameters:
+            slopes = th.autograd.grad(loss, critic.parameters, allow_unused=True)
+            for parameter, slope in zip(critic.parameters, slopes, strict=True):
+                parameter.grad = slope
         losses.append(loss.detach())
         return cast(float, loss)  # torch's annotation; a number would wait for the device
 
     # Optimizers such as LBFGS evaluate the loss several times in a step.
-    policy.optimizer.step(closure)
+    optimizer.step(closure)
     return losses[0]
 
 
@@ -104,3 +208,94 @@ class _Snapshot:
         for parameter, value in zip(self._parameters, self._values, strict=True):
             parameter.copy_(value)
         self._optimizer.load_state_dict(self._state)
+
+
+@th.no_grad()
+def _fit_in_closed_form(critic: Critic, mlp: Mlp, minibatches: Iterable[Minibatch]) -> CriticFit:
+    """Fit a plain network with Adam on flat copies, which are written back if they are finite."""
+    state = _AdamState(mlp.parameters, cast(th.optim.Adam, critic.policy.optimizer))
+    gradient = th.empty_like(state.values)
+    weights = pairs_of(unflatten(state.values, mlp.parameters))
+    gradients = pairs_of(unflatten(gradient, mlp.parameters))
+    tapes: dict[int, Tape] = {}
+    losses: list[th.Tensor] = []
+    for features, returns in minibatches:
+        size = len(returns)
+        tape = tapes.get(size) or tapes.setdefault(size, Tape(mlp, weights, size))
+        error = tape.forward(cast(th.Tensor, features)).sub_(returns.unsqueeze(1))
+        losses.append(error.square().mean())
+        tape.cotangent(error.mul_(2 / size), gradients)
+        state.descend(gradient)
+    diverged = not _is_finite(state.values)
+    if not diverged:
+        state.write()
+    return CriticFit(_mean(losses), diverged)
+
+
+class _AdamState:
+    """
+    Parameters and Adam's state for them as flat vectors.
+
+    One fused call then moves all of them. The optimizer's own ``fused`` option is not touched: it
+    would be saved with the model.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], optimizer: th.optim.Adam) -> None:
+        self._parameters = parameters
+        self._state = optimizer.state
+        self._group = optimizer.param_groups[0]
+        self.values = flatten([parameter.detach() for parameter in parameters])
+        self._exp_avg = flatten([self._entry(p, "exp_avg", th.zeros_like(p)) for p in parameters])
+        self._exp_avg_sq = flatten(
+            [self._entry(p, "exp_avg_sq", th.zeros_like(p)) for p in parameters]
+        )
+        self._steps = self._entry(parameters[0], "step", th.zeros(())).detach().clone().float()
+
+    def _entry(self, parameter: nn.Parameter, name: str, default: th.Tensor) -> th.Tensor:
+        """Read an entry of the optimizer's state, which is empty before the first step."""
+        return cast(th.Tensor, self._state.get(parameter, {}).get(name, default))
+
+    def descend(self, gradient: th.Tensor) -> None:
+        """Take one step."""
+        beta1, beta2 = self._group["betas"]
+        adam(
+            [self.values],
+            [gradient],
+            [self._exp_avg],
+            [self._exp_avg_sq],
+            [],
+            [self._steps],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=self._group["lr"],
+            weight_decay=0.0,
+            eps=self._group["eps"],
+            maximize=False,
+        )
+
+    def write(self) -> None:
+        """Write parameters and state back to where they came from."""
+        parameters = self._parameters
+        if float(self._steps) == 0:
+            return
+        values, averages, squares = (
+            unflatten(vector, parameters)
+            for vector in (self.values, self._exp_avg, self._exp_avg_sq)
+        )
+        for i, parameter in enumerate(parameters):
+            parameter.copy_(values[i])
+            self._state[parameter].update(
+                step=self._steps.clone(), exp_avg=averages[i].clone(), exp_avg_sq=squares[i].clone()
+            )
+
+
+def _is_finite(vector: th.Tensor) -> bool:
+    """Tell whether all numbers are finite."""
+    return bool(vector.isfinite().all())
+
+
+def _mean(losses: Sequence[th.Tensor]) -> float:
+    """Average, waiting for the device once."""
+    return float(th.stack(list(losses)).mean()) if losses else math.nan

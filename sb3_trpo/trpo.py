@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo.actor import Actor, read_actor
 from sb3_trpo.batch import ActorBatch, Minibatch, Rollout, minibatches, read_rollout
 from sb3_trpo.checkpoint import rewindable, saved_attributes
-from sb3_trpo.critic import CriticFit, fit_critic
+from sb3_trpo.critic import Critic, CriticFit, fit_critic, read_critic
 from sb3_trpo.fisher import FisherProduct
 from sb3_trpo.hyperparameters import check_ranges, parse_schedule, value_at
 from sb3_trpo.rollout import FiniteVecEnv
@@ -281,25 +281,25 @@ class TRPO(OnPolicyAlgorithm):
             self.line_search_accept_ratio,
         )
         self._refresh_running_statistics(actor, surrogate, batch)
-        critic = fit_critic(
-            self.policy, self._critic_minibatches(rollout), actor.parameters, actor.modules
-        )
+        critic = read_critic(self.policy, actor.parameters, actor.modules)
+        fit = fit_critic(critic, self._minibatches(rollout, critic))
 
         self._n_updates += 1
         self._count_skips(step, search)
         self._log_schedules(target_kl, damping)
         self._log_actor(surrogate, step, search)
-        self._log_critic(rollout, critic)
+        self._log_critic(rollout, fit)
 
     def _actor_batch(self, rollout: Rollout) -> ActorBatch:
         """Take the states of the actor's update; a sub-sample's offset rotates with the updates."""
         batch = rollout.actor_batch.every(self.sub_sampling_factor, self._n_updates)
         return batch.normalized() if self.normalize_advantage else batch
 
-    def _critic_minibatches(self, rollout: Rollout) -> Iterator[Minibatch]:
-        """Go over the rollout ``n_critic_updates`` times."""
-        for _ in range(self.n_critic_updates):
-            yield from minibatches(self.rollout_buffer, rollout, self.batch_size)
+    def _minibatches(self, rollout: Rollout, critic: Critic) -> Iterator[Minibatch]:
+        """Go over the rollout for the critic."""
+        return minibatches(
+            self.rollout_buffer, rollout, self.batch_size, self.n_critic_updates, critic.features
+        )
 
     def _refresh_running_statistics(
         self, actor: Actor, surrogate: Surrogate, batch: ActorBatch
@@ -350,15 +350,15 @@ class TRPO(OnPolicyAlgorithm):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
 
-    def _log_critic(self, rollout: Rollout, critic: CriticFit) -> None:
+    def _log_critic(self, rollout: Rollout, fit: CriticFit) -> None:
         values, returns = rollout.old_values.cpu().numpy(), rollout.returns.cpu().numpy()
         self.logger.record("train/explained_variance", explained_variance(values, returns))
         if self.n_critic_updates > 0:
-            self.logger.record("train/value_loss", critic.loss)
-        if critic.diverged:
+            self.logger.record("train/value_loss", fit.loss)
+        if fit.diverged:
             warnings.warn(
                 f"The critic's fit produced numbers that are not finite and was undone (loss "
-                f"{critic.loss}). Use a smaller learning_rate, or normalise the rewards.",
+                f"{fit.loss}). Use a smaller learning_rate, or normalise the rewards.",
                 stacklevel=3,
             )
 
