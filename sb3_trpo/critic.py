@@ -122,8 +122,9 @@ def _fixed_trunk(
 ) -> nn.Module | None:
     """Return the critic's features extractor if nothing that the fit does can change its output."""
     flow = (ActorCriticPolicy.predict_values, ActorCriticPolicy.extract_features)
-    kind = type(policy)
-    if (kind.predict_values, kind.extract_features) != flow or "predict_values" in vars(policy):
+    kind = type(policy)  # a compiled policy's own class has neither
+    own = (getattr(kind, "predict_values", None), getattr(kind, "extract_features", None))
+    if own != flow or "predict_values" in vars(policy):
         return None
     trunk = cast(nn.Module, policy.vf_features_extractor)
     parameters = list(trunk.parameters())

@@ -98,7 +98,7 @@ class MultiCategorical(Family):
 
     def kl(self, new: Outputs, old: Outputs) -> th.Tensor:
         """Compute Σ p' (log p' - log p), summed over the blocks."""
-        blocks = [(p.exp() * (p - q)).sum(-1) for p, q in zip(new, old, strict=True)]
+        blocks = [_kl_terms(p, q).sum(-1) for p, q in zip(new, old, strict=True)]
         return th.stack(blocks, dim=1).sum(dim=1, keepdim=True)
 
     def fisher_metric(self, z: Outputs) -> Metric:
@@ -113,6 +113,19 @@ class Categorical(MultiCategorical):
     def outputs(self, distribution: td.Categorical) -> Outputs:  # type: ignore[override]
         """Read the normalised logits."""
         return (distribution.logits,)
+
+
+def _kl_terms(new: th.Tensor, old: th.Tensor) -> th.Tensor:
+    """
+    Compute p' (log p' - log p) - p' + p of every outcome, from log-probabilities.
+
+    The sums of p' and p cancel. Every term is at least 0 and keeps the digits of a small change,
+    where the terms p' (log p' - log p) would lose them to each other.
+    """
+    change = new - old
+    rest = th.expm1(th.where(change > 0, -change, change))  # cannot overflow
+    terms = new.exp() * change + th.where(change > 0, new.exp(), -old.exp()) * rest
+    return terms.clamp(min=0)
 
 
 def _centred(probs: th.Tensor, tangent: th.Tensor) -> th.Tensor:
@@ -130,9 +143,8 @@ class Bernoulli(Family):
     def kl(self, new: Outputs, old: Outputs) -> th.Tensor:
         """Compute p' log(p'/p) + (1 - p') log((1 - p')/(1 - p))."""
         (p,), (q,) = new, old
-        one = F.logsigmoid(p) - F.logsigmoid(q)
-        zero = F.logsigmoid(-p) - F.logsigmoid(-q)
-        return th.sigmoid(p) * one + th.sigmoid(-p) * zero
+        one = _kl_terms(F.logsigmoid(p), F.logsigmoid(q))
+        return one + _kl_terms(F.logsigmoid(-p), F.logsigmoid(-q))
 
     def fisher_metric(self, z: Outputs) -> Metric:
         """Multiply by p(1 - p)."""

@@ -250,7 +250,9 @@ class MlpLinearization(Linearization):
     def gradient(self, value: th.Tensor) -> th.Tensor:
         """Differentiate down to the network's outputs, then multiply by its Jacobian."""
         leaves = [self._raw] if self._log_std is None else [self._raw, self._log_std]
-        slopes = th.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+        slopes = th.autograd.grad(
+            value, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
         return self._pull(slopes[0], slopes[-1])
 
     def jacobian_product(self, vector: th.Tensor) -> Outputs:

@@ -23,7 +23,7 @@ from sb3_trpo.checkpoint import rewindable, saved_attributes
 from sb3_trpo.critic import Critic, CriticFit, fit_critic, read_critic
 from sb3_trpo.fisher import FisherProduct
 from sb3_trpo.hyperparameters import check_ranges, parse_schedule, value_at
-from sb3_trpo.rollout import FiniteVecEnv
+from sb3_trpo.rollout import FiniteVecEnv, acting_fast
 from sb3_trpo.surrogate import Surrogate, improvement_and_kl, surrogate_at
 from sb3_trpo.trust_region import LineSearch, NaturalStep, backtrack, natural_step
 
@@ -251,7 +251,8 @@ class TRPO(OnPolicyAlgorithm):
         checked_env = FiniteVecEnv(env, self._vec_normalize_env)
         assert self._last_obs is not None, "No previous observation was provided"
         checked_env.check_observations(self._last_obs)
-        return super().collect_rollouts(checked_env, callback, rollout_buffer, n_rollout_steps)
+        with acting_fast(self.policy):
+            return super().collect_rollouts(checked_env, callback, rollout_buffer, n_rollout_steps)
 
     def train(self) -> None:
         """Update the actor within the trust region, then fit the critic, on the rollout buffer."""
