@@ -1,8 +1,9 @@
 """How a policy is read as an actor: which parameters are its, and what it does with a batch."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -89,7 +90,7 @@ class Actor:
         """Choose closed forms where the policy allows them."""
         if self._plain is not None:
             return MlpLinearization(self._plain, self._features(batch))
-        with th.enable_grad():
+        with th.enable_grad(), _uncompiled(self.policy):
             return AutogradLinearization(self.distribution(batch), self.parameters)
 
     def _features(self, batch: ActorBatch) -> th.Tensor:
@@ -170,12 +171,13 @@ def read_actor(
     :raises ValueError: if no parameter that may be trained has an influence on the action
         distribution
     """
-    stride = -(-len(batch) // _PROBE_STATES)
-    states = select(batch.observations, slice(None, None, stride))
-    n_states = len(batch.advantages[::stride])
+    # A copy: what is counted below would be the whole rollout if these were a view of it.
+    index = th.arange(0, len(batch), -(-len(batch) // _PROBE_STATES))
+    states = select(batch.observations, index.to(batch.advantages.device))
+    n_states = len(index)
     candidates = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     probe = _Probe(set(), {})
-    with th.enable_grad(), _recording(probe, candidates):
+    with th.enable_grad(), _uncompiled(policy), _recording(probe, policy):
         distribution = ActionDistribution(policy.get_distribution(states))
     attached = [z for z in distribution.outputs if z.requires_grad]
     if not attached:
@@ -198,10 +200,23 @@ def _action_dimensions(distribution: ActionDistribution) -> int:
     return distribution.family.kl(z, z).shape[1]
 
 
+def _uncompiled(policy: nn.Module) -> AbstractContextManager[Any]:
+    """Run compiled parts as they were written: most backends have no second derivative."""
+    is_compiled = any(
+        "_orig_mod" in module._modules or module._compiled_call_impl is not None
+        for module in policy.modules()
+    )
+    stance: AbstractContextManager[Any] = (
+        th.compiler.set_stance("force_eager") if is_compiled else nullcontext()
+    )
+    return stance
+
+
 @contextmanager
-def _recording(probe: _Probe, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def _recording(probe: _Probe, policy: nn.Module) -> Iterator[None]:
     """Record the modules that are called and the size of what is saved for the backward pass."""
-    own_storage = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    own = [*policy.parameters(), *policy.buffers()]
+    own_storage = {tensor.untyped_storage().data_ptr() for tensor in own}
 
     def note(tensor: th.Tensor) -> th.Tensor:
         storage = tensor.untyped_storage()
@@ -209,11 +224,13 @@ def _recording(probe: _Probe, parameters: Sequence[nn.Parameter]) -> Iterator[No
             probe.saved_bytes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    handle = nn.modules.module.register_module_forward_pre_hook(
-        lambda module, _: probe.modules.add(module)
-    )
+    def called(module: nn.Module, args: Any) -> None:
+        probe.modules.add(module)
+
+    handles = [module.register_forward_pre_hook(called) for module in policy.modules()]
     try:
         with th.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

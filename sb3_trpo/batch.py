@@ -224,7 +224,7 @@ def read_rollout(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> R
     :raises ValueError: if a number of it is not finite, naming it and its step and environment
     """
     rollout = _read_in_place(buffer, device) if is_sb3_buffer(buffer) else _read_samples(buffer)
-    _check_finite(rollout)
+    _check_finite(rollout, buffer)
     actions = rollout.actions
     if isinstance(buffer.action_space, spaces.Discrete):
         actions = actions.long().flatten()
@@ -296,7 +296,7 @@ def _read_samples(buffer: RolloutBuffer) -> Rollout:
     )
 
 
-def _check_finite(rollout: Rollout) -> None:
+def _check_finite(rollout: Rollout, buffer: RolloutBuffer) -> None:
     """Refuse a rollout with a number that is not finite."""
     named = {
         "value": rollout.old_values,
@@ -307,9 +307,18 @@ def _check_finite(rollout: Rollout) -> None:
     for name, numbers in named.items():
         faults = (~numbers.isfinite()).nonzero()
         if len(faults) > 0:
-            step, env = divmod(int(faults[0]), rollout.layout[1])
+            place = _place(int(faults[0]), rollout.layout, buffer)
             raise ValueError(
-                f"The {name} of (step, env) = ({step}, {env}) in the rollout buffer is "
+                f"The {name} of {place} in the rollout buffer is "
                 f"{float(numbers[faults[0]])}. Nothing was changed. Look at the environment's "
                 f"rewards and observations, and for the critic at a smaller learning_rate."
             )
+
+
+def _place(row: int, layout: Layout, buffer: RolloutBuffer) -> str:
+    """Name a state by step and environment; where a buffer has its own order, by its row."""
+    if not is_sb3_buffer(buffer):
+        return f"row {row} of get(None)"
+    n_envs = layout[1]
+    step, env = divmod(row, n_envs) if n_envs > 1 else divmod(row, buffer.buffer_size)[::-1]
+    return f"(step, env) = ({step}, {env})"

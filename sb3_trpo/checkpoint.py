@@ -33,7 +33,7 @@ def saved_attributes(path: ModelFile) -> frozenset[str]:
     try:
         with zipfile.ZipFile(file) as archive:
             return frozenset(json.loads(archive.read("data")))
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} is not a model saved with `save`: {error}. Pass the path of its zip file."
         ) from error

@@ -29,7 +29,8 @@ class CriticFit:
     The result of a fit.
 
     :param loss: mean squared error over all minibatches; NaN where there were none
-    :param diverged: whether a parameter stopped being finite, in which case the fit was undone
+    :param diverged: whether a parameter or the optimizer's state stopped being finite, in which
+        case the fit was undone
     """
 
     loss: float
@@ -110,7 +111,7 @@ def read_critic(
     still = actor_modules | frozenset([] if trunk is None else trunk.modules())
     modules = tuple(module for module in policy.modules() if module not in still)
     mlp = critic_mlp(policy)
-    is_closed_form = mlp is not None and _is_plain_adam(policy.optimizer)
+    is_closed_form = mlp is not None and _is_plain_adam(policy.optimizer, mlp.parameters)
     is_whole = mlp is not None and set(map(id, mlp.parameters)) == set(map(id, parameters))
     return Critic(
         policy, tuple(parameters), modules, trunk, mlp if is_closed_form and is_whole else None
@@ -135,7 +136,7 @@ def _fixed_trunk(
     return trunk if is_fixed else None
 
 
-def _is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
+def _is_plain_adam(optimizer: th.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> bool:
     """Tell whether an optimizer is Adam without variations that its fused form would not share."""
     if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1:
         return False
@@ -143,14 +144,22 @@ def _is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
     group = optimizer.param_groups[0]
     variations = ("weight_decay", "amsgrad", "maximize", "differentiable", "decoupled_weight_decay")
     is_number = isinstance(group["lr"], float)
-    return is_number and not hooks and not any(group.get(name) for name in variations)
+    # Adam counts the steps of every parameter; one that was frozen for a while has fewer.
+    steps = {float(optimizer.state.get(p, {}).get("step", 0)) for p in parameters}
+    return (
+        is_number
+        and len(steps) == 1
+        and not hooks
+        and not any(group.get(name) for name in variations)
+    )
 
 
 def fit_critic(critic: Critic, minibatches: Iterable[Minibatch]) -> CriticFit:
     """
     Take one optimizer step on the mean squared error of every minibatch.
 
-    If a parameter is not finite at the end, parameters and optimizer are as they were before.
+    If a number is not finite at the end, parameters, running statistics and optimizer are as they
+    were before.
 
     :param critic: the part of the policy to fit
     :param minibatches: pairs of features (see :meth:`Critic.features`) and returns
@@ -164,12 +173,15 @@ def fit_critic(critic: Critic, minibatches: Iterable[Minibatch]) -> CriticFit:
 def _fit_by_autograd(critic: Critic, minibatches: Iterable[Minibatch]) -> CriticFit:
     """Fit any critic with any optimizer."""
     optimizer = critic.policy.optimizer
-    before = _Snapshot(critic.parameters, optimizer)
+    buffers = [b for module in critic.modules for b in module.buffers(recurse=False)]
+    before = _Snapshot([*critic.parameters, *buffers], optimizer)
     optimizer.zero_grad(set_to_none=True)
     with training_mode(critic.modules), th.enable_grad():
         losses = [_step(critic, optimizer, minibatch) for minibatch in minibatches]
     optimizer.zero_grad(set_to_none=True)
-    diverged = bool(critic.parameters) and not _is_finite(flatten(critic.parameters))
+    state = [value for entry in optimizer.state.values() for value in entry.values()]
+    numbers = [*critic.parameters, *buffers, *filter(th.is_tensor, state)]
+    diverged = not all(map(_is_finite, numbers))
     if diverged:
         before.restore()
     return CriticFit(_mean(losses), diverged)
@@ -195,19 +207,19 @@ def _step(critic: Critic, optimizer: th.optim.Optimizer, minibatch: Minibatch) -
 
 
 class _Snapshot:
-    """A copy of parameters and optimizer state that can be put back."""
+    """A copy of tensors and optimizer state that can be put back."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], optimizer: th.optim.Optimizer) -> None:
-        self._parameters = parameters
-        self._values = [parameter.detach().clone() for parameter in parameters]
+    def __init__(self, tensors: Sequence[th.Tensor], optimizer: th.optim.Optimizer) -> None:
+        self._tensors = tensors
+        self._values = [tensor.detach().clone() for tensor in tensors]
         self._optimizer = optimizer
         self._state: dict[str, Any] = copy.deepcopy(optimizer.state_dict())
 
     @th.no_grad()
     def restore(self) -> None:
         """Put everything back."""
-        for parameter, value in zip(self._parameters, self._values, strict=True):
-            parameter.copy_(value)
+        for tensor, value in zip(self._tensors, self._values, strict=True):
+            tensor.copy_(value)
         self._optimizer.load_state_dict(self._state)
 
 
@@ -227,7 +239,7 @@ def _fit_in_closed_form(critic: Critic, mlp: Mlp, minibatches: Iterable[Minibatc
         losses.append(error.square().mean())
         tape.cotangent(error.mul_(2 / size), gradients)
         state.descend(gradient)
-    diverged = not _is_finite(state.values)
+    diverged = not state.is_finite()
     if not diverged:
         state.write()
     return CriticFit(_mean(losses), diverged)
@@ -276,6 +288,10 @@ class _AdamState:
             maximize=False,
         )
 
+    def is_finite(self) -> bool:
+        """Tell whether nothing has overflowed; an infinite average would stop Adam for good."""
+        return _is_finite(self.values) and _is_finite(self._exp_avg_sq)
+
     def write(self) -> None:
         """Write parameters and state back to where they came from."""
         parameters = self._parameters
@@ -292,9 +308,9 @@ class _AdamState:
             )
 
 
-def _is_finite(vector: th.Tensor) -> bool:
+def _is_finite(tensor: th.Tensor) -> bool:
     """Tell whether all numbers are finite."""
-    return bool(vector.isfinite().all())
+    return bool(tensor.isfinite().all())
 
 
 def _mean(losses: Sequence[th.Tensor]) -> float:

@@ -23,10 +23,17 @@ under a bijection of the actions.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+)
 from torch import distributions as td
 from torch.nn import functional as F
 
@@ -261,6 +268,43 @@ def family_of(distribution: object) -> Family:
         f"distribution or a list of categorical ones; the policy's is "
         f"{type(distribution).__name__}."
     )
+
+
+@dataclass(frozen=True)
+class Head:
+    """
+    What one of SB3's own distribution classes makes of the last layer's output.
+
+    :param family: the closed form
+    :param sizes: of a MultiDiscrete action's blocks of logits; empty for other actions
+    """
+
+    family: Family
+    sizes: tuple[int, ...] = ()
+
+
+# Exact types: what a subclass makes of the network's output is its own affair.
+_HEADS: dict[type, Family] = {
+    DiagGaussianDistribution: _CLOSED_FORMS[td.Normal],
+    CategoricalDistribution: _CLOSED_FORMS[td.Categorical],
+    MultiCategoricalDistribution: _CLOSED_FORMS[list],
+    BernoulliDistribution: _CLOSED_FORMS[td.Bernoulli],
+}
+
+
+def head_of(distribution: Distribution) -> Head | None:
+    """
+    Recognise a distribution that the last layer's output (and a Gaussian's log std) determines.
+
+    :param distribution: the policy's ``action_dist``
+    :return: its head; ``None`` if it is not exactly one of SB3's, or a gSDE distribution
+    """
+    family = _HEADS.get(type(distribution))
+    if family is None:
+        return None
+    if isinstance(distribution, MultiCategoricalDistribution):
+        return Head(family, tuple(int(size) for size in distribution.action_dims))
+    return Head(family)
 
 
 class ActionDistribution:

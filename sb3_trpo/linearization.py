@@ -13,17 +13,18 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch as th
-from stable_baselines3.common.distributions import (
-    BernoulliDistribution,
-    CategoricalDistribution,
-    DiagGaussianDistribution,
-    MultiCategoricalDistribution,
-)
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_trpo.batch import Observations
-from sb3_trpo.distributions import ActionDistribution, Metric, Outputs
+from sb3_trpo.distributions import (
+    ActionDistribution,
+    Gaussian,
+    Head,
+    Metric,
+    Outputs,
+    head_of,
+)
 from sb3_trpo.mlp import Mlp, Pair, Tape, actor_mlp, flat_features, pairs_of
 from sb3_trpo.vectors import flatten, unflatten
 
@@ -144,29 +145,18 @@ class PlainActor:
 
     :param policy: its ``action_dist`` makes the distribution
     :param mlp: from features to means or logits
+    :param head: what the distribution makes of them
     :param parameters: θ
     """
 
     def __init__(
-        self, policy: ActorCriticPolicy, mlp: Mlp, parameters: Sequence[nn.Parameter]
+        self, policy: ActorCriticPolicy, mlp: Mlp, head: Head, parameters: Sequence[nn.Parameter]
     ) -> None:
         self.mlp = mlp
+        self.sizes = head.sizes
         self.parameters = parameters
+        self.log_std = policy.log_std if isinstance(head.family, Gaussian) else None
         self._policy = policy
-
-    @property
-    def log_std(self) -> nn.Parameter | None:
-        """Return the Gaussian's parameter beside the network."""
-        has_log_std = isinstance(self._policy.action_dist, DiagGaussianDistribution)
-        return self._policy.log_std if has_log_std else None
-
-    @property
-    def blocks(self) -> list[int] | None:
-        """Return how many logits each categorical distribution of a MultiDiscrete action has."""
-        action_dist = self._policy.action_dist
-        if not isinstance(action_dist, MultiCategoricalDistribution):
-            return None
-        return [int(size) for size in action_dist.action_dims]
 
     def features(self, observations: Observations) -> th.Tensor:
         """
@@ -203,15 +193,6 @@ class PlainActor:
             return self.distribution(raw, self.log_std)
 
 
-# Exact types: what a subclass makes of the network's output is its own affair.
-_PLAIN_DISTRIBUTIONS = (
-    BernoulliDistribution,
-    CategoricalDistribution,
-    DiagGaussianDistribution,
-    MultiCategoricalDistribution,
-)
-
-
 def read_plain_actor(
     policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]
 ) -> PlainActor | None:
@@ -223,9 +204,8 @@ def read_plain_actor(
     :return: its network; ``None`` if anything in it is not as SB3 builds it
     """
     mlp = actor_mlp(policy)
-    if mlp is None or type(policy.action_dist) not in _PLAIN_DISTRIBUTIONS:
-        return None
-    return PlainActor(policy, mlp, parameters)
+    head = None if mlp is None else head_of(policy.action_dist)
+    return None if mlp is None or head is None else PlainActor(policy, mlp, head, parameters)
 
 
 class MlpLinearization(Linearization):
@@ -262,8 +242,8 @@ class MlpLinearization(Linearization):
         if self._log_std is not None:
             change = views.get(id(self._actor.log_std))
             return raw, th.zeros_like(raw) if change is None else change.expand_as(raw)
-        blocks = self._actor.blocks
-        return (raw,) if blocks is None else tuple(th.split(raw, blocks, dim=1))
+        sizes = self._actor.sizes
+        return tuple(th.split(raw, list(sizes), dim=1)) if sizes else (raw,)
 
     def transposed_product(self, tangent: Outputs) -> th.Tensor:
         """Pull a change of z back through the layers."""

@@ -9,12 +9,6 @@ from typing import Any, cast
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import (
-    BernoulliDistribution,
-    CategoricalDistribution,
-    DiagGaussianDistribution,
-    MultiCategoricalDistribution,
-)
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -22,6 +16,15 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from torch import nn
 
+from sb3_trpo.distributions import (
+    Bernoulli,
+    Categorical,
+    Family,
+    Gaussian,
+    Head,
+    MultiCategorical,
+    head_of,
+)
 from sb3_trpo.mlp import Mlp, actor_mlp, critic_mlp, flat_features, is_plain, pairs_of
 
 
@@ -127,12 +130,14 @@ class RolloutForward:
     :param policy: recognised by :func:`fast_forward`
     :param actor: its actor network
     :param critic: its critic network
+    :param head: what its distribution makes of the actor's output
     """
 
-    def __init__(self, policy: ActorCriticPolicy, actor: Mlp, critic: Mlp) -> None:
+    def __init__(self, policy: ActorCriticPolicy, actor: Mlp, critic: Mlp, head: Head) -> None:
         self._policy = policy
         self._actor, self._critic = _NumpyMlp(actor), _NumpyMlp(critic)
-        self._sample = _SAMPLERS[type(policy.action_dist)]
+        self._sample = _SAMPLERS[type(head.family)]
+        self._head = head
         space = policy.observation_space
         is_image = policy.normalize_images and is_image_space(space)
         self._is_vector = isinstance(space, spaces.Box) and not is_image
@@ -156,7 +161,7 @@ class RolloutForward:
             return ActorCriticPolicy.forward(self._policy, cast(th.Tensor, obs), deterministic)
         features = self._features(obs)
         raw, values = self._actor(features), self._critic(features)
-        actions, log_prob = self._sample(self._policy, raw)
+        actions, log_prob = self._sample(self._policy, self._head, raw)
         return actions.reshape(self._action_shape), th.from_numpy(values), log_prob
 
     def _features(self, obs: PyTorchObs) -> np.ndarray:
@@ -214,7 +219,7 @@ _NUMPY_ACTIVATIONS: dict[type, Callable[[np.ndarray], Any]] = {
 Sampled = tuple[th.Tensor, th.Tensor]
 
 
-def _sample_gaussian(policy: ActorCriticPolicy, mean: np.ndarray) -> Sampled:
+def _sample_gaussian(policy: ActorCriticPolicy, head: Head, mean: np.ndarray) -> Sampled:
     """Draw from independent normal distributions."""
     log_std = policy.log_std.detach().numpy()
     noise = th.randn(mean.shape).numpy()
@@ -223,7 +228,7 @@ def _sample_gaussian(policy: ActorCriticPolicy, mean: np.ndarray) -> Sampled:
     return th.from_numpy(actions), th.from_numpy(log_prob)
 
 
-def _sample_categorical(policy: ActorCriticPolicy, logits: np.ndarray) -> Sampled:
+def _sample_categorical(policy: ActorCriticPolicy, head: Head, logits: np.ndarray) -> Sampled:
     """Draw from one categorical distribution, as ``th.multinomial`` does from these numbers."""
     logits = logits - logits.max(axis=1, keepdims=True)
     probs = np.exp(logits)
@@ -233,16 +238,15 @@ def _sample_categorical(policy: ActorCriticPolicy, logits: np.ndarray) -> Sample
     return th.from_numpy(actions), th.from_numpy(log_prob)
 
 
-def _sample_multi_categorical(policy: ActorCriticPolicy, logits: np.ndarray) -> Sampled:
+def _sample_multi_categorical(policy: ActorCriticPolicy, head: Head, logits: np.ndarray) -> Sampled:
     """Draw from every block."""
-    sizes = cast(MultiCategoricalDistribution, policy.action_dist).action_dims
-    blocks = np.split(logits, np.cumsum(sizes)[:-1], axis=1)
-    samples = [_sample_categorical(policy, block) for block in blocks]
+    blocks = np.split(logits, np.cumsum(head.sizes)[:-1], axis=1)
+    samples = [_sample_categorical(policy, head, block) for block in blocks]
     log_prob = th.stack([log_prob for _, log_prob in samples], dim=1).sum(dim=1)
     return th.stack([actions for actions, _ in samples], dim=1), log_prob
 
 
-def _sample_bernoulli(policy: ActorCriticPolicy, logits: np.ndarray) -> Sampled:
+def _sample_bernoulli(policy: ActorCriticPolicy, head: Head, logits: np.ndarray) -> Sampled:
     """Draw from independent binary distributions."""
     raw = th.from_numpy(logits)
     actions = th.bernoulli(raw.sigmoid())
@@ -251,11 +255,11 @@ def _sample_bernoulli(policy: ActorCriticPolicy, logits: np.ndarray) -> Sampled:
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
-_SAMPLERS: dict[type, Callable[[ActorCriticPolicy, np.ndarray], Sampled]] = {
-    DiagGaussianDistribution: _sample_gaussian,
-    CategoricalDistribution: _sample_categorical,
-    MultiCategoricalDistribution: _sample_multi_categorical,
-    BernoulliDistribution: _sample_bernoulli,
+_SAMPLERS: dict[type[Family], Callable[[ActorCriticPolicy, Head, np.ndarray], Sampled]] = {
+    Gaussian: _sample_gaussian,
+    Categorical: _sample_categorical,
+    MultiCategorical: _sample_multi_categorical,
+    Bernoulli: _sample_bernoulli,
 }
 
 
@@ -268,16 +272,17 @@ def fast_forward(policy: ActorCriticPolicy) -> RolloutForward | None:
         single precision with layers that NumPy has
     """
     actor, critic = actor_mlp(policy), critic_mlp(policy)
-    if actor is None or critic is None or type(policy.action_dist) not in _SAMPLERS:
+    if actor is None or critic is None or not is_plain(policy):
         return None
-    if "forward" in vars(policy) or not is_plain(policy):
+    head = head_of(policy.action_dist)
+    if head is None:
         return None
     activations = [a for a in (*actor.activations, *critic.activations) if a is not None]
     if not all(type(activation) in _NUMPY_ACTIVATIONS for activation in activations):
         return None
     parameters = (*actor.parameters, *critic.parameters)
     is_single = all(p.is_cpu and p.dtype == th.float32 for p in parameters)
-    return RolloutForward(policy, actor, critic) if is_single else None
+    return RolloutForward(policy, actor, critic, head) if is_single else None
 
 
 @contextmanager

@@ -1,0 +1,320 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import distributions as td
+from torch import nn
+
+from sb3_trpo import TRPO
+from sb3_trpo.actor import Actor, read_actor, training_mode
+from sb3_trpo.batch import ActorBatch
+from sb3_trpo.linearization import AutogradLinearization, MlpLinearization
+from tests import reference
+from tests.cases import CASES, Case, actor_and_batch, collected, freeze
+
+# Cases with SB3's own MlpPolicy and nothing special in it; they take the closed forms.
+PLAIN = {
+    "box",
+    "discrete",
+    "multi_discrete",
+    "multi_binary",
+    "discrete_observation",
+    "multi_discrete_observation",
+    "multi_binary_observation",
+    "empty_net_arch",
+    "relu_unequal_nets",
+    "frozen_layer",
+    "frozen_log_std",
+    "only_log_std_trained",
+}
+
+
+def names_of(policy: ActorCriticPolicy, parameters: tuple[nn.Parameter, ...]) -> set[str]:
+    wanted = {id(parameter) for parameter in parameters}
+    return {name for name, p in policy.named_parameters() if id(p) in wanted}
+
+
+def jacobian_products(actor: Actor, batch: ActorBatch) -> tuple[th.Tensor, th.Tensor]:
+    """Multiply random vectors by J and by Jᵀ."""
+    generator = th.Generator().manual_seed(0)
+    linearization = actor.linearize(batch)
+    v = th.randn(sum(p.numel() for p in actor.parameters), generator=generator, dtype=th.float64)
+    z = linearization.distribution.outputs
+    u = tuple(th.randn(o.shape, generator=generator, dtype=th.float64) for o in z)
+    # Rows that add up to 0, as the metric's do.
+    u = tuple(part - part.mean(-1, keepdim=True) for part in u)
+    dtype = actor.parameters[0].dtype
+    forward = linearization.jacobian_product(v.to(dtype))
+    pulled = linearization.transposed_product(tuple(part.to(dtype) for part in u))
+    inner = sum(((a * b).sum() for a, b in zip(forward, u, strict=True)), th.zeros(()))
+    return inner, (pulled * v).sum()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_actor_parameters_are_those_that_move_the_distribution(case: Case) -> None:
+    actor, batch = actor_and_batch(collected(case))
+    expected = reference.actor_parameters(actor.policy, batch.observations)
+    assert [id(p) for p in actor.parameters] == [id(p) for p in expected]
+
+
+def test_parameters_are_found_by_influence_and_not_by_name() -> None:
+    """A substring search for "value" misses two of these and lets the critic move them."""
+    actor, _ = actor_and_batch(collected("value_proj"))
+    names = names_of(actor.policy, actor.parameters)
+    assert {"action_net.value_proj.weight", "action_net.value_net.bias"} <= names
+    assert not any("policy_proj" in name for name in names)
+
+
+def test_parameter_that_nothing_depends_on_is_not_the_actors() -> None:
+    actor, _ = actor_and_batch(collected("beta"))
+    assert "log_std" in dict(actor.policy.named_parameters())
+    assert "log_std" not in names_of(actor.policy, actor.parameters)
+
+
+@pytest.mark.parametrize("name", ["box", "box_shared", "gsde", "beta"])
+def test_parameter_frozen_later_is_left_alone(name: str) -> None:
+    model = collected(name)
+    before, batch = actor_and_batch(model)
+    freeze("action_net")(model.policy)
+    after = read_actor(model.policy, batch)
+    gone = names_of(model.policy, before.parameters) - names_of(model.policy, after.parameters)
+    assert gone == {"action_net.weight", "action_net.bias"}
+
+
+def test_policy_with_nothing_to_train_is_refused() -> None:
+    model = collected("discrete")
+    _, batch = actor_and_batch(model)
+    freeze("mlp_extractor.policy_net", "action_net")(model.policy)
+    with pytest.raises(ValueError, match=r"nothing to train.*requires_grad"):
+        read_actor(model.policy, batch)
+
+
+def test_unknown_distribution_is_refused() -> None:
+    model = collected("box")
+    _, batch = actor_and_batch(model)
+    original = model.policy.get_distribution
+
+    def get_distribution(observations: Any) -> Any:
+        distribution = original(observations)
+        distribution.distribution = td.StudentT(th.ones(len(observations), 2))
+        return distribution
+
+    policy: Any = model.policy
+    policy.get_distribution = get_distribution
+    with pytest.raises(ValueError, match="StudentT"):
+        read_actor(policy, batch)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_only_plain_policies_take_the_closed_forms(case: Case) -> None:
+    for float64 in (False, True):
+        actor, batch = actor_and_batch(collected(case, float64=float64))
+        kind = MlpLinearization if case.name in PLAIN else AutogradLinearization
+        assert type(actor.linearize(batch)) is kind
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_jacobian_and_its_transpose_are_adjoint(case: Case) -> None:
+    """⟨Jv, u⟩ = ⟨v, Jᵀu⟩."""
+    actor, batch = actor_and_batch(collected(case, float64=True))
+    one, two = jacobian_products(actor, batch)
+    th.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_distribution_is_that_of_the_policy(case: Case) -> None:
+    actor, batch = actor_and_batch(collected(case, float64=True))
+    expected = actor.policy.get_distribution(batch.observations)
+    ours = actor.distribution(batch).log_prob(batch.actions)
+    th.testing.assert_close(ours, expected.log_prob(batch.actions), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["box", "gsde"])
+def test_distribution_follows_the_parameters(name: str) -> None:
+    """Nothing that is kept for derivatives may hide a step of the line search."""
+    actor, batch = actor_and_batch(collected(name, float64=True))
+    actor.linearize(batch)
+    with th.no_grad():
+        for parameter in actor.parameters:
+            parameter.add_(0.1)
+    expected = actor.policy.get_distribution(batch.observations).log_prob(batch.actions)
+    ours = actor.distribution(batch).log_prob(batch.actions)
+    th.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_one_chunk_is_linearised_once() -> None:
+    actor, batch = actor_and_batch(collected("gsde"))
+    first, second = batch.chunks(12)
+    one = actor.linearize(first)
+    assert actor.linearize(first) is one
+    actor.linearize(second)
+    assert actor.linearize(first) is not one
+
+
+# th.compile
+
+
+def check_compiled(model: TRPO, compile_part: Callable[[Any], Any]) -> None:
+    """Compare the actor before and after a part of the policy, or all of it, is compiled."""
+    plain, batch = actor_and_batch(model)
+    expected = jacobian_products(plain, batch)
+    outputs = tuple(z.detach() for z in plain.distribution(batch).outputs)
+    model.policy = compile_part(model.policy)
+    actor, batch = actor_and_batch(model)
+    assert [id(p) for p in actor.parameters] == [id(p) for p in plain.parameters]
+    assert plain.modules <= actor.modules
+    th.testing.assert_close(jacobian_products(actor, batch), expected, rtol=1e-4, atol=1e-5)
+    with th.no_grad():  # as the line search does, through the compiled code
+        compiled = actor.distribution(batch).outputs
+    th.testing.assert_close(compiled, outputs, rtol=1e-5, atol=1e-6)
+
+
+def compiled_nets(policy: Any) -> Any:
+    """Compile both networks, for good, with a backend whose graphs have no second derivative."""
+    nets = policy.mlp_extractor
+    nets.policy_net = th.compile(nets.policy_net, backend="aot_eager")
+    nets.value_net = th.compile(nets.value_net, backend="aot_eager")
+    return policy
+
+
+def compiled_extractor(policy: Any) -> Any:
+    policy.features_extractor.compile(backend="aot_eager")
+    return policy
+
+
+@pytest.mark.parametrize("name", ["box", "gsde", "batch_norm_shared"])
+def test_compiled_policy_is_the_same_actor(name: str) -> None:
+    check_compiled(collected(name), lambda policy: th.compile(policy, backend="aot_eager"))
+
+
+@pytest.mark.parametrize("compile_part", [compiled_nets, compiled_extractor])
+@pytest.mark.parametrize("name", ["box_shared", "batch_norm_shared"])
+def test_policy_with_a_compiled_part_is_the_same_actor(
+    name: str, compile_part: Callable[[Any], Any]
+) -> None:
+    check_compiled(collected(name), compile_part)
+
+
+# Modes and running statistics
+
+
+def running_statistics(policy: ActorCriticPolicy) -> dict[str, th.Tensor]:
+    return {name: b.clone() for name, b in policy.named_buffers() if "running" in name}
+
+
+@pytest.mark.parametrize("name", ["batch_norm_shared", "batch_norm_separate"])
+def test_running_statistics_move_in_the_one_pass_and_at_no_other_time(name: str) -> None:
+    model = collected(name)
+    before = running_statistics(model.policy)
+    assert before
+    actor, batch = actor_and_batch(model)
+    jacobian_products(actor, batch)
+    actor.distribution(batch)
+    still = running_statistics(model.policy)
+    assert all(th.equal(before[key], still[key]) for key in before)
+    assert actor.refresh_running_statistics(batch.chunks(8))
+    moved = running_statistics(model.policy)
+    shared = name == "batch_norm_shared"
+    for key in before:
+        is_actors = shared or not key.startswith("vf_")
+        assert th.equal(before[key], moved[key]) is not is_actors, key
+    assert not any(module.training for module in model.policy.modules())
+
+
+def test_running_statistics_are_those_of_one_pass_in_training_mode() -> None:
+    model, twin = collected("batch_norm_shared"), collected("batch_norm_shared")
+    actor, batch = actor_and_batch(model)
+    actor.refresh_running_statistics(batch.chunks(8))
+    twin.policy.set_training_mode(True)
+    for chunk in batch.chunks(8):
+        twin.policy.get_distribution(chunk.observations)
+    ours, theirs = running_statistics(model.policy), running_statistics(twin.policy)
+    assert all(th.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_pass_over_the_batch_draws_no_dropout() -> None:
+    """Only the batch normalisation is in training mode."""
+    kwargs = {"features_extractor_kwargs": {"batch_norm": True, "dropout": 0.5}}
+    actor, batch = actor_and_batch(collected("batch_norm_shared", policy_kwargs=kwargs))
+    state = th.get_rng_state()
+    assert actor.refresh_running_statistics([batch])
+    assert th.equal(th.get_rng_state(), state)
+
+
+def test_single_states_are_passed_over_because_they_have_no_variance() -> None:
+    model = collected("batch_norm_shared")
+    before = running_statistics(model.policy)
+    actor, batch = actor_and_batch(model)
+    assert actor.refresh_running_statistics(batch.chunks(1))
+    after = running_statistics(model.policy)
+    assert all(th.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", ["box", "dropout_shared"])
+def test_policy_without_running_statistics_needs_no_pass(name: str) -> None:
+    actor, batch = actor_and_batch(collected(name))
+    assert not actor.refresh_running_statistics([batch])
+
+
+def test_training_mode_is_left_even_when_the_block_raises() -> None:
+    outer = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout())).eval()
+    inner = outer[1]
+
+    def fail() -> None:
+        with training_mode([outer, inner]):
+            assert [m.training for m in (outer, outer[0], inner)] == [True, False, True]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert not any(module.training for module in outer.modules())
+
+
+# Memory
+
+
+def repeated(batch: ActorBatch, times: int) -> ActorBatch:
+    index = th.arange(len(batch)).repeat(times)
+    return batch.select(index)
+
+
+@pytest.mark.parametrize("name", ["box", "gsde", "cnn_discrete", "dict_box", "empty_net_arch"])
+def test_chunk_size_does_not_depend_on_the_number_of_states(name: str) -> None:
+    """Memory is counted per state; a bigger rollout has the same states."""
+    model = collected(name)
+    _, batch = actor_and_batch(model)
+    sizes = {
+        read_actor(model.policy, repeated(batch, times)).max_states_per_chunk
+        for times in (2, 20, 200)
+    }
+    assert max(sizes) <= 1.05 * min(sizes)
+
+
+@pytest.mark.parametrize("name", ["box", "cnn_discrete"])
+def test_chunk_size_is_deterministic_and_takes_what_it_is_told(name: str) -> None:
+    model = collected(name)
+    _, batch = actor_and_batch(model)
+    sizes = {read_actor(model.policy, batch).max_states_per_chunk for _ in range(3)}
+    ballast = th.zeros(10**7)
+    sizes.add(read_actor(model.policy, batch).max_states_per_chunk)
+    assert len(sizes) == 1
+    assert ballast.sum() == 0
+    assert read_actor(model.policy, batch, max_states_per_chunk=5).max_states_per_chunk == 5
+
+
+def test_bigger_networks_get_smaller_chunks() -> None:
+    small, large = collected("box"), collected("box", policy_kwargs={"net_arch": [512, 512]})
+    sizes = [actor_and_batch(model)[0].max_states_per_chunk for model in (small, large)]
+    assert sizes[1] < sizes[0] / 10
+    assert sizes[1] > 2048
+
+
+def test_frozen_weights_are_not_counted_per_state() -> None:
+    """They are kept once, however many states there are."""
+    model = collected("box", policy_kwargs={"net_arch": [512, 512]})
+    free, batch = actor_and_batch(model)
+    freeze("mlp_extractor.policy_net.2")(model.policy)
+    frozen = read_actor(model.policy, batch)
+    assert frozen.max_states_per_chunk >= 0.9 * free.max_states_per_chunk

@@ -1,0 +1,343 @@
+"""Saved models: exact, readable by sb3-contrib, and readable from sb3-contrib."""
+
+import copy
+import json
+import subprocess
+import sys
+import warnings
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sb3_contrib
+import torch as th
+from stable_baselines3.common.utils import LinearSchedule
+
+from sb3_trpo import TRPO
+from tests.environments import (
+    CASES,
+    ToyEnv,
+    changed,
+    collect,
+    copy_rollout,
+    critic_only,
+    logged,
+    state_of,
+    toy_envs,
+    toy_model,
+)
+
+
+def saved(model: Any) -> BytesIO:
+    file = BytesIO()
+    model.save(file)
+    file.seek(0)
+    return file
+
+
+def data_of(file: BytesIO) -> dict[str, Any]:
+    with zipfile.ZipFile(file) as archive:
+        data: dict[str, Any] = json.loads(archive.read("data"))
+    return data
+
+
+def same_tensors(a: Any, b: Any) -> bool:
+    """Compare nested containers bitwise."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_tensors(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same_tensors, a, b))
+    return th.equal(a, b) if isinstance(a, th.Tensor) else bool(a == b)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_round_trip_is_exact(case: str, tmp_path: Path) -> None:
+    model = toy_model(case).learn(64)
+    model.save(tmp_path / "model")
+    loaded = TRPO.load(tmp_path / "model", toy_envs(CASES[case], 2), device="cpu")
+    assert same_tensors(model.get_parameters(), loaded.get_parameters())
+    observation = model.get_env().reset()
+    actions = [m.predict(observation, deterministic=True)[0] for m in (model, loaded)]
+    np.testing.assert_array_equal(actions[0], actions[1])
+
+
+@pytest.mark.parametrize("case", ["box", "discrete", "dict"])
+def test_a_loaded_model_takes_bitwise_the_same_next_update(case: str) -> None:
+    model = toy_model(case, cg_damping="lin_0.2").learn(64)
+    loaded = TRPO.load(saved(model), toy_envs(CASES[case], 2), device="cpu")
+    collect(model)
+    loaded.rollout_buffer = copy.deepcopy(model.rollout_buffer)
+    loaded._setup_learn(1)
+    for each in (model, loaded):
+        each._current_progress_remaining = 0.5
+        np.random.seed(3)
+        each.train()
+    assert same_tensors(model.get_parameters(), loaded.get_parameters())
+    assert model._n_updates == loaded._n_updates == 2
+
+
+def test_every_hyperparameter_comes_back() -> None:
+    values: dict[str, Any] = {
+        "kl_reduction": "mean",
+        "ent_coef": 0.01,
+        "fisher_sub_sampling_factor": 3,
+        "cg_residual_tol": 1e-3,
+        "line_search_accept_ratio": 0.1,
+        "max_states_per_chunk": 9,
+        "target_kl": 0.03,
+        "cg_damping": 0.2,
+        "sub_sampling_factor": 2,
+        "normalize_advantage": False,
+    }
+    loaded = TRPO.load(saved(toy_model(**values)), device="cpu")
+    assert {name: getattr(loaded, name) for name in values} == values
+
+
+def test_saved_attributes_are_json_or_classes_of_sb3() -> None:
+    model = toy_model(target_kl="lin_0.02", cg_damping=LinearSchedule(0.1, 0.0, 1.0)).learn(64)
+    data = data_of(saved(model))
+    theirs = data_of(saved(toy_model(kind=sb3_contrib.TRPO).learn(64)))
+    pickled = {
+        name: value[":type:"]
+        for name, value in data.items()
+        if isinstance(value, dict) and ":serialized:" in value
+    }
+    assert not {name for name, kind in pickled.items() if "sb3_trpo" in kind}
+    # The policy's class is SB3's own too, which its type does not show.
+    assert "sb3_trpo" not in str(data["policy_class"].get("__module__"))
+    # Everything of ours beyond contrib's attributes is plain JSON.
+    assert not {name for name in pickled if name not in theirs}
+
+
+RUN_IN_CONTRIB = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "sb3_trpo":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse())
+
+import gymnasium as gym
+import torch as th
+from sb3_contrib import TRPO
+
+try:
+    import sb3_trpo
+except ModuleNotFoundError:
+    pass
+else:
+    sys.exit("sb3_trpo must not be importable here")
+
+path, trains = sys.argv[1], sys.argv[2] == "trains"
+model = TRPO.load(path, env=gym.make("Pendulum-v1"), device="cpu")
+observation = th.linspace(-1, 1, 3).numpy()
+action, _ = model.predict(observation, deterministic=True)
+if trains:
+    before = {k: v.clone() for k, v in model.policy.state_dict().items()}
+    model.learn(64, reset_num_timesteps=False)
+    after = model.policy.state_dict()
+    assert all(not th.equal(before[k], after[k]) for k in before), "not trained"
+    assert model._n_updates == 3, model._n_updates
+print("action", repr(float(action[0])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use", ["trains", "predicts"])
+def test_our_zip_works_in_contrib_where_this_package_is_missing(use: str, tmp_path: Path) -> None:
+    schedules = {"target_kl": "lin_0.02", "cg_damping": "lin_0.2"} if use == "predicts" else {}
+    model = TRPO(
+        "MlpPolicy",
+        "Pendulum-v1",
+        n_steps=64,
+        batch_size=32,
+        seed=0,
+        device="cpu",
+        policy_kwargs={"net_arch": [8]},
+        **schedules,  # type: ignore[arg-type]
+    ).learn(128)
+    model.save(tmp_path / "model.zip")
+    result = subprocess.run(
+        [sys.executable, "-c", RUN_IN_CONTRIB, str(tmp_path / "model.zip"), use],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    observation = th.linspace(-1, 1, 3).numpy()
+    action, _ = model.predict(observation, deterministic=True)
+    assert result.stdout.split() == ["action", repr(float(action[0]))]
+
+
+class TestContribsZip:
+    @pytest.mark.parametrize("source", ["path", "path without suffix", "string", "stream"])
+    def test_goes_on_with_contribs_convention_and_says_so_once(
+        self, source: str, tmp_path: Path
+    ) -> None:
+        contrib = toy_model("box", kind=sb3_contrib.TRPO).learn(64)
+        contrib.save(tmp_path / "model.zip")
+        paths: dict[str, Any] = {
+            "path": tmp_path / "model.zip",
+            "path without suffix": tmp_path / "model",
+            "string": str(tmp_path / "model"),
+            "stream": BytesIO((tmp_path / "model.zip").read_bytes()),
+        }
+        with pytest.warns(UserWarning, match="kl_reduction") as messages:
+            model = TRPO.load(paths[source], toy_envs(CASES["box"], 2), device="cpu")
+        assert len(messages) == 1
+        assert Path(messages[0].filename).name == Path(__file__).name
+        assert model.kl_reduction == "mean"
+        assert same_tensors(model.get_parameters(), contrib.get_parameters())
+
+    @pytest.mark.parametrize("case", ["box", "discrete", "multi_binary", "gsde"])
+    def test_takes_the_same_actor_step_as_contrib_would(self, case: str) -> None:
+        contrib = toy_model(case, kind=sb3_contrib.TRPO, cg_max_steps=200).learn(64)
+        with pytest.warns(UserWarning, match="kl_reduction"):
+            model = TRPO.load(saved(contrib), toy_envs(CASES[case], 2), device="cpu")
+        assert model.num_timesteps == contrib.num_timesteps
+        collect(contrib)
+        copy_rollout(contrib, model)
+        before = state_of(contrib)
+        for each in (contrib, model):
+            each.train()
+        names = [name for name in before if not critic_only(name)]
+        step, contribs = (
+            th.cat([(state_of(each)[name] - before[name]).flatten() for name in names])
+            for each in (model, contrib)
+        )
+        assert contribs.norm() > 0
+        assert float((step - contribs).norm()) <= 2e-3 * float(contribs.norm())
+
+    @pytest.mark.parametrize("kl_reduction", ["sum", "mean"])
+    def test_an_explicit_choice_wins_silently(self, kl_reduction: str) -> None:
+        contrib = toy_model(kind=sb3_contrib.TRPO)
+        model = TRPO.load(saved(contrib), device="cpu", kl_reduction=kl_reduction)
+        assert model.kl_reduction == kl_reduction
+
+    def test_the_choice_stays_with_our_zip(self) -> None:
+        contrib = toy_model(kind=sb3_contrib.TRPO)
+        with pytest.warns(UserWarning, match="kl_reduction"):
+            model = TRPO.load(saved(contrib), device="cpu")
+        assert TRPO.load(saved(model), device="cpu").kl_reduction == "mean"
+        assert TRPO.load(saved(toy_model()), device="cpu").kl_reduction == "sum"
+        again = TRPO.load(saved(model), device="cpu", kl_reduction="sum")
+        assert again.kl_reduction == "sum"
+
+
+class TestLoad:
+    @pytest.mark.parametrize("how", ["custom_objects", "keyword"])
+    @pytest.mark.parametrize("kind", [TRPO, sb3_contrib.TRPO])
+    def test_without_environment_and_with_learning_rate_zero_it_predicts(
+        self, how: str, kind: type[Any]
+    ) -> None:
+        model = toy_model("box", kind=kind).learn(64)
+        zeros: dict[str, Any] = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0}
+        arguments: dict[str, Any] = (
+            {"custom_objects": zeros} if how == "custom_objects" else {"learning_rate": 0.0}
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*kl_reduction")
+            loaded = TRPO.load(saved(model), device="cpu", **arguments)
+        assert loaded.get_env() is None
+        assert loaded.learning_rate == 0.0
+        assert loaded.lr_schedule(1.0) == 0.0
+        observation = model.get_env().reset()
+        actions = [m.predict(observation, deterministic=True)[0] for m in (model, loaded)]
+        np.testing.assert_array_equal(actions[0], actions[1])
+
+    def test_custom_objects_replace_what_was_saved(self) -> None:
+        model = toy_model(target_kl=lambda _: 0.03, n_steps=16)
+        objects = {"target_kl": 0.005, "n_steps": 32, "tensorboard_log": None}
+        loaded = TRPO.load(
+            saved(model), toy_envs(CASES["box"], 2), device="cpu", custom_objects=objects
+        )
+        assert (loaded.target_kl, loaded.n_steps) == (0.005, 32)
+        collect(loaded)
+        loaded.train()
+        assert logged(loaded)["train/target_kl"] == 0.005
+
+    def test_schedules_come_back(self) -> None:
+        model = toy_model(target_kl="lin_0.02", cg_damping=lambda progress: 0.1 * progress)
+        loaded = TRPO.load(saved(model), toy_envs(CASES["box"], 2), device="cpu")
+        collect(loaded)
+        loaded._current_progress_remaining = 0.5
+        loaded.train()
+        assert logged(loaded)["train/target_kl"] == pytest.approx(0.01)
+        assert logged(loaded)["train/cg_damping"] == pytest.approx(0.05)
+
+    def test_another_number_of_environments(self) -> None:
+        loaded = TRPO.load(saved(toy_model(n_envs=2)), toy_envs(CASES["box"], 4), device="cpu")
+        assert loaded.learn(128).num_timesteps == 128
+
+    def test_learning_goes_on_where_it_stopped(self) -> None:
+        model = toy_model().learn(64)
+        loaded = TRPO.load(saved(model), toy_envs(CASES["box"], 2), device="cpu")
+        loaded.learn(64, reset_num_timesteps=False)
+        assert (loaded.num_timesteps, loaded._n_updates) == (128, 2)
+
+    def test_the_environments_state_may_be_kept(self) -> None:
+        model = toy_model().learn(64)
+        loaded = TRPO.load(saved(model), model.get_env(), device="cpu", force_reset=False)
+        before = state_of(loaded)
+        loaded.learn(64, reset_num_timesteps=False)
+        assert changed(before, state_of(loaded))
+
+    def test_a_stream_is_read_from_where_it_stands(self) -> None:
+        file = saved(toy_model())
+        prefixed = BytesIO(b"prefix" + file.getvalue())
+        prefixed.seek(6)
+        assert TRPO.load(prefixed, device="cpu").kl_reduction == "sum"
+
+    @pytest.mark.parametrize("kind", [TRPO, sb3_contrib.TRPO])
+    def test_a_stream_that_cannot_go_back_is_read(self, kind: type[Any]) -> None:
+        class OneWay(BytesIO):
+            def seek(self, *_: Any) -> int:
+                raise OSError("not seekable")
+
+        model = toy_model("box", kind=kind)
+        file = OneWay(saved(model).getvalue())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*kl_reduction")
+            loaded = TRPO.load(file, device="cpu")
+        assert same_tensors(model.get_parameters(), loaded.get_parameters())
+
+    @pytest.mark.parametrize("content", [b"", b"no model", "other zip", "broken data"])
+    @pytest.mark.parametrize("source", ["path", "stream"])
+    def test_a_file_that_is_no_model_is_named(
+        self, content: bytes | str, source: str, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "file.zip"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("data" if content == "broken data" else "notes.txt", "{")
+        file = path if source == "path" else BytesIO(path.read_bytes())
+        with pytest.raises(ValueError, match=r"is not a model saved with `save`"):
+            TRPO.load(file)
+
+    def test_a_missing_file_is_a_missing_file(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError):
+            TRPO.load(tmp_path / "nothing")
+
+    def test_an_environment_with_other_spaces_is_refused_as_in_sb3(self) -> None:
+        with pytest.raises(ValueError, match="spaces do not match"):
+            TRPO.load(saved(toy_model()), ToyEnv(action_space=CASES["discrete"].action_space))
+
+
+def test_the_optimizer_holds_all_parameters_in_the_policys_order() -> None:
+    policy = toy_model("dict").policy
+    held = [id(p) for group in policy.optimizer.param_groups for p in group["params"]]
+    assert held == [id(parameter) for parameter in policy.parameters()]
+
+
+def test_only_policy_and_optimizer_are_saved_as_tensors() -> None:
+    with zipfile.ZipFile(saved(toy_model().learn(64))) as archive:
+        names = {name for name in archive.namelist() if name.endswith(".pth")}
+    assert names == {"policy.pth", "policy.optimizer.pth", "pytorch_variables.pth"}

@@ -1,0 +1,416 @@
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+
+from sb3_trpo import TRPO
+from sb3_trpo.batch import Minibatch, minibatches
+from sb3_trpo.critic import Critic, CriticFit, fit_critic, read_critic
+from tests import reference
+from tests.cases import BY_NAME, CASES, Case, actor_and_batch, collected, freeze, rollout_of
+
+# Of SB3's loop in float64, whose sums are in another order: 18 Adam steps of 1e-3 each amplify
+# the rounding where a second moment is tiny.
+RTOL, ATOL = 1e-8, 1e-10
+
+EPOCHS = 3
+Optimizers = dict[str, tuple[type[th.optim.Optimizer], dict[str, Any]]]
+OPTIMIZERS: Optimizers = {
+    "adam": (th.optim.Adam, {"eps": 1e-5}),
+    "adamw": (th.optim.AdamW, {"weight_decay": 0.1}),
+    "adam_with_decay": (th.optim.Adam, {"weight_decay": 0.1}),
+    "amsgrad": (th.optim.Adam, {"amsgrad": True}),
+    "sgd": (th.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}),
+    "rmsprop": (th.optim.RMSprop, {"momentum": 0.5}),
+    "lbfgs": (th.optim.LBFGS, {"max_iter": 3}),
+}
+
+
+def with_optimizer(name: str) -> dict[str, Any]:
+    kind, arguments = OPTIMIZERS[name]
+    return {"policy_kwargs": {"optimizer_class": kind, "optimizer_kwargs": arguments}}
+
+
+def critic_of(model: TRPO) -> Critic:
+    actor, _ = actor_and_batch(model)
+    return read_critic(model.policy, actor.parameters, actor.modules)
+
+
+def fit(model: TRPO, epochs: int = EPOCHS, seed: int = 3) -> CriticFit:
+    critic = critic_of(model)
+    np.random.seed(seed)
+    return fit_critic(
+        critic,
+        minibatches(
+            model.rollout_buffer, rollout_of(model), model.batch_size, epochs, critic.features
+        ),
+    )
+
+
+def fit_as_sb3_would(model: TRPO, seed: int = 3) -> float:
+    actor, _ = actor_and_batch(model)
+    np.random.seed(seed)
+    policy, buffer = model.policy, model.rollout_buffer
+    return reference.fit_critic(policy, buffer, actor.parameters, model.batch_size, EPOCHS)
+
+
+def parameters_of(policy: ActorCriticPolicy) -> dict[str, th.Tensor]:
+    return {name: p.detach().clone() for name, p in policy.named_parameters()}
+
+
+def optimizer_tensors(policy: ActorCriticPolicy) -> list[th.Tensor]:
+    """List a copy of all numbers in the optimizer's state, in a fixed order."""
+    state = policy.optimizer.state_dict()["state"]
+    return [
+        th.as_tensor(value).detach().clone()
+        for key in sorted(state)
+        for name, value in sorted(state[key].items())
+        if isinstance(value, (th.Tensor, int, float))
+    ]
+
+
+def assert_same_models(one: TRPO, two: TRPO) -> None:
+    ours, theirs = parameters_of(one.policy), parameters_of(two.policy)
+    for name, parameter in ours.items():
+        th.testing.assert_close(parameter, theirs[name], rtol=RTOL, atol=ATOL, msg=name)
+    pairs = zip(optimizer_tensors(one.policy), optimizer_tensors(two.policy), strict=True)
+    for ours_, theirs_ in pairs:
+        th.testing.assert_close(ours_, theirs_, rtol=RTOL, atol=ATOL, check_dtype=False)
+
+
+# Layers that behave differently in training mode make another loop than SB3's plain one.
+DETERMINISTIC = [case for case in CASES if not case.name.startswith(("dropout", "batch_norm"))]
+
+
+@pytest.mark.parametrize("case", DETERMINISTIC, ids=str)
+def test_fit_equals_sb3s_plain_loop(case: Case) -> None:
+    """Twice, so that the second fit starts from the optimizer state of the first."""
+    ours, theirs = collected(case, float64=True), collected(case, float64=True)
+    for seed in (3, 4):
+        result = fit(ours, seed=seed)
+        loss = fit_as_sb3_would(theirs, seed=seed)
+        assert result.loss == pytest.approx(loss, rel=1e-9)
+        assert not result.diverged
+    assert_same_models(ours, theirs)
+
+
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "lbfgs"])
+@pytest.mark.parametrize("name", ["box", "box_shared"])
+def test_fit_with_any_optimizer_equals_sb3s_plain_loop(name: str, optimizer: str) -> None:
+    arguments = with_optimizer(optimizer)
+    ours, theirs = (collected(name, float64=True, **arguments) for _ in range(2))
+    for seed in (3, 4):
+        fit(ours, seed=seed)
+        fit_as_sb3_would(theirs, seed=seed)
+    assert_same_models(ours, theirs)
+
+
+def test_fit_equals_sb3s_plain_loop_to_rounding_in_float32() -> None:
+    ours, theirs = collected("box"), collected("box")
+    fit(ours)
+    fit_as_sb3_would(theirs)
+    expected = parameters_of(theirs.policy)
+    for name, parameter in parameters_of(ours.policy).items():
+        th.testing.assert_close(parameter, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_truncated_minibatches_count_as_any_other() -> None:
+    with pytest.warns(UserWarning, match="truncated"):
+        ours = collected("box", float64=True, batch_size=7)
+    with pytest.warns(UserWarning, match="truncated"):
+        theirs = collected("box", float64=True, batch_size=7)
+    assert fit(ours).loss == pytest.approx(fit_as_sb3_would(theirs), rel=1e-9)
+    assert_same_models(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["box", "box_shared"])
+def test_layer_that_was_frozen_for_a_while_is_fitted_as_by_sb3(name: str) -> None:
+    """Adam counts the steps of every parameter for itself."""
+    ours, theirs = collected(name, float64=True), collected(name, float64=True)
+    for model in (ours, theirs):
+        freeze("value_net")(model.policy)
+    fit(ours)
+    fit_as_sb3_would(theirs)
+    for model in (ours, theirs):
+        for parameter in model.policy.value_net.parameters():
+            parameter.requires_grad_(True)
+    fit(ours)
+    fit_as_sb3_would(theirs)
+    assert_same_models(ours, theirs)
+
+
+# What must not move
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_fit_leaves_actor_parameters_bitwise_unchanged(case: Case) -> None:
+    """Shared features extractors are the actor's."""
+    model = collected(case)
+    actor, _ = actor_and_batch(model)
+    held = {id(parameter) for parameter in actor.parameters}
+    before = parameters_of(model.policy)
+    fit(model)
+    moved = {name for name, p in model.policy.named_parameters() if not th.equal(p, before[name])}
+    names = {name for name, p in model.policy.named_parameters() if id(p) in held}
+    assert not moved & names
+    assert "value_net.bias" in moved or "value_net.policy_proj.bias" in moved
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["box", "box_shared", "gsde_shared", "batch_norm_shared"])
+def test_no_optimizer_moves_the_actor(name: str, optimizer: str) -> None:
+    """Weight decay, momentum and LBFGS move whatever has a gradient, or all parameters at once."""
+    model = collected(name, **with_optimizer(optimizer))
+    actor, _ = actor_and_batch(model)
+    before = [parameter.detach().clone() for parameter in actor.parameters]
+    for _ in range(2):
+        result = fit(model)
+    assert math.isfinite(result.loss)
+    assert all(th.equal(a, b) for a, b in zip(actor.parameters, before, strict=True))
+
+
+def test_gradients_that_someone_left_behind_move_nothing() -> None:
+    model = collected("box_shared")
+    actor, _ = actor_and_batch(model)
+    before = [parameter.detach().clone() for parameter in actor.parameters]
+    for parameter in model.policy.parameters():
+        parameter.grad = th.ones_like(parameter)
+    fit(model)
+    assert all(th.equal(a, b) for a, b in zip(actor.parameters, before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["box", "box_shared", "discrete_separate"])
+def test_frozen_critic_parameters_are_left_alone(name: str) -> None:
+    model = collected(name)
+    freeze("value_net", "vf_features_extractor")(model.policy)
+    before = parameters_of(model.policy)
+    fit(model)
+    after = parameters_of(model.policy)
+    frozen = {key for key, p in model.policy.named_parameters() if not p.requires_grad}
+    assert {"value_net.weight", "value_net.bias"} <= frozen
+    assert all(th.equal(before[key], after[key]) for key in frozen)
+
+
+@pytest.mark.parametrize("name", ["box", "box_shared"])
+def test_wholly_frozen_critic_is_no_error(name: str) -> None:
+    model = collected(name)
+    freeze("value_net", "vf_features_extractor", "mlp_extractor.value_net")(model.policy)
+    before = parameters_of(model.policy)
+    assert math.isfinite(fit(model).loss)
+    after = parameters_of(model.policy)
+    assert all(th.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", ["box", "box_shared"])
+def test_no_minibatches_change_nothing(name: str) -> None:
+    model = collected(name)
+    before, state = parameters_of(model.policy), optimizer_tensors(model.policy)
+    result = fit(model, epochs=0)
+    after = parameters_of(model.policy)
+    assert math.isnan(result.loss)
+    assert not result.diverged
+    assert all(th.equal(before[key], after[key]) for key in before)
+    assert optimizer_tensors(model.policy) == state == []
+
+
+# Divergence
+
+DIVERGING: list[tuple[str, str, float]] = [
+    ("box", "adam", 1e30),
+    ("box", "adam", 1e20),
+    ("box_shared", "adam", 1e30),
+    ("box_shared", "adam", 1e20),
+    ("discrete_separate", "adam", 1e20),
+    ("box", "sgd", 1e30),
+    ("box_shared", "rmsprop", 1e30),
+]
+
+
+@pytest.mark.parametrize(("name", "optimizer", "size"), DIVERGING)
+def test_diverging_fit_is_undone_with_the_optimizers_state(
+    name: str, optimizer: str, size: float
+) -> None:
+    """Returns whose squares overflow leave an infinity in Adam's state, which stops it for good."""
+    model = collected(name, **with_optimizer(optimizer))
+    fit(model)
+    before, state = parameters_of(model.policy), optimizer_tensors(model.policy)
+    model.rollout_buffer.returns *= size
+    result = fit(model)
+    after = parameters_of(model.policy)
+    assert result.diverged
+    assert all(th.equal(before[key], after[key]) for key in before)
+    pairs = zip(state, optimizer_tensors(model.policy), strict=True)
+    assert all(th.equal(a, b) for a, b in pairs)
+
+
+def test_diverging_fit_leaves_no_optimizer_state_where_there_was_none() -> None:
+    model = collected("box_shared")
+    model.rollout_buffer.returns *= 1e30
+    assert fit(model).diverged
+    assert optimizer_tensors(model.policy) == []
+
+
+def test_diverging_fit_leaves_the_critics_running_statistics_as_they_were() -> None:
+    model = collected("batch_norm_separate", **with_optimizer("sgd"))
+    before = {name: b.clone() for name, b in model.policy.named_buffers()}
+    model.rollout_buffer.returns *= 1e30
+    assert fit(model).diverged
+    assert all(th.equal(b, before[name]) for name, b in model.policy.named_buffers())
+
+
+# Modes
+
+
+def modes_during(model: TRPO, name: str) -> tuple[dict[str, bool], CriticFit]:
+    """Note in which mode the modules of a policy run while the critic is evaluated."""
+    seen: dict[str, bool] = {}
+
+    def note(key: str) -> Callable[[nn.Module, Any], None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            seen[key] = module.training
+
+        return hook
+
+    critic = critic_of(model)
+    rollout = rollout_of(model)
+    handles = [
+        module.register_forward_pre_hook(note(key))
+        for key, module in model.policy.named_modules()
+        if key
+    ]
+    batches: list[Minibatch] = list(
+        minibatches(model.rollout_buffer, rollout, model.batch_size, 1, critic.features)
+    )
+    result = fit_critic(critic, batches)
+    for handle in handles:
+        handle.remove()
+    return seen, result
+
+
+@pytest.mark.parametrize("name", ["dropout_separate", "batch_norm_separate"])
+def test_critics_own_layers_are_in_training_mode(name: str) -> None:
+    seen, _ = modes_during(collected(name), name)
+    own = {key: mode for key, mode in seen.items() if "vf_features_extractor.layers." in key}
+    assert own
+    assert all(own.values())
+
+
+@pytest.mark.parametrize("name", ["dropout_shared", "batch_norm_shared", "gsde_shared"])
+def test_layers_that_the_actor_runs_through_stay_in_evaluation_mode(name: str) -> None:
+    seen, _ = modes_during(collected(name), name)
+    shared = {key: mode for key, mode in seen.items() if "features_extractor" in key}
+    assert shared
+    assert not any(shared.values())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_all_modules_are_in_evaluation_mode_afterwards(case: Case) -> None:
+    model = collected(case)
+    fit(model)
+    assert not any(module.training for module in model.policy.modules())
+
+
+def test_running_statistics_of_shared_layers_do_not_move() -> None:
+    model = collected("batch_norm_shared")
+    before = {name: b.clone() for name, b in model.policy.named_buffers()}
+    fit(model)
+    assert all(th.equal(b, before[name]) for name, b in model.policy.named_buffers())
+
+
+def test_running_statistics_of_the_critics_own_layers_move() -> None:
+    model = collected("batch_norm_separate")
+    before = {name: b.clone() for name, b in model.policy.named_buffers()}
+    fit(model)
+    moved = {name for name, b in model.policy.named_buffers() if not th.equal(b, before[name])}
+    assert {"vf_features_extractor.layers.1.running_mean"} <= moved
+    assert all(name.startswith("vf_") for name in moved)
+
+
+def test_dropout_of_the_critic_is_random() -> None:
+    first, second = collected("dropout_separate"), collected("dropout_separate")
+    fit(first)
+    th.manual_seed(99)
+    fit(second)
+    one, two = parameters_of(first.policy), parameters_of(second.policy)
+    assert not th.equal(one["value_net.weight"], two["value_net.weight"])
+
+
+# Features that are computed once
+
+
+@pytest.mark.parametrize("case", DETERMINISTIC, ids=str)
+def test_value_of_a_features_row_is_that_of_its_observation(case: Case) -> None:
+    model = collected(case, float64=True)
+    critic = critic_of(model)
+    observations = rollout_of(model).observations
+    if critic.mlp is not None:
+        return  # its values are never asked for; the fit is compared as a whole
+    values = critic.values(critic.features(observations))
+    expected = model.policy.predict_values(observations).flatten()
+    th.testing.assert_close(values, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_fixed"),
+    [
+        ("cnn_discrete", True),
+        ("cnn_box_separate", False),
+        ("dropout_shared", True),
+        ("dropout_separate", False),
+        ("box_shared", True),
+        ("frozen_extractor", True),
+    ],
+)
+def test_features_are_computed_once_where_the_fit_cannot_move_them(
+    name: str, is_fixed: bool
+) -> None:
+    assert (critic_of(collected(name)).trunk is not None) is is_fixed
+
+
+class DetachedPolicy(ActorCriticPolicy):
+    """The actor reads the shared features, and leaves their training to the critic."""
+
+    def get_distribution(self, obs: Any) -> Distribution:
+        features = self.extract_features(obs, self.features_extractor)
+        assert isinstance(features, th.Tensor)
+        latent = self.mlp_extractor.forward_actor(features.detach())
+        return self._get_action_dist_from_latent(latent)
+
+
+def test_features_that_the_fit_moves_are_not_computed_once_though_the_actor_reads_them() -> None:
+    case = replace(BY_NAME["box_shared"], policy=DetachedPolicy)
+    ours, theirs = collected(case, float64=True), collected(case, float64=True)
+    before = parameters_of(ours.policy)
+    fit(ours)
+    fit_as_sb3_would(theirs)
+    assert_same_models(ours, theirs)
+    name = "features_extractor.layers.0.weight"
+    assert not th.equal(parameters_of(ours.policy)[name], before[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "is_closed"),
+    [("box", True), ("discrete", True), ("gsde", True), ("box_shared", False), ("beta", False)],
+)
+def test_plain_critics_are_fitted_in_closed_form(name: str, is_closed: bool) -> None:
+    assert (critic_of(collected(name)).mlp is not None) is is_closed
+
+
+@pytest.mark.parametrize("name", ["box", "batch_norm_shared", "cnn_discrete"])
+def test_compiled_policy_is_fitted_as_the_plain_one(name: str) -> None:
+    ours, theirs = collected(name), collected(name)
+    compiled: Any = th.compile(ours.policy, backend="eager")
+    ours.policy = compiled
+    fit(ours)
+    fit(theirs)
+    expected = parameters_of(theirs.policy)
+    for key, parameter in parameters_of(ours.policy).items():
+        plain_key = key.removeprefix("_orig_mod.")
+        th.testing.assert_close(parameter, expected[plain_key], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,141 @@
+"""The products against the dense Hessian, over the whole table of cases and in float64."""
+
+import pytest
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_trpo import TRPO
+from sb3_trpo.actor import Actor
+from sb3_trpo.batch import ActorBatch
+from sb3_trpo.fisher import FisherProduct
+from sb3_trpo.linearization import AutogradLinearization, MlpLinearization
+from sb3_trpo.surrogate import surrogate_at
+from sb3_trpo.trust_region import natural_step
+from tests import reference
+from tests.cases import CASES, Case, actor_and_batch, collected, data_of
+
+# Sums of 24 states over nets of up to 4 layers in float64, entries up to 1e2.
+RTOL, ATOL = 1e-8, 1e-11
+
+# Steps of the same update that differ in the order of the sums only.
+SAME_STEP = 1e-10
+
+# What the closed forms are for.
+PLAIN = ("box", "discrete", "multi_discrete", "multi_binary", "relu_unequal_nets", "frozen_layer")
+
+
+def without_closed_forms(policy: ActorCriticPolicy) -> None:
+    """Send a plain policy down the generic path, with a hook that does nothing."""
+    policy.features_extractor.register_forward_pre_hook(lambda module, args: None)
+
+
+def products(actor: Actor, chunks: tuple[ActorBatch, ...], damping: float = 0.0) -> th.Tensor:
+    """Multiply by all unit vectors."""
+    fisher = FisherProduct(actor, chunks, damping)
+    size = sum(parameter.numel() for parameter in actor.parameters)
+    return th.stack([fisher(unit).clone() for unit in th.eye(size, dtype=th.float64)], dim=1)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_fisher_product_equals_the_dense_hessian_of_the_mean_kl(case: Case) -> None:
+    actor, batch = actor_and_batch(collected(case, float64=True))
+    expected = reference.dense_fisher(actor.policy, batch.observations, actor.parameters)
+    assert expected.abs().max() > 1e-6
+    th.testing.assert_close(products(actor, (batch,)), expected, rtol=RTOL, atol=ATOL)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_closed_forms_and_autograd_give_the_same_product(name: str) -> None:
+    model = collected(name, float64=True)
+    fast, batch = actor_and_batch(model)
+    matrix = products(fast, (batch,))
+    without_closed_forms(model.policy)
+    slow, batch = actor_and_batch(model)
+    assert isinstance(fast.linearize(batch), MlpLinearization)
+    assert isinstance(slow.linearize(batch), AutogradLinearization)
+    th.testing.assert_close(products(slow, (batch,)), matrix, rtol=RTOL, atol=ATOL)
+
+
+@pytest.mark.parametrize(
+    "name", ["box", "multi_binary", "multi_discrete", "discrete", "gsde", "beta"]
+)
+def test_mean_reduction_gives_the_hessian_of_contribs_kl(name: str) -> None:
+    """Contrib averages over the dimensions of Box and MultiBinary, and sums MultiDiscrete."""
+    actor, batch = actor_and_batch(collected(name, float64=True), kl_reduction="mean")
+    expected = reference.dense_fisher(actor.policy, batch.observations, actor.parameters, "mean")
+    th.testing.assert_close(products(actor, (batch,)), expected, rtol=RTOL, atol=ATOL)
+
+
+@pytest.mark.parametrize(("name", "dimensions"), [("box", 2), ("multi_binary", 3)])
+def test_sum_is_the_number_of_dimensions_times_the_mean(name: str, dimensions: int) -> None:
+    model = collected(name, float64=True)
+    (joint, batch), (mean, _) = actor_and_batch(model), actor_and_batch(model, "mean")
+    expected = dimensions * products(mean, (batch,))
+    th.testing.assert_close(products(joint, (batch,)), expected, rtol=RTOL, atol=ATOL)
+
+
+@pytest.mark.parametrize("name", ["box", "gsde", "dict_box", "batch_norm_shared"])
+@pytest.mark.parametrize("size", [1, 7, 24])
+def test_damping_is_added_once_whatever_the_number_of_chunks(size: int, name: str) -> None:
+    actor, batch = actor_and_batch(collected(name, float64=True))
+    vector = th.randn_like(reference.flat(actor.parameters))
+    plain = FisherProduct(actor, (batch,), 0.0)(vector)
+    damped = FisherProduct(actor, batch.chunks(size), 0.1)(vector)
+    th.testing.assert_close(damped, plain + 0.1 * vector, rtol=RTOL, atol=ATOL)
+
+
+def full_step(model: TRPO, size: int, cg_steps: int) -> th.Tensor:
+    actor, batch = actor_and_batch(model)
+    chunks = batch.chunks(size)
+    surrogate = surrogate_at(actor, chunks, ent_coef=0.01)
+    fisher = FisherProduct(actor, chunks, 0.1)
+    natural = natural_step(fisher, surrogate.gradient, 0.01, cg_steps, 1e-13)
+    assert natural.failure is None
+    return natural.step
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_chunk_sizes_one_seven_and_all_give_the_same_step(case: Case) -> None:
+    model = collected(case, float64=True)
+    # Few steps of the solver: without the loss of conjugacy it does not multiply the rounding.
+    whole = full_step(model, 24, cg_steps=3)
+    for size in (1, 7):
+        step = full_step(model, size, cg_steps=3)
+        th.testing.assert_close(step, whole, rtol=SAME_STEP, atol=SAME_STEP * float(whole.norm()))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_step_equals_the_dense_step(case: Case) -> None:
+    model = collected(case, float64=True)
+    actor, batch = actor_and_batch(model)
+    fisher = reference.dense_fisher(model.policy, batch.observations, actor.parameters)
+    value = reference.surrogate(model.policy, *data_of(batch), ent_coef=0.01)
+    expected = reference.natural_step(
+        fisher + 0.1 * th.eye(len(fisher), dtype=th.float64),
+        reference.dense_gradient(value, actor.parameters),
+        0.01,
+    )
+    step = full_step(model, 24, cg_steps=200)
+    th.testing.assert_close(step, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_products_do_not_depend_on_the_vectors_before_them() -> None:
+    """The closed forms work in buffers that they use again."""
+    actor, batch = actor_and_batch(collected("box", float64=True))
+    fisher = FisherProduct(actor, (batch,), 0.1)
+    one, two = th.randn(2, 34, dtype=th.float64)
+    first = fisher(one)
+    kept = first.clone()
+    fisher(two)
+    assert th.equal(first, kept)
+    assert th.equal(fisher(one), kept)
+
+
+def test_product_in_float32_has_the_digits_of_float32() -> None:
+    actor, batch = actor_and_batch(collected("box"))
+    exact, exact_batch = actor_and_batch(collected("box", float64=True))
+    vector = th.randn(34)
+    product = FisherProduct(actor, (batch,), 0.1)(vector)
+    expected = FisherProduct(exact, (exact_batch,), 0.1)(vector.double())
+    assert product.dtype == th.float32
+    th.testing.assert_close(product.double(), expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,170 @@
+"""Bad hyperparameters are named, wherever they come from; good ones pass."""
+
+import math
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from stable_baselines3.common.utils import LinearSchedule
+
+from sb3_trpo import TRPO
+from tests.environments import collect, logged, toy_model
+
+NOT_COUNTS: list[Any] = [0, -1, 1.5, 2.0, math.nan, "2", None, True]
+NOT_FINITE: list[Any] = [math.nan, math.inf, -math.inf, "0.5", None, True]
+NOT_SCHEDULES: list[Any] = [
+    -0.1,
+    math.nan,
+    math.inf,
+    None,
+    True,
+    "0.02",
+    "lin",
+    "lin_",
+    "lin_x",
+    "lin_-0.1",
+    "lin_nan",
+    "lin_inf",
+    "exp_0.1",
+    lambda _: -0.1,
+    lambda _: math.nan,
+]
+
+BAD: dict[str, list[Any]] = {
+    "n_steps": NOT_COUNTS,
+    "batch_size": NOT_COUNTS,
+    "gamma": [-0.1, 1.1, *NOT_FINITE],
+    "gae_lambda": [-0.1, 1.1, *NOT_FINITE],
+    "cg_max_steps": NOT_COUNTS,
+    "cg_damping": NOT_SCHEDULES,
+    "line_search_shrinking_factor": [0.0, 1.0, -0.5, 2.0, *NOT_FINITE],
+    "line_search_max_iter": [-1, 1.5, "2", None, True],
+    "n_critic_updates": [-1, 1.5, "2", None, True],
+    "target_kl": NOT_SCHEDULES,
+    "sub_sampling_factor": [*NOT_COUNTS, 33, 1000],
+    "kl_reduction": ["max", "", None, 1],
+    "ent_coef": NOT_FINITE,
+    "fisher_sub_sampling_factor": [*NOT_COUNTS, 65, 1000],
+    "cg_residual_tol": [-0.1, 1.0, *NOT_FINITE],
+    "line_search_accept_ratio": [-0.1, 1.0, *NOT_FINITE],
+    "max_states_per_chunk": [0, -1, 1.5, "2", True],
+}
+
+GOOD: dict[str, list[Any]] = {
+    "n_steps": [1, np.int64(8)],
+    "batch_size": [1, np.int64(4)],
+    "gamma": [0, 0.0, 1, 1.0, np.float32(0.5)],
+    "gae_lambda": [0, 0.0, 1, 1.0, np.float64(0.5)],
+    "cg_max_steps": [1, np.int32(3)],
+    "cg_damping": [0, 0.0, 10, "lin_0.1", LinearSchedule(0.1, 0.0, 1.0), np.float32(0.1)],
+    "line_search_shrinking_factor": [0.01, 0.99, np.float32(0.5)],
+    "line_search_max_iter": [0, 1, np.int64(3)],
+    "n_critic_updates": [0, 1, np.int64(3)],
+    "target_kl": [0, 0.0, 1, "lin_0.02", "lin_1e-3", lambda p: 0.01 * p, np.float32(0.01)],
+    "sub_sampling_factor": [1, 32, np.int64(2)],
+    "kl_reduction": ["sum", "mean"],
+    "ent_coef": [0, 0.0, 0.01, -0.01, np.float32(0.1)],
+    "fisher_sub_sampling_factor": [1, 64, np.int64(2)],
+    "cg_residual_tol": [0, 0.0, 0.9],
+    "line_search_accept_ratio": [0, 0.0, 0.9],
+    "max_states_per_chunk": [None, 1, 7, 10**9, np.int64(5)],
+}
+
+
+def pairs(table: dict[str, list[Any]]) -> list[Any]:
+    return [
+        pytest.param(name, value, id=f"{name}={'schedule' if callable(value) else value!r}-{i}")
+        for name, values in table.items()
+        for i, value in enumerate(values)
+    ]
+
+
+@pytest.fixture(scope="module")
+def saved_model() -> bytes:
+    file = BytesIO()
+    toy_model().save(file)
+    return file.getvalue()
+
+
+def test_the_tables_cover_every_hyperparameter_with_a_range() -> None:
+    from sb3_trpo.hyperparameters import _RANGES
+
+    assert _RANGES.keys() == BAD.keys() == GOOD.keys()
+
+
+@pytest.mark.parametrize(("name", "value"), pairs(BAD))
+def test_bad_value_raises_at_construction_and_is_named(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"\b{name}\b"):
+        toy_model(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), pairs(BAD))
+def test_bad_value_raises_at_loading_and_is_named(
+    saved_model: bytes, name: str, value: Any
+) -> None:
+    with pytest.raises(ValueError, match=rf"\b{name}\b"):
+        TRPO.load(BytesIO(saved_model), device="cpu", **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), pairs(GOOD))
+def test_good_value_passes_and_trains(name: str, value: Any) -> None:
+    settings = {"batch_size": 1 if name == "n_steps" else 4, name: value}
+    model = toy_model(**{"n_critic_updates": 1, **settings})
+    collect(model)
+    model.train()
+    assert getattr(model, name) == value or isinstance(value, str)
+
+
+def test_the_message_has_the_value_and_the_range() -> None:
+    with pytest.raises(ValueError, match=r"line_search_shrinking_factor.* between 0 and 1.*1\.5"):
+        toy_model(line_search_shrinking_factor=1.5)
+
+
+def test_a_value_injected_after_construction_is_checked_when_the_model_is_set_up() -> None:
+    model = toy_model(_init_setup_model=False)
+    model.target_kl = -1.0
+    with pytest.raises(ValueError, match="target_kl"):
+        model._setup_model()
+
+
+def test_a_string_becomes_sb3s_linear_schedule() -> None:
+    model = toy_model(target_kl="lin_0.02", cg_damping="lin_0.1")
+    assert type(model.target_kl) is LinearSchedule
+    assert type(model.cg_damping) is LinearSchedule
+    for progress, share in [(1.0, 1.0), (0.25, 0.25), (0.0, 0.0)]:
+        assert model.target_kl(progress) == pytest.approx(0.02 * share)
+        assert model.cg_damping(progress) == pytest.approx(0.1 * share)
+
+
+@pytest.mark.parametrize("name", ["target_kl", "cg_damping"])
+@pytest.mark.parametrize("late", [-0.01, math.nan, math.inf])
+def test_a_schedule_that_goes_bad_later_is_named_before_anything_changes(
+    name: str, late: float
+) -> None:
+    schedule: dict[str, Any] = {name: lambda progress: 0.01 if progress > 0.9 else late}
+    model = toy_model(**schedule)
+    collect(model)
+    model._current_progress_remaining = 0.5
+    before = {key: value.clone() for key, value in model.policy.state_dict().items()}
+    with pytest.raises(ValueError, match=name):
+        model.train()
+    assert all(value.equal(before[key]) for key, value in model.policy.state_dict().items())
+
+
+def test_numbers_and_schedules_are_logged_as_they_were_used() -> None:
+    model = toy_model(target_kl=lambda progress: 0.02 * progress, cg_damping="lin_0.4")
+    collect(model)
+    model._current_progress_remaining = 0.5
+    model.train()
+    assert logged(model)["train/target_kl"] == pytest.approx(0.01)
+    assert logged(model)["train/cg_damping"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("value", [0.0123, "lin_0.0123", lambda _: 0.0123])
+def test_a_radius_set_on_a_finished_model_takes_effect_as_in_contrib(value: Any) -> None:
+    model = toy_model()
+    collect(model)
+    model.target_kl = value
+    model.train()
+    assert logged(model)["train/target_kl"] == pytest.approx(0.0123)

@@ -1,0 +1,131 @@
+"""The package's layers: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import sb3_trpo
+
+ROOT = Path(sb3_trpo.__file__).parent
+
+# One number per module, lowest first. `zoo` stands for all modules of the subpackage.
+LAYERS = (
+    {"vectors", "conjugate_gradient", "state_mean"},
+    {"distributions", "batch", "mlp", "linearization", "actor"},
+    {"surrogate", "fisher", "trust_region", "critic"},
+    {"hyperparameters", "rollout", "checkpoint", "trpo", "maskable", "recurrent", "__init__"},
+    {"zoo", "__main__"},
+)
+LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
+
+# Within a layer, imports go towards the start of these lists only.
+ORDER = (
+    ("conjugate_gradient", "vectors", "state_mean"),
+    ("distributions", "batch", "mlp", "linearization", "actor"),
+    (
+        "hyperparameters",
+        "rollout",
+        "checkpoint",
+        "trpo",
+        "maskable",
+        "recurrent",
+        "__init__",
+    ),
+    ("zoo", "__main__"),
+)
+POSITION = {name: place for names in ORDER for place, name in enumerate(names)}
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[0]
+
+
+def imported_names(source: str) -> set[str]:
+    """List the dotted names that a source imports, everywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own_imports(source: str) -> set[str]:
+    """List the package's modules that a source imports; the package itself is `__init__`."""
+    own = set()
+    for name in imported_names(source):
+        first, _, rest = name.partition(".")
+        if first == "sb3_trpo":
+            module = rest.partition(".")[0]
+            own.add(module if module in LAYER_OF else "__init__")
+    return own
+
+
+def is_downward(importer: str, imported: str) -> bool:
+    if importer == imported == "zoo":
+        return True
+    above, below = LAYER_OF[importer], LAYER_OF[imported]
+    if above != below:
+        return above > below
+    return POSITION.get(importer, 0) > POSITION.get(imported, 0)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_downward_only(path: Path) -> None:
+    importer = module_of(path)
+    assert importer in LAYER_OF, f"{importer} has no layer: place it in the table of this file"
+    upward = {name for name in own_imports(path.read_text()) if not is_downward(importer, name)}
+    assert not upward, f"{importer} imports {sorted(upward)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_zoo_imports_the_rl_zoo(path: Path) -> None:
+    imported = {name.partition(".")[0] for name in imported_names(path.read_text())}
+    assert module_of(path) == "zoo" or "rl_zoo3" not in imported
+
+
+@pytest.mark.parametrize("module", sorted(LAYERS[0]))
+def test_the_lowest_layer_knows_tensors_only(module: str) -> None:
+    imported = {
+        name.partition(".")[0] for name in imported_names((ROOT / f"{module}.py").read_text())
+    }
+    assert imported <= {"collections", "dataclasses", "enum", "math", "typing", "torch", "sb3_trpo"}
+
+
+def test_only_one_file_knows_the_distribution_classes() -> None:
+    others = ("stable_baselines3.common.distributions", "sb3_contrib", "torch.distributions")
+    knowing = {
+        module_of(path)
+        for path in FILES
+        for name in imported_names(path.read_text())
+        if name.startswith(others) and "distributions" in name
+    }
+    assert knowing == {"distributions"}
+
+
+def test_the_modules_of_the_update_never_import_each_other() -> None:
+    update = LAYERS[2]
+    for module in update:
+        imported = own_imports((ROOT / f"{module}.py").read_text())
+        assert not imported & update, module
+
+
+@pytest.mark.parametrize(
+    ("importer", "source"),
+    [
+        ("vectors", "from sb3_trpo.batch import ActorBatch"),
+        ("surrogate", "from sb3_trpo.fisher import FisherProduct"),
+        ("batch", "from sb3_trpo import actor"),
+        ("critic", "def f():\n    import sb3_trpo.trpo"),
+        ("trpo", "from sb3_trpo import TRPO"),
+        ("trpo", "from sb3_trpo.zoo import train"),
+    ],
+)
+def test_an_upward_or_sideways_import_is_noticed(importer: str, source: str) -> None:
+    assert not all(is_downward(importer, name) for name in own_imports(source))

@@ -1,0 +1,291 @@
+"""What comes from the environment is checked before the policy sees it."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
+
+from sb3_trpo.rollout import FiniteVecEnv
+from tests.environments import (
+    BOX_ACTIONS,
+    CASES,
+    DICT,
+    IMAGE,
+    MULTI_BINARY_ACTIONS,
+    VECTOR,
+    Case,
+    Faulty,
+    ToyEnv,
+    changed,
+    collect,
+    state_of,
+    toy_model,
+)
+
+NOT_FINITE = [np.nan, np.inf, -np.inf]
+EPISODE = 7  # the toy environment's time limit
+FAULTY_ENV = 1
+
+
+def spoil_vector(value: float) -> Callable[[Any], Any]:
+    def spoil(observation: Any) -> Any:
+        observation[1] = value
+        return observation
+
+    return spoil
+
+
+def spoil_position(value: float) -> Callable[[Any], Any]:
+    def spoil(observation: Any) -> Any:
+        observation["position"][2] = value
+        return observation
+
+    return spoil
+
+
+def faulty_envs(
+    at: int,
+    observation_space: spaces.Space[Any] = VECTOR,
+    spoil: Callable[[Any], Any] | None = None,
+    reward: float | None = None,
+) -> DummyVecEnv:
+    """Make three environments of which the middle one returns something bad at one step."""
+
+    def make(index: int) -> Callable[[], Any]:
+        def build() -> Any:
+            env = ToyEnv(copy.deepcopy(observation_space), BOX_ACTIONS, EPISODE)
+            return Faulty(env, at, spoil, reward) if index == FAULTY_ENV else env
+
+        return build
+
+    return DummyVecEnv([make(index) for index in range(3)])
+
+
+def model_in(env: Any, policy: str = "MlpPolicy") -> Any:
+    case = Case(policy, env.observation_space, env.action_space, {})
+    return toy_model(case, env=env, n_steps=16, batch_size=48)
+
+
+class SeenByThePolicy:
+    """Records whether the policy was ever called with a number that is not finite."""
+
+    def __init__(self, model: Any) -> None:
+        self.all_finite = True
+        model.policy.features_extractor.register_forward_pre_hook(self._look)
+
+    def _look(self, _: Any, inputs: tuple[Any, ...]) -> None:
+        tensors = inputs[0].values() if isinstance(inputs[0], dict) else [inputs[0]]
+        self.all_finite &= all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def assert_refused(model: Any, what: str, step: int, env: int = FAULTY_ENV) -> None:
+    """Check that learning stops with the fault's place, and that nothing has changed before."""
+    model.learn(48)  # the optimizer gets a state to lose
+    before, optimizer = state_of(model), copy.deepcopy(model.policy.optimizer.state_dict())
+    seen = SeenByThePolicy(model)
+    with pytest.raises(ValueError, match=rf"{what} .*\(step, env\) = \({step}, {env}\)"):
+        model.learn(48, reset_num_timesteps=False)
+    assert seen.all_finite
+    assert not changed(before, state_of(model))
+    assert str(optimizer) == str(model.policy.optimizer.state_dict())
+
+
+# One whole rollout of 16 steps goes before the faulty one.
+FIRST = 16
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("step", [1, 5, 16])
+def test_observation_that_is_not_finite_is_named(value: float, step: int) -> None:
+    env = faulty_envs(FIRST + step, spoil=spoil_vector(value))
+    assert_refused(model_in(env), "observation", step)
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("step", [1, 5, 16])
+def test_reward_that_is_not_finite_is_named(value: float, step: int) -> None:
+    assert_refused(model_in(faulty_envs(FIRST + step, reward=value)), "reward", step)
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_part_of_a_dict_observation_is_named(value: float) -> None:
+    env = faulty_envs(FIRST + 3, DICT, spoil_position(value))
+    assert_refused(model_in(env, "MultiInputPolicy"), "observation 'position'", 3)
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_terminal_observation_at_a_time_limit_is_named(value: float) -> None:
+    step = 5  # the third episode's last
+    assert (FIRST + step) % EPISODE == 0
+    env = faulty_envs(FIRST + step, spoil=spoil_vector(value))
+    assert_refused(model_in(env), "terminal observation", step)
+
+
+def test_terminal_dict_observation_is_named() -> None:
+    env = faulty_envs(FIRST + 5, DICT, spoil_position(np.nan))
+    assert_refused(model_in(env, "MultiInputPolicy"), "terminal observation 'position'", 5)
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the normalisation's own statistics
+def test_first_observation_is_named(value: float, normalize: bool) -> None:
+    env: Any = faulty_envs(0, spoil=spoil_vector(value))
+    model = model_in(VecNormalize(env) if normalize else env)
+    before, seen = state_of(model), SeenByThePolicy(model)
+    with pytest.raises(ValueError, match=rf"observation .*\(0, {FAULTY_ENV}\)"):
+        model.learn(48)
+    assert seen.all_finite
+    assert not changed(before, state_of(model))
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_normalisation_does_not_hide_an_observation(value: float, training: bool) -> None:
+    env = VecNormalize(faulty_envs(FIRST + 3, spoil=spoil_vector(value)), training=training)
+    assert_refused(model_in(env), "observation", 3)
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_normalisation_does_not_hide_a_reward(value: float, training: bool) -> None:
+    env = VecNormalize(faulty_envs(FIRST + 3, reward=value), training=training)
+    assert_refused(model_in(env), "reward", 3)
+
+
+CLIPPED = pytest.mark.xfail(reason="VecNormalize clips it and keeps no raw copy", strict=True)
+
+
+@pytest.mark.parametrize(
+    "value", [np.nan, *(pytest.param(v, marks=CLIPPED) for v in (np.inf, -np.inf))]
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_normalisation_does_not_hide_a_terminal_observation(value: float) -> None:
+    env = VecNormalize(faulty_envs(FIRST + 5, spoil=spoil_vector(value)), training=False)
+    assert_refused(model_in(env), "terminal observation", 5)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_normalisation_under_a_frame_stack_does_not_hide_an_observation() -> None:
+    env = VecNormalize(faulty_envs(FIRST + 3, spoil=spoil_vector(np.inf)), training=False)
+    assert_refused(model_in(VecFrameStack(env, 2)), "observation", 3)
+
+
+def test_learning_goes_on_after_the_environment_was_corrected() -> None:
+    model = model_in(faulty_envs(5, reward=np.nan))
+    with pytest.raises(ValueError, match="reward"):
+        model.learn(48)
+    model.learn(48)
+    assert model._n_updates == 1
+
+
+@pytest.mark.parametrize(
+    "space",
+    [IMAGE, spaces.Discrete(5), spaces.MultiDiscrete([3, 4]), MULTI_BINARY_ACTIONS],
+    ids=lambda space: type(space).__name__,
+)
+def test_integer_observations_pass(space: spaces.Space[Any]) -> None:
+    case = Case("CnnPolicy" if space is IMAGE else "MlpPolicy", space, BOX_ACTIONS, {})
+    model = toy_model(case)
+    before = state_of(model)
+    model.learn(64)
+    assert changed(before, state_of(model))
+
+
+def test_double_precision_observations_pass_and_are_checked() -> None:
+    space = spaces.Box(-1.0, 1.0, (3,), dtype=np.float64)
+    env = faulty_envs(FIRST + 3, space, spoil_vector(np.nan))
+    assert_refused(model_in(env), "observation", 3)
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize(
+    ("array", "named"),
+    [
+        ("values", "value"),
+        ("log_probs", "log-probability"),
+        ("advantages", "advantage"),
+        ("returns", "return"),
+    ],
+)
+def test_number_in_the_buffer_that_is_not_finite_is_named_before_anything_changes(
+    value: float, array: str, named: str
+) -> None:
+    model = toy_model()
+    collect(model)
+    getattr(model.rollout_buffer, array)[5, 1] = value
+    before = state_of(model)
+    with pytest.raises(ValueError, match=rf"The {named} of \(step, env\) = \(5, 1\)"):
+        model.train()
+    assert not changed(before, state_of(model))
+    assert model._n_updates == 0
+
+
+class OneRewardEnv(ToyEnv):
+    """Reward 1 at every step."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, _, terminated, truncated, info = super().step(action)
+        self.last = np.array(observation)
+        return observation, 1.0, terminated, truncated, info
+
+
+def test_time_limit_bootstraps_with_the_last_states_own_value() -> None:
+    # Mistake: the next episode's first value at a time limit, or none.
+    env = OneRewardEnv(episode_length=4)
+    case = Case("MlpPolicy", env.observation_space, env.action_space, {})
+    model = toy_model(case, env=env, n_steps=8, batch_size=8, gamma=0.9)
+    with th.no_grad():
+        model.policy.value_net.bias.fill_(10.0)
+    terminal: list[Any] = []
+    get_env = model.get_env()
+    original = get_env.step_wait
+
+    def step_wait() -> Any:
+        result = original()
+        terminal.extend(info["terminal_observation"] for info in result[3] if result[2][0])
+        return result
+
+    get_env.step_wait = step_wait
+    collect(model)
+    values = [model.policy.predict_values(th.as_tensor(o)[None]).item() for o in terminal]
+    assert len(values) == 2
+    rewards = model.rollout_buffer.rewards.flatten()
+    for row, value in zip([3, 7], values, strict=True):
+        assert rewards[row] == pytest.approx(1 + 0.9 * value, rel=1e-5)
+    assert np.delete(rewards, [3, 7]).tolist() == [1.0] * 6
+
+
+def test_the_check_hands_everything_on_unchanged() -> None:
+    plain, checked = (faulty_envs(10**9) for _ in range(2))
+    wrapped = FiniteVecEnv(checked, None)
+    plain.seed(0)
+    wrapped.seed(0)
+    np.testing.assert_array_equal(np.asarray(plain.reset()), np.asarray(wrapped.reset()))
+    for _ in range(10):
+        actions = np.zeros((3, 3), dtype=np.float32)
+        theirs, ours = plain.step(actions), wrapped.step(actions)
+        for expected, actual in zip(theirs[:3], ours[:3], strict=True):
+            np.testing.assert_array_equal(np.asarray(expected), np.asarray(actual))
+        assert str(theirs[3]) == str(ours[3])
+
+
+def test_ratio_is_one_at_the_old_parameters_under_running_normalisation() -> None:
+    # Mistake: statistics updated between the old log-probabilities and the surrogate.
+    env = VecNormalize(DummyVecEnv([ToyEnv, ToyEnv]))
+    model = toy_model(CASES["box"], env=env)
+    for _ in range(3):
+        collect(model)
+        samples = next(copy.deepcopy(model.rollout_buffer).get(None))
+        with th.no_grad():
+            distribution = model.policy.get_distribution(samples.observations)
+            ratio = th.exp(distribution.log_prob(samples.actions) - samples.old_log_prob)
+        th.testing.assert_close(ratio, th.ones_like(ratio), rtol=0, atol=1e-4)
+        model.train()

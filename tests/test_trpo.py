@@ -1,0 +1,658 @@
+"""The algorithm as SB3 users meet it, and what every update keeps."""
+
+import copy
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sb3_contrib
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import Distribution, kl_divergence
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
+
+from sb3_trpo import TRPO
+from tests.environments import (
+    CASES,
+    changed,
+    changed_actor,
+    collect,
+    copy_rollout,
+    critic_only,
+    logged,
+    state_of,
+    toy_envs,
+    toy_model,
+)
+
+# Rounding of a float32 mean over some hundred states.
+ROUNDING = 1e-4
+
+KEYS = {
+    "policy_objective",
+    "value_loss",
+    "kl_divergence_loss",
+    "explained_variance",
+    "is_line_search_success",
+    "learning_rate",
+    "std",
+    "n_updates",
+    "target_kl",
+    "cg_damping",
+    "entropy",
+    "grad_norm",
+    "cg_iterations",
+    "cg_residual",
+    "step_size",
+    "backtracks",
+    "expected_improvement",
+    "actual_improvement",
+    "skipped_updates",
+}
+
+
+def collected(case: str = "box", **kwargs: Any) -> Any:
+    model = toy_model(case, **kwargs)
+    collect(model)
+    return model
+
+
+def flat_batch(model: Any) -> tuple[Any, th.Tensor, th.Tensor, th.Tensor]:
+    buffer = copy.deepcopy(model.rollout_buffer)
+    next(buffer.get(None))  # in random order, but afterwards the arrays are flat
+    samples = buffer._get_samples(np.arange(model.n_steps * model.n_envs))
+    actions = samples.actions
+    if model.action_space.__class__.__name__ == "Discrete":
+        actions = actions.long().flatten()
+    advantages = samples.advantages
+    if model.normalize_advantage:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    return samples.observations, actions, samples.old_log_prob, advantages
+
+
+@th.no_grad()
+def kl_of(new: Distribution, old: Distribution) -> th.Tensor:
+    kl = kl_divergence(new, old)
+    return kl.reshape(len(kl), -1).sum(dim=1)
+
+
+@th.no_grad()
+def distribution_of(model: Any) -> Distribution:
+    # SB3's policies overwrite the object that they return.
+    distribution: Distribution = model.policy.get_distribution(flat_batch(model)[0])
+    return copy.copy(distribution)
+
+
+@th.no_grad()
+def improvement_and_kl(model: Any, before: Distribution) -> tuple[float, float]:
+    _, actions, old_log_prob, advantages = flat_batch(model)
+    after = distribution_of(model)
+    ratio_before = th.exp(before.log_prob(actions) - old_log_prob)
+    ratio_after = th.exp(after.log_prob(actions) - old_log_prob)
+    improvement = ((ratio_after - ratio_before) * advantages).mean()
+    return float(improvement), float(kl_of(after, before).mean())
+
+
+def actor_vector(model: Any) -> th.Tensor:
+    state = model.policy.state_dict()
+    return th.cat([value.flatten() for name, value in state.items() if not critic_only(name)])
+
+
+def step_of(model: Any) -> th.Tensor:
+    before = actor_vector(model).clone()
+    model.train()
+    return actor_vector(model) - before
+
+
+class TestSignature:
+    def test_contribs_arguments_come_first_in_its_order_with_its_defaults(self) -> None:
+        ours = list(inspect.signature(TRPO).parameters.values())
+        theirs = list(inspect.signature(sb3_contrib.TRPO).parameters.values())
+        described = [(p.name, p.default, p.kind) for p in theirs]
+        assert [(p.name, p.default, p.kind) for p in ours[: len(theirs)]] == described
+
+    def test_our_arguments_are_keyword_only_after_contribs(self) -> None:
+        ours = list(inspect.signature(TRPO).parameters.values())
+        rest = ours[len(inspect.signature(sb3_contrib.TRPO).parameters) :]
+        assert {p.kind for p in rest} == {inspect.Parameter.KEYWORD_ONLY}
+        assert {p.name: p.default for p in rest} == {
+            "kl_reduction": "sum",
+            "ent_coef": 0.0,
+            "fisher_sub_sampling_factor": 1,
+            "cg_residual_tol": 1e-5,
+            "line_search_accept_ratio": 0.0,
+            "max_states_per_chunk": None,
+        }
+
+    def test_every_argument_is_stored_under_its_own_name(self) -> None:
+        values: dict[str, Any] = {
+            "learning_rate": 0.002,
+            "n_steps": 24,
+            "batch_size": 12,
+            "gamma": 0.9,
+            "cg_max_steps": 7,
+            "cg_damping": 0.2,
+            "line_search_shrinking_factor": 0.7,
+            "line_search_max_iter": 6,
+            "n_critic_updates": 3,
+            "gae_lambda": 0.8,
+            "use_sde": True,
+            "sde_sample_freq": 4,
+            "rollout_buffer_class": RolloutBuffer,
+            "rollout_buffer_kwargs": {},
+            "normalize_advantage": False,
+            "target_kl": 0.02,
+            "sub_sampling_factor": 2,
+            "tensorboard_log": "logs",
+            "policy_kwargs": {"net_arch": [4]},
+            "verbose": 0,
+            "seed": 3,
+            "kl_reduction": "mean",
+            "ent_coef": 0.01,
+            "fisher_sub_sampling_factor": 2,
+            "cg_residual_tol": 1e-3,
+            "line_search_accept_ratio": 0.1,
+            "max_states_per_chunk": 10,
+        }
+        model = toy_model(**values)
+        # SB3 adds the optimizer's defaults and the gSDE switch to its own copies of these two.
+        stored = {name: getattr(model, name) for name in values}
+        assert stored["policy_kwargs"].pop("use_sde", None) in (True, None)
+        assert stored == values
+        named = set(inspect.signature(TRPO).parameters) - values.keys()
+        assert named == {"policy", "env", "device", "stats_window_size", "_init_setup_model"}
+
+    def test_policy_aliases_are_contribs(self) -> None:
+        assert TRPO.policy_aliases == sb3_contrib.TRPO.policy_aliases
+
+    def test_learn_has_contribs_signature(self) -> None:
+        def described(kind: type[Any]) -> list[tuple[str, Any]]:
+            return [(p.name, p.default) for p in inspect.signature(kind.learn).parameters.values()]
+
+        assert described(TRPO) == described(sb3_contrib.TRPO)
+
+
+class TestUpdate:
+    @pytest.mark.parametrize("target_kl", [0.001, 0.05])
+    @pytest.mark.parametrize("case", CASES)
+    def test_an_accepted_step_improves_inside_the_trust_region(
+        self, case: str, target_kl: float
+    ) -> None:
+        model = collected(case, target_kl=target_kl)
+        old = distribution_of(model)
+        model.train()
+        assert logged(model)["train/is_line_search_success"] == 1.0
+        improvement, kl = improvement_and_kl(model, old)
+        assert improvement > 0
+        assert 0 < kl <= target_kl * (1 + ROUNDING) + 1e-7
+        # Dividing the advantages' variance by n, not n - 1, would be 8e-3 off.
+        assert logged(model)["train/actual_improvement"] == pytest.approx(improvement, rel=2e-3)
+        assert logged(model)["train/kl_divergence_loss"] == pytest.approx(kl, rel=1e-2, abs=1e-6)
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_rejected_step_leaves_the_actor_bitwise_unchanged(self, case: str) -> None:
+        # Far outside the region where the linear model holds no candidate gains what it predicts.
+        model = collected(
+            case, target_kl=5.0, line_search_accept_ratio=0.999, line_search_max_iter=2
+        )
+        before = state_of(model)
+        model.train()
+        assert logged(model)["train/is_line_search_success"] == 0.0
+        assert logged(model)["train/actual_improvement"] == 0.0
+        assert logged(model)["train/actor_update"] == "line_search_failed"
+        assert logged(model)["train/skipped_updates"] == 1
+        assert not changed_actor(before, state_of(model))
+        assert changed(before, state_of(model))
+
+    @pytest.mark.parametrize("share", [True, False])
+    @pytest.mark.parametrize("case", CASES)
+    def test_the_critics_fit_leaves_the_action_distribution_bitwise_unchanged(
+        self, case: str, share: bool
+    ) -> None:
+        policy_kwargs = {"net_arch": [8], "share_features_extractor": share}
+        model = collected(case, target_kl=0.0, learning_rate=0.1, policy_kwargs=policy_kwargs)
+        observations, actions, *_ = flat_batch(model)
+
+        @th.no_grad()
+        def outputs() -> list[th.Tensor]:
+            distribution = model.policy.get_distribution(observations)
+            return [distribution.log_prob(actions), distribution.mode()]
+
+        before, state = outputs(), state_of(model)
+        model.train()
+        assert all(th.equal(a, b) for a, b in zip(before, outputs(), strict=True))
+        assert {name for name in changed(state, state_of(model)) if "value" in name}
+        assert not changed_actor(state, state_of(model))
+
+    def test_a_separate_critic_extractor_is_trained_by_the_fit(self) -> None:
+        policy_kwargs = {"net_arch": [8], "share_features_extractor": False}
+        model = collected("cnn", target_kl=0.0, policy_kwargs=policy_kwargs)
+        before = state_of(model)
+        model.train()
+        moved = changed(before, state_of(model))
+        assert any(name.startswith("vf_features_extractor") for name in moved)
+        assert not any(name.startswith("pi_features_extractor") for name in moved)
+
+    def test_no_gradient_is_left_behind(self) -> None:
+        model = collected()
+        model.train()
+        assert all(parameter.grad is None for parameter in model.policy.parameters())
+
+    @pytest.mark.parametrize("case", ["box", "discrete", "gsde", "dict"])
+    def test_same_seed_gives_bitwise_the_same_parameters(self, case: str) -> None:
+        states = [state_of(toy_model(case, seed=5).learn(192)) for _ in range(2)]
+        assert not changed(*states)
+        assert changed(states[0], state_of(toy_model(case, seed=6).learn(192)))
+
+    @pytest.mark.parametrize("scale", [1e-25, 1e-6, 1e6, 1e25])
+    @pytest.mark.parametrize("case", ["box", "discrete"])
+    def test_scaled_advantages_leave_the_step_unchanged(self, case: str, scale: float) -> None:
+        kwargs: dict[str, Any] = {"normalize_advantage": False, "n_critic_updates": 0}
+        model, scaled = collected(case, **kwargs), toy_model(case, **kwargs)
+        copy_rollout(model, scaled)
+        scaled.rollout_buffer.advantages *= np.float32(scale)
+        step, scaled_step = step_of(model), step_of(scaled)
+        assert step.norm() > 0
+        assert float((scaled_step - step).norm()) <= 1e-3 * float(step.norm())
+
+    def test_normalised_advantages_may_be_shifted(self) -> None:
+        model, shifted = collected(), toy_model()
+        copy_rollout(model, shifted)
+        shifted.rollout_buffer.advantages += 3.0
+        step = step_of(model)
+        assert float((step_of(shifted) - step).norm()) <= 1e-3 * float(step.norm())
+
+    @pytest.mark.parametrize("case", ["box", "discrete", "multi_discrete", "multi_binary", "gsde"])
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_entropy_coefficient_moves_the_entropy(self, case: str, sign: int) -> None:
+        model = collected(case, ent_coef=sign * 1.0, normalize_advantage=False)
+        if case != "box":  # uniform distributions have no gradient to a higher entropy
+            sharpen(model)
+            collect(model)
+        model.rollout_buffer.advantages[:] = 0.0
+        observations, *_ = flat_batch(model)
+        with th.no_grad():
+            before = model.policy.get_distribution(observations).entropy().mean()
+        model.train()
+        with th.no_grad():
+            after = model.policy.get_distribution(observations).entropy().mean()
+        assert logged(model)["train/actor_update"] == "accepted"
+        assert sign * float(after - before) > 0
+
+    def test_line_search_max_iter_zero_takes_the_full_step_without_a_search(self) -> None:
+        strict: dict[str, Any] = {"target_kl": 5.0, "line_search_accept_ratio": 0.999}
+        searched = collected("box", line_search_max_iter=1, **strict)
+        full = toy_model("box", line_search_max_iter=0, **strict)
+        copy_rollout(searched, full)
+        assert step_of(searched).norm() == 0
+        assert step_of(full).norm() > 0
+        assert logged(full)["train/backtracks"] == 0
+        assert logged(full)["train/is_line_search_success"] == 1.0
+
+    def test_line_search_max_iter_zero_equals_an_accepted_first_candidate(self) -> None:
+        searched = collected(target_kl=1e-4)
+        full = toy_model(target_kl=1e-4, line_search_max_iter=0)
+        copy_rollout(searched, full)
+        step, full_step = step_of(searched), step_of(full)
+        shrinkage = 0.8 ** logged(searched)["train/backtracks"]
+        assert float((shrinkage * full_step - step).norm()) <= 1e-3 * float(step.norm())
+
+    def test_expected_improvement_is_that_of_the_accepted_candidate(self) -> None:
+        # Mistake: shrinking it twice per backtrack. Without damping the full step is far too long.
+        model = collected("discrete", cg_damping=0.0)
+        _, actions, old_log_prob, advantages = flat_batch(model)
+        named = [p for n, p in model.policy.named_parameters() if not critic_only(n)]
+        log_prob = model.policy.get_distribution(flat_batch(model)[0]).log_prob(actions)
+        objective = (th.exp(log_prob - old_log_prob) * advantages).mean()
+        gradient = th.cat([g.flatten() for g in th.autograd.grad(objective, named)])
+        step = step_of(model)
+        assert logged(model)["train/backtracks"] > 0
+        assert logged(model)["train/expected_improvement"] == pytest.approx(
+            float(gradient @ step), rel=1e-3
+        )
+
+    @pytest.mark.parametrize("ratio", [0.0, 0.5, 0.9])
+    def test_accept_ratio_bounds_the_realised_share_of_the_prediction(self, ratio: float) -> None:
+        model = collected("discrete", target_kl=0.5, line_search_accept_ratio=ratio)
+        model.train()
+        log = logged(model)
+        assert log["train/is_line_search_success"] == 1.0
+        assert log["train/actual_improvement"] >= ratio * log["train/expected_improvement"]
+        assert log["train/actual_improvement"] > 0
+
+    def test_no_critic_updates_leave_the_critic_bitwise_unchanged(self) -> None:
+        model = collected(n_critic_updates=0)
+        before = state_of(model)
+        model.train()
+        assert not {name for name in changed(before, state_of(model)) if critic_only(name)}
+        assert changed_actor(before, state_of(model))
+
+    def test_critic_takes_the_number_of_steps_it_was_asked_for(self) -> None:
+        model = collected(n_critic_updates=3, batch_size=16)
+        model.train()
+        steps = {int(s["step"]) for s in model.policy.optimizer.state_dict()["state"].values()}
+        assert steps == {3 * 64 // 16}
+
+    @pytest.mark.parametrize(
+        ("case", "chunk"), [("box", 1), ("box", 64), *((case, 7) for case in CASES)]
+    )
+    def test_chunks_change_nothing(self, case: str, chunk: int) -> None:
+        whole = collected(case)
+        chunked = toy_model(case, max_states_per_chunk=chunk)
+        copy_rollout(whole, chunked)
+        step, chunked_step = step_of(whole), step_of(chunked)
+        assert float((chunked_step - step).norm()) <= 2e-3 * float(step.norm())
+
+
+def sharpen(model: Any) -> None:
+    """Move the policy away from its nearly uniform start."""
+    with th.no_grad():
+        model.policy.action_net.weight.mul_(100.0)
+        model.policy.action_net.bias.add_(0.5)
+
+
+class TestSchedules:
+    @pytest.mark.parametrize("name", ["target_kl", "cg_damping"])
+    def test_number_schedule_and_string_give_the_same_step(self, name: str) -> None:
+        kinds: list[Any] = [0.02, lambda progress: 0.02 * progress, "lin_0.02"]
+        source = collected()
+        steps = []
+        for kind in kinds:
+            model = toy_model("box", 2, TRPO, **{name: kind})
+            copy_rollout(source, model)
+            steps.append(step_of(model))
+        assert steps[0].norm() > 0
+        assert all(th.equal(step, steps[0]) for step in steps)
+
+    def test_half_way_the_radius_is_half(self) -> None:
+        model = collected(target_kl="lin_0.02")
+        model._current_progress_remaining = 0.5
+        model.train()
+        assert logged(model)["train/target_kl"] == pytest.approx(0.01)
+        assert 0.005 < logged(model)["train/kl_divergence_loss"] <= 0.01
+
+    @pytest.mark.parametrize("progress", [0.0, -0.3])
+    @pytest.mark.parametrize("target_kl", ["lin_0.02", lambda progress: 0.02 * progress])
+    def test_radius_zero_skips_the_actor_quietly(self, target_kl: Any, progress: float) -> None:
+        model = collected(target_kl=target_kl, cg_damping="lin_0.1")
+        model._current_progress_remaining = progress
+        before = state_of(model)
+        for _ in range(12):  # a series of unwanted skips would warn
+            model.train()
+        log = logged(model)
+        assert log["train/actor_update"] == "target_kl_is_zero"
+        assert log["train/skipped_updates"] == 0
+        assert log["train/target_kl"] == 0.0
+        assert not changed_actor(before, state_of(model))
+        assert changed(before, state_of(model))
+
+    def test_learning_beyond_the_total_is_fine_with_schedules(self) -> None:
+        model = toy_model(target_kl="lin_0.02", cg_damping="lin_0.1").learn(100)
+        assert model.num_timesteps == 128
+        assert model._n_updates == 2
+
+
+class TestSubSampling:
+    K = 4
+
+    @pytest.mark.parametrize("n_updates", [0, 1, 7])
+    @pytest.mark.parametrize("case", ["box", "dict", "cnn"])
+    def test_the_actor_sees_every_kth_state_from_a_rotating_offset(
+        self, case: str, n_updates: int
+    ) -> None:
+        source = collected(case, sub_sampling_factor=self.K)
+        step_number = np.arange(source.n_steps) % self.K  # n_steps is a multiple of K
+        seen = step_number == n_updates % self.K
+
+        def step_with_spoilt(rows: Any) -> th.Tensor:
+            model = toy_model(case, sub_sampling_factor=self.K)
+            copy_rollout(source, model)
+            model._n_updates = n_updates
+            model.rollout_buffer.advantages[rows] *= -3.0
+            return step_of(model)
+
+        step = step_with_spoilt(np.zeros_like(seen))
+        assert step.norm() > 0
+        assert th.equal(step_with_spoilt(~seen), step)
+        assert not th.equal(step_with_spoilt(seen), step) or th.equal(-step, step)
+
+    def test_the_critic_still_uses_all_states(self) -> None:
+        model = collected(sub_sampling_factor=self.K, batch_size=16, n_critic_updates=1)
+        model.train()
+        steps = {int(s["step"]) for s in model.policy.optimizer.state_dict()["state"].values()}
+        assert steps == {64 // 16}
+
+    @pytest.mark.parametrize("case", ["box", "dict"])
+    def test_fisher_sub_sampling_changes_the_step_and_not_the_gradient(self, case: str) -> None:
+        source = collected(case)
+
+        def step_and_gradient(n_updates: int, k: int) -> tuple[th.Tensor, float]:
+            model = toy_model(case, fisher_sub_sampling_factor=k)
+            copy_rollout(source, model)
+            model._n_updates = n_updates
+            step = step_of(model)
+            assert logged(model)["train/is_line_search_success"] == 1.0
+            return step, logged(model)["train/grad_norm"]
+
+        full, gradient = step_and_gradient(0, 1)
+        first, first_gradient = step_and_gradient(0, self.K)
+        second, second_gradient = step_and_gradient(1, self.K)
+        again, _ = step_and_gradient(self.K, self.K)
+        assert gradient == first_gradient == second_gradient
+        assert th.equal(first, again)
+        assert not th.equal(first, second)
+        assert not th.equal(first, full)
+        # The Fisher matrix of a quarter of the states is still an estimate of the same one.
+        assert float(th.cosine_similarity(first, full, dim=0)) > 0.5
+
+    def test_both_factors_work_together(self) -> None:
+        model = toy_model(sub_sampling_factor=2, fisher_sub_sampling_factor=4).learn(192)
+        assert model._n_updates == 3
+
+
+class TestLogging:
+    def test_every_key_is_recorded_by_an_update(self) -> None:
+        model = collected()
+        model.train()
+        assert {f"train/{key}" for key in KEYS} <= logged(model).keys()
+        assert logged(model)["train/actor_update"] == "accepted"
+
+    def test_numbers_mean_what_they_say(self) -> None:
+        model = collected(target_kl=0.02, cg_damping=0.3, learning_rate=0.004, cg_max_steps=3)
+        observations, *_ = flat_batch(model)
+        with th.no_grad():
+            entropy = model.policy.get_distribution(observations).entropy().mean()
+        model.train()
+        log = logged(model)
+        assert log["train/target_kl"] == 0.02
+        assert log["train/cg_damping"] == 0.3
+        assert log["train/learning_rate"] == 0.004
+        assert log["train/n_updates"] == 1
+        assert 1 <= log["train/cg_iterations"] <= 3
+        assert log["train/cg_residual"] >= 0
+        assert log["train/entropy"] == pytest.approx(float(entropy), rel=1e-5)
+        assert 0 < log["train/kl_divergence_loss"] <= 0.02
+        assert log["train/step_size"] > 0
+        std = float(model.policy.log_std.detach().exp().mean())
+        assert log["train/std"] == pytest.approx(std)
+
+    def test_tensorboard_run_is_called_trpo_1_and_has_the_keys(self, tmp_path: Path) -> None:
+        model = toy_model(tensorboard_log=str(tmp_path))
+        model.learn(192)
+        model.learn(64)
+        assert sorted(folder.name for folder in tmp_path.iterdir()) == ["TRPO_1", "TRPO_2"]
+        events = EventAccumulator(str(tmp_path / "TRPO_1")).Reload()
+        tags = set(events.Tags()["scalars"])
+        assert {f"train/{key}" for key in KEYS - {"n_updates"}} <= tags
+        # SB3 writes the log before the update that follows a rollout.
+        assert [event.step for event in events.Scalars("train/target_kl")] == [128, 192]
+
+
+class CountingCallback(BaseCallback):
+    def __init__(self, stop_after: int | None = None) -> None:
+        super().__init__()
+        self.stop_after = stop_after
+        self.rollouts = 0
+
+    def _on_rollout_end(self) -> None:
+        self.rollouts += 1
+
+    def _on_step(self) -> bool:
+        assert self.locals["rewards"].shape == (2,)
+        return self.stop_after is None or self.n_calls < self.stop_after
+
+
+class TestSB3Interface:
+    def test_continued_learning_counts_on(self) -> None:
+        model = toy_model().learn(64)
+        model.learn(64, reset_num_timesteps=False)
+        assert (model.num_timesteps, model._n_updates) == (128, 2)
+        model.learn(64)
+        assert (model.num_timesteps, model._n_updates) == (64, 3)
+
+    def test_callbacks_are_called_at_every_step(self) -> None:
+        callback = CountingCallback()
+        toy_model().learn(128, callback=callback)
+        assert (callback.n_calls, callback.rollouts) == (64, 2)
+
+    def test_a_callback_can_stop_before_the_update(self) -> None:
+        model = toy_model()
+        before = state_of(model)
+        model.learn(640, callback=CountingCallback(stop_after=10))
+        assert model._n_updates == 0
+        assert not changed(before, state_of(model))
+
+    @pytest.mark.filterwarnings("ignore:rich is experimental")
+    def test_progress_bar(self, capsys: pytest.CaptureFixture[str]) -> None:
+        toy_model().learn(128, progress_bar=True)
+        assert "128/128" in "".join(capsys.readouterr())
+
+    def test_set_env_trains_on_in_the_new_environment(self) -> None:
+        model, env = toy_model().learn(64), toy_envs(CASES["box"], 2)
+        before = state_of(model)
+        model.set_env(env)
+        model.learn(64)
+        assert model.get_env() is env
+        assert changed_actor(before, state_of(model))
+
+    def test_get_parameters_into_another_model(self) -> None:
+        model, other = toy_model(seed=1).learn(64), toy_model(seed=2)
+        assert model.get_parameters().keys() == {"policy", "policy.optimizer"}
+        # The optimizer would share its state with the one that it was read from.
+        other.set_parameters(copy.deepcopy(model.get_parameters()), exact_match=True)
+        assert not changed(state_of(model), state_of(other))
+        copy_rollout(model, other)
+        np.random.seed(0)
+        model.train()
+        np.random.seed(0)
+        other.train()
+        assert not changed(state_of(model), state_of(other))
+
+    def test_model_can_be_set_up_later(self) -> None:
+        model = toy_model(_init_setup_model=False)
+        assert not hasattr(model, "policy")
+        model._setup_model()
+        assert not changed(state_of(model), state_of(toy_model()))
+        model.learn(64)
+        assert model._n_updates == 1
+
+    def test_prediction_is_sb3s(self) -> None:
+        model = toy_model().learn(64)
+        observation = model.get_env().reset()
+        action, state = model.predict(observation, deterministic=True)
+        assert state is None
+        assert action.shape == (2, 3)
+
+    @pytest.mark.parametrize("case", ["box", "discrete"])
+    def test_a_compiled_policy_takes_the_same_steps_and_its_zip_loads_uncompiled(
+        self, case: str, tmp_path: Path
+    ) -> None:
+        plain, compiled = collected(case), toy_model(case)
+        copy_rollout(plain, compiled)
+        compiled.policy = th.compile(compiled.policy, backend="eager")
+        for model in (plain, compiled):
+            np.random.seed(0)
+            model.train()
+        for name, value in compiled.get_parameters()["policy"].items():
+            th.testing.assert_close(value, plain.policy.state_dict()[name], atol=2e-4, rtol=2e-3)
+        compiled.learn(64)
+        compiled.save(tmp_path / "model")
+        loaded = TRPO.load(tmp_path / "model", toy_envs(CASES[case], 2), device="cpu")
+        assert type(loaded.policy) is type(plain.policy)
+        assert not changed(state_of(loaded), compiled.get_parameters()["policy"])
+        loaded.learn(64)
+
+    @pytest.mark.parametrize(
+        ("optimizer", "options"),
+        [
+            (th.optim.SGD, {"weight_decay": 0.1, "momentum": 0.9}),
+            (th.optim.RMSprop, {}),
+            (th.optim.AdamW, {"weight_decay": 0.1}),
+            (th.optim.LBFGS, {"max_iter": 3, "line_search_fn": "strong_wolfe"}),
+        ],
+    )
+    def test_other_optimizers_fit_the_critic_and_leave_the_actor(
+        self, optimizer: type[th.optim.Optimizer], options: dict[str, Any]
+    ) -> None:
+        policy_kwargs = {
+            "net_arch": [8],
+            "optimizer_class": optimizer,
+            "optimizer_kwargs": options,
+        }
+        model = collected(target_kl=0.0, policy_kwargs=policy_kwargs, learning_rate=0.01)
+        before = state_of(model)
+        losses = []
+        for _ in range(3):
+            model.train()
+            losses.append(logged(model)["train/value_loss"])
+        assert not changed_actor(before, state_of(model))
+        assert losses[-1] < losses[0]
+
+
+class ReadingBuffer(RolloutBuffer):
+    """Has a ``get`` of its own, and counts how it is asked."""
+
+    asked: list[int | None]
+
+    def get(self, batch_size: int | None = None) -> Iterator[Any]:  # type: ignore[override]
+        self.asked = [*getattr(self, "asked", []), batch_size]
+        yield from super().get(batch_size)
+
+
+class SameGetBuffer(RolloutBuffer):
+    """Does something of its own elsewhere."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.was_reset = True
+
+
+class TestRolloutBuffers:
+    @pytest.mark.parametrize("kind", [ReadingBuffer, SameGetBuffer])
+    def test_own_buffer_class_gives_the_same_step(self, kind: type[RolloutBuffer]) -> None:
+        own = collected(rollout_buffer_class=kind)
+        usual = collected()
+        np.testing.assert_array_equal(own.rollout_buffer.actions, usual.rollout_buffer.actions)
+        step = step_of(usual)
+        assert float((step_of(own) - step).norm()) <= 2e-3 * float(step.norm())
+
+    def test_own_get_hands_out_the_critics_minibatches_too(self) -> None:
+        model = collected(rollout_buffer_class=ReadingBuffer, n_critic_updates=2, batch_size=16)
+        model.train()
+        assert model.rollout_buffer.asked == [None, 16, 16]
+
+    def test_buffer_kwargs_reach_the_buffer(self) -> None:
+        class Configured(RolloutBuffer):
+            def __init__(self, *args: Any, extra: int, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                self.extra = extra
+
+        model = toy_model(rollout_buffer_class=Configured, rollout_buffer_kwargs={"extra": 5})
+        model.learn(64)
+        assert model.rollout_buffer.extra == 5
