@@ -24,7 +24,7 @@ from sb3_trpo.linearization import (
 _PROBE_STATES = 16
 
 # Memory that the graphs of one chunk may take where the user sets no chunk size, in bytes.
-_MEMORY_BUDGET = 2**30
+_MEMORY_BUDGET = 3 * 2**28
 
 # The Fisher product's two backward passes keep about as much again, twice, as the forward pass
 # saved.
@@ -190,8 +190,16 @@ def read_actor(
     if max_states_per_chunk is None:
         bytes_per_state = _GRAPHS_PER_FORWARD * sum(probe.saved_bytes.values()) / n_states
         max_states_per_chunk = max(1, int(_MEMORY_BUDGET / max(bytes_per_state, 1)))
+    modules = probe.modules | _modules_with(policy, parameters)
     kl_scale = 1.0 if kl_reduction == "sum" else 1.0 / _action_dimensions(distribution)
-    return Actor(policy, parameters, frozenset(probe.modules), kl_scale, max_states_per_chunk)
+    return Actor(policy, parameters, frozenset(modules), kl_scale, max_states_per_chunk)
+
+
+def _modules_with(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]) -> set[nn.Module]:
+    """List the modules that own an actor parameter or are inside the actor's features extractor."""
+    actors = set(map(id, parameters))
+    owners = {m for m in policy.modules() if any(id(p) in actors for p in m.parameters(False))}
+    return owners | set(policy.pi_features_extractor.modules())
 
 
 def _action_dimensions(distribution: ActionDistribution) -> int:

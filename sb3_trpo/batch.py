@@ -110,7 +110,7 @@ class ActorBatch:
 
     def every(self, k: int, offset: int) -> "ActorBatch":
         """
-        Take every k-th state of each environment.
+        Take every k-th state, one environment after the other.
 
         :param k: at least 1
         :param offset: number of the first state, taken modulo k
@@ -310,8 +310,8 @@ def _check_finite(rollout: Rollout, buffer: RolloutBuffer) -> None:
             place = _place(int(faults[0]), rollout.layout, buffer)
             raise ValueError(
                 f"The {name} of {place} in the rollout buffer is "
-                f"{float(numbers[faults[0]])}. Nothing was changed. Look at the environment's "
-                f"rewards and observations, and for the critic at a smaller learning_rate."
+                f"{float(numbers[faults[0]])}. Nothing was changed. Look at the policy's "
+                f"parameters and the size of the rewards, or try a smaller learning_rate."
             )
 
 

@@ -20,19 +20,28 @@ def rewindable(path: ModelFile) -> ModelFile:
     return path if isinstance(path, (str, pathlib.Path)) else io.BytesIO(path.read())
 
 
-def saved_attributes(path: ModelFile) -> frozenset[str]:
+def trained_here(path: ModelFile) -> bool:
     """
-    List the attributes of the model in a file, without unpickling anything.
+    Tell whether this package made the last update of a saved model.
 
-    :param path: path (with or without its suffix) or rewindable stream; a stream is left at its
-        start
-    :return: names of the attributes
+    sb3-contrib hands our attributes on when it loads, trains and saves a model of ours, but it does
+    not count its updates in ``_last_own_update``. Nothing is unpickled.
+
+    :param path: path (with or without its suffix) or stream that can be rewound
+    :return: whether its hyperparameters mean what they mean here
     :raises ValueError: if the file is no model saved by SB3
     """
+    attributes = _saved_attributes(path)
+    own = attributes.get("_last_own_update")
+    return own is not None and own == attributes.get("_n_updates")
+
+
+def _saved_attributes(path: ModelFile) -> dict[str, object]:
+    """Read the attributes that are plain JSON; others are there in an encoded form."""
     file = open_path(path, "r", suffix="zip")
     try:
         with zipfile.ZipFile(file) as archive:
-            return frozenset(json.loads(archive.read("data")))
+            return dict(json.loads(archive.read("data")))
     except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} is not a model saved with `save`: {error}. Pass the path of its zip file."
@@ -40,5 +49,3 @@ def saved_attributes(path: ModelFile) -> frozenset[str]:
     finally:
         if isinstance(path, (str, pathlib.Path)):
             file.close()
-        else:
-            file.seek(0)

@@ -85,7 +85,7 @@ def conjugate_gradient(
     state = th.where(bb.isfinite(), th.where(bb > 0, _RUNNING, _CONVERGED), _NOT_FINITE)
     iterations = th.zeros_like(state)
     for _ in range(max_iter):
-        if not b.is_cuda and state != _RUNNING:  # reading a flag is free on the CPU only
+        if b.is_cpu and state != _RUNNING:  # reading a flag is free on the CPU only
             break
         Ap = product(p)
         pAp = th.dot(p, Ap)

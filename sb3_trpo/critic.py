@@ -9,9 +9,10 @@ from typing import Any, cast
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.adam import adam
 
 from sb3_trpo.actor import training_mode
@@ -132,7 +133,8 @@ def _fixed_trunk(
     is_actors = all(module in actor_modules for module in trunk.modules())
     is_frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
     is_held = all(id(p) in held or not p.requires_grad for p in parameters)
-    is_fixed = is_held and (is_actors or is_frozen or type(trunk) is FlattenExtractor)
+    is_stateless = not parameters and type(trunk) in (FlattenExtractor, CombinedExtractor)
+    is_fixed = is_held and (is_actors or is_frozen or is_stateless)
     return trunk if is_fixed else None
 
 
@@ -175,10 +177,18 @@ def _fit_by_autograd(critic: Critic, minibatches: Iterable[Minibatch]) -> Critic
     optimizer = critic.policy.optimizer
     buffers = [b for module in critic.modules for b in module.buffers(recurse=False)]
     before = _Snapshot([*critic.parameters, *buffers], optimizer)
+    least = 2 if any(isinstance(module, _NormBase) for module in critic.modules) else 1
     optimizer.zero_grad(set_to_none=True)
-    with training_mode(critic.modules), th.enable_grad():
-        losses = [_step(critic, optimizer, minibatch) for minibatch in minibatches]
-    optimizer.zero_grad(set_to_none=True)
+    try:
+        with training_mode(critic.modules), th.enable_grad():
+            # Batch normalisation has no variance of a single state.
+            usable = (minibatch for minibatch in minibatches if len(minibatch[1]) >= least)
+            losses = [_step(critic, optimizer, minibatch) for minibatch in usable]
+    except BaseException:
+        before.restore()
+        raise
+    finally:
+        optimizer.zero_grad(set_to_none=True)
     state = [value for entry in optimizer.state.values() for value in entry.values()]
     numbers = [*critic.parameters, *buffers, *filter(th.is_tensor, state)]
     diverged = not all(map(_is_finite, numbers))
@@ -262,7 +272,9 @@ class _AdamState:
         self._exp_avg_sq = flatten(
             [self._entry(p, "exp_avg_sq", th.zeros_like(p)) for p in parameters]
         )
-        self._steps = self._entry(parameters[0], "step", th.zeros(())).detach().clone().float()
+        # Adam counts on the CPU, its fused form where the parameters are.
+        self._counter = self._entry(parameters[0], "step", th.zeros(()))
+        self._steps = self._counter.detach().to(self.values.device, th.float32, copy=True)
 
     def _entry(self, parameter: nn.Parameter, name: str, default: th.Tensor) -> th.Tensor:
         """Read an entry of the optimizer's state, which is empty before the first step."""
@@ -304,7 +316,9 @@ class _AdamState:
         for i, parameter in enumerate(parameters):
             parameter.copy_(values[i])
             self._state[parameter].update(
-                step=self._steps.clone(), exp_avg=averages[i].clone(), exp_avg_sq=squares[i].clone()
+                step=self._steps.to(self._counter.device, copy=True),
+                exp_avg=averages[i].clone(),
+                exp_avg_sq=squares[i].clone(),
             )
 
 

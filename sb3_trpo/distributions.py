@@ -24,7 +24,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch as th
 from stable_baselines3.common.distributions import (
@@ -170,6 +170,8 @@ class Generic(Family):
     def __init__(self, template: td.Distribution) -> None:
         self.template = template
         try:
+            if _has_learned_transform(template):
+                raise NotImplementedError
             td.kl_divergence(template, template)
         except NotImplementedError:
             raise ValueError(
@@ -202,19 +204,34 @@ class Generic(Family):
         return _with_base(self.template, dict(zip(names, z, strict=True)))
 
 
-def _base(distribution: td.Distribution) -> td.Distribution:
+def _base(distribution: Any) -> td.Distribution:
     """Return the distribution under Independent and TransformedDistribution."""
-    while isinstance(distribution, (td.Independent, td.TransformedDistribution)):
+    while type(distribution) in _WRAPPERS:
         distribution = distribution.base_dist
-    return distribution
+    return cast(td.Distribution, distribution)
+
+
+# Exact types: a subclass such as Kumaraswamy has parameters of its own.
+_WRAPPERS = (td.Independent, td.TransformedDistribution)
+
+
+def _has_learned_transform(distribution: Any) -> bool:
+    """Tell whether a transform depends on the network, which the KL of the base does not see."""
+    transforms: list[Any] = []
+    while type(distribution) in _WRAPPERS:
+        transforms += getattr(distribution, "transforms", [])
+        distribution = distribution.base_dist
+    parts = [part for t in transforms for part in (t, *getattr(t, "parts", []))]
+    values = [value for part in parts for value in vars(part).values()]
+    return any(isinstance(value, th.Tensor) and value.requires_grad for value in values)
 
 
 def _with_base(template: td.Distribution, parameters: dict[str, th.Tensor]) -> td.Distribution:
     """Rebuild the wrappers of the template around a base distribution with other parameters."""
-    if isinstance(template, td.Independent):
+    if type(template) is td.Independent:
         inner = _with_base(template.base_dist, parameters)
         return td.Independent(inner, template.reinterpreted_batch_ndims, validate_args=False)
-    if isinstance(template, td.TransformedDistribution):
+    if type(template) is td.TransformedDistribution:
         inner = _with_base(template.base_dist, parameters)
         return td.TransformedDistribution(inner, template.transforms, validate_args=False)
     family: Any = type(template)

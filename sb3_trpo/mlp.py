@@ -16,7 +16,8 @@ t_l      tangent of h_l
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from types import MethodType
+from typing import Any, TypeVar, cast
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -99,13 +100,24 @@ def is_plain(module: nn.Module) -> bool:
     :param module: without its children
     :return: whether it has no hook, no method of its own and no compiled form
     """
-    hooks = (
+    forward = vars(module).get("forward", MethodType(type(module).forward, module))
+    is_own = isinstance(forward, MethodType) and forward.__func__ is type(module).forward
+    return is_own and not any(hooks_of(module)) and module._compiled_call_impl is None
+
+
+def hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
+    """
+    List the hooks that a call of a module or its gradient would run.
+
+    :param module: without its children
+    :return: a dictionary for each kind, empty where there is none
+    """
+    return (
         module._forward_hooks,
         module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
+        cast(dict[int, Any], module._backward_hooks),
+        cast(dict[int, Any], module._backward_pre_hooks),
     )
-    return not (any(hooks) or "forward" in vars(module) or module._compiled_call_impl is not None)
 
 
 def is_plain_policy(policy: nn.Module) -> bool:
@@ -126,6 +138,8 @@ def is_plain_policy(policy: nn.Module) -> bool:
         and not any(name in vars(policy) for name in flow)
         and not _has_global_hooks()
         and type(policy.mlp_extractor) is MlpExtractor
+        and is_plain(policy.mlp_extractor)
+        and not {"forward_actor", "forward_critic"} & vars(policy.mlp_extractor).keys()
         and all(
             type(extractor) is FlattenExtractor and is_plain(extractor)
             for extractor in (policy.pi_features_extractor, policy.vf_features_extractor)
@@ -136,7 +150,8 @@ def is_plain_policy(policy: nn.Module) -> bool:
 def _has_global_hooks() -> bool:
     """Tell whether every module of the process has a hook, as some profilers set them."""
     hooks = nn.modules.module
-    return bool(hooks._global_forward_hooks or hooks._global_forward_pre_hooks)
+    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    return any(getattr(hooks, f"_global_{kind}") for kind in kinds)
 
 
 def flat_features(policy: ActorCriticPolicy, observations: Observations) -> th.Tensor:
@@ -202,7 +217,7 @@ class Tape:
         else:
             with th.enable_grad():
                 leaf = h.clone().requires_grad_()
-                value = activation(leaf)
+                value = activation(leaf.clone())  # a copy, which it may overwrite
                 slope.copy_(th.autograd.grad(value.sum(), leaf)[0])
             h.copy_(value.detach())
 
@@ -259,16 +274,6 @@ def pairs_of(tensors: Sequence[T]) -> list[tuple[T, T]]:
     :return: the pairs
     """
     return list(zip(tensors[::2], tensors[1::2], strict=True))
-
-
-def floats_per_state(mlp: Mlp) -> int:
-    """
-    Count the numbers that a :class:`Tape` keeps for a state.
-
-    :param mlp: the chain
-    :return: their number
-    """
-    return mlp.layers[0].in_features + 3 * sum(layer.out_features for layer in mlp.layers)
 
 
 def actor_mlp(policy: ActorCriticPolicy) -> Mlp | None:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import MethodType
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from torch import nn
 
@@ -25,83 +26,113 @@ from sb3_trpo.distributions import (
     MultiCategorical,
     head_of,
 )
-from sb3_trpo.mlp import Mlp, actor_mlp, critic_mlp, flat_features, is_plain, pairs_of
+from sb3_trpo.mlp import (
+    Mlp,
+    actor_mlp,
+    critic_mlp,
+    flat_features,
+    hooks_of,
+    is_plain,
+    pairs_of,
+)
 
 
-class FiniteVecEnv(VecEnvWrapper):
+class _CheckedStep:
     """
-    Hands observations and rewards on, and stops at the first one that is not finite.
+    The step of a vectorized environment, and a look at what it returned.
 
-    Where observations are normalised the raw ones are looked at too, and first: clipping would hide
-    an infinity, and a NaN spreads to all environments through the running statistics.
+    Copies and pickles of the environment get its class's own method.
 
-    :param venv: the training environment
-    :param vec_normalize: the normalisation inside it, if any
+    :param env: the environment
     """
 
-    def __init__(self, venv: VecEnv, vec_normalize: VecNormalize | None) -> None:
-        super().__init__(venv)
-        self._vec_normalize = vec_normalize
+    def __init__(self, env: VecEnv) -> None:
+        self._env = env
+        self._step_wait = env.step_wait
         self._step = 0
 
-    def reset(self) -> VecEnvObs:
-        """
-        Reset all environments.
+    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
+        """Return the method of the environment's copy."""
+        return MethodType(type(self._env).step_wait, memo.get(id(self._env), self._env))
 
-        :return: their first observations
-        """
-        return self.venv.reset()
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return the unpickled environment's method."""
+        return getattr, (self._env, "step_wait")
 
-    def step_wait(self) -> VecEnvStepReturn:
-        """
-        Wait for the step of all environments.
-
-        :return: observations, rewards, dones and infos
-        :raises ValueError: if an observation or a reward is not finite
-        """
-        observations, rewards, dones, infos = self.venv.step_wait()
+    def __call__(self) -> VecEnvStepReturn:
+        """Step, and raise if an observation or a reward is not finite."""
+        observations, rewards, dones, infos = self._step_wait()
         self._step += 1
-        self.check_observations(observations)
-        if self._vec_normalize is not None:
-            self._check("reward", self._vec_normalize.old_reward)
-        self._check("reward", rewards)
+        check_observations(observations, self._step)
+        _check("reward", rewards, self._step)
         for env in np.flatnonzero(dones):
-            self._check_terminal(infos[env], int(env))
+            # At a time limit the critic reads an episode's last observation.
+            last = infos[env].get("terminal_observation")
+            for name, array in _named_arrays("terminal observation", last):
+                _check(name, np.asarray(array)[None], self._step, int(env))
         return observations, rewards, dones, infos
 
-    def check_observations(self, observations: VecEnvObs) -> None:
-        """
-        Refuse observations that are not finite.
 
-        :param observations: of all environments
-        :raises ValueError: naming the observation and its (step, env)
-        """
-        raw = None if self._vec_normalize is None else self._vec_normalize.old_obs
-        for group in (raw, observations):
-            for name, array in _named_arrays("observation", group):
-                self._check(name, array)
+@contextmanager
+def refusing_non_finite(env: VecEnv) -> Iterator[None]:
+    """
+    Stop an environment at the first step that returns a number that is not finite.
 
-    def _check(self, name: str, array: np.ndarray) -> None:
-        """Raise if an array with one row per environment has a number that is not finite."""
-        if not _all_finite(array):
-            env = int(np.argwhere(~np.isfinite(array))[0][0])
-            self._refuse(name, array[env], env)
+    The innermost environment is looked at, before a normalisation's statistics take the number in
+    or its clipping hides it, and the outermost one, whose wrappers may have faults of their own.
 
-    def _check_terminal(self, info: dict[str, Any], env: int) -> None:
-        """Raise if an episode's last observation is not finite: the critic reads it at a limit."""
-        last = info.get("terminal_observation")
-        for name, array in _named_arrays("terminal observation", last):
-            if not _all_finite(np.asarray(array)):
-                self._refuse(name, array, env)
+    :param env: the training environment
+    :return: context manager
+    """
+    points = {id(point): point for point in (env.unwrapped, env)}.values()
+    with ExitStack() as stack:
+        for point in points:
+            stack.enter_context(_attribute(point, "step_wait", _CheckedStep(point)))
+        yield
 
-    def _refuse(self, name: str, value: np.ndarray, env: int) -> None:
-        fault = np.asarray(value)[~np.isfinite(value)].flat[0]
-        raise ValueError(
-            f"The environment's {name} is not finite: {fault} at (step, env) = "
-            f"({self._step}, {env}) of this rollout, step 0 being the observation it starts from. "
-            f"The policy has not seen it, and parameters and optimizer are unchanged. Correct the "
-            f"environment, or clip what it returns."
-        )
+
+def check_observations(observations: VecEnvObs | None, step: int = 0) -> None:
+    """
+    Refuse observations that are not finite.
+
+    :param observations: of all environments; ``None`` passes
+    :param step: of the rollout, 0 for the observation that it starts from
+    :raises ValueError: naming the observation and its (step, env)
+    """
+    for name, array in _named_arrays("observation", observations):
+        _check(name, array, step)
+
+
+def _check(name: str, array: np.ndarray, step: int, first_env: int = 0) -> None:
+    """Raise if an array with one row per environment has a number that is not finite."""
+    if array.dtype.kind != "f" or np.isfinite(_single(array)).all():
+        return
+    place = np.argwhere(~np.isfinite(_single(array)))[0]
+    raise ValueError(
+        f"The environment's {name} is not finite: {array[tuple(place)]} at (step, env) = "
+        f"({step}, {first_env + int(place[0])}) of this rollout, step 0 being the observation it "
+        f"starts from. The policy has not seen it, and parameters and optimizer are unchanged. "
+        f"Correct the environment, or clip what it returns."
+    )
+
+
+def _single(array: np.ndarray) -> np.ndarray:
+    """Convert to the precision that policy and buffer have, in which large numbers are infinite."""
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32, copy=False)
+
+
+@contextmanager
+def _attribute(owner: object, name: str, value: object) -> Iterator[None]:
+    """Give an object an attribute of its own for the duration of a block."""
+    attributes = vars(owner)
+    before = {name: attributes[name]} if name in attributes else {}
+    attributes[name] = value
+    try:
+        yield
+    finally:
+        attributes.pop(name, None)
+        attributes.update(before)
 
 
 def _named_arrays(name: str, observations: Any) -> list[tuple[str, np.ndarray]]:
@@ -111,11 +142,6 @@ def _named_arrays(name: str, observations: Any) -> list[tuple[str, np.ndarray]]:
     if isinstance(observations, dict):
         return [(f"{name} '{key}'", array) for key, array in observations.items()]
     return [(name, observations)]
-
-
-def _all_finite(array: np.ndarray) -> bool:
-    """Tell whether all numbers are finite; integers always are."""
-    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 class RolloutForward:
@@ -135,9 +161,9 @@ class RolloutForward:
 
     def __init__(self, policy: ActorCriticPolicy, actor: Mlp, critic: Mlp, head: Head) -> None:
         self._policy = policy
+        self._structure = _Structure(policy)
         self._actor, self._critic = _NumpyMlp(actor), _NumpyMlp(critic)
-        self._sample = _SAMPLERS[type(head.family)]
-        self._head = head
+        self._sample = _sampler(policy, head)
         space = policy.observation_space
         is_image = policy.normalize_images and is_image_space(space)
         self._is_vector = isinstance(space, spaces.Box) and not is_image
@@ -153,16 +179,18 @@ class RolloutForward:
         :param deterministic: whether to take the most likely action
         :return: actions, values of shape ``(n, 1)`` and log-probabilities of shape ``(n,)``
         """
-        if (
-            deterministic
-            or th.is_grad_enabled()
-            or not (self._actor.fits() and self._critic.fits())
-        ):
-            return ActorCriticPolicy.forward(self._policy, cast(th.Tensor, obs), deterministic)
-        features = self._features(obs)
-        raw, values = self._actor(features), self._critic(features)
-        actions, log_prob = self._sample(self._policy, self._head, raw)
-        return actions.reshape(self._action_shape), th.from_numpy(values), log_prob
+        if not (deterministic or th.is_grad_enabled()) and self._fits():
+            features = self._features(obs)
+            raw = self._actor(features)
+            if np.isfinite(raw).all():
+                actions, log_prob = self._sample(raw)
+                values = th.from_numpy(self._critic(features))
+                return actions.reshape(self._action_shape), values, log_prob
+        return ActorCriticPolicy.forward(self._policy, cast(th.Tensor, obs), deterministic)
+
+    def _fits(self) -> bool:
+        """Tell whether the policy still is what was recognised."""
+        return self._structure.is_unchanged() and self._actor.fits() and self._critic.fits()
 
     def _features(self, obs: PyTorchObs) -> np.ndarray:
         """Compute the networks' input."""
@@ -173,11 +201,31 @@ class RolloutForward:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
         """Give a copy of the policy its class's method."""
-        return MethodType(ActorCriticPolicy.forward, memo[id(self._policy)])
+        return MethodType(ActorCriticPolicy.forward, memo.get(id(self._policy), self._policy))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Give an unpickled policy its class's method: it has no attributes yet when this runs."""
         return getattr, (self._policy, "forward")
+
+
+class _Structure:
+    """
+    The modules and hooks of a policy, to see at little cost whether a callback has changed them.
+
+    :param policy: recognised, so without hooks
+    """
+
+    def __init__(self, policy: nn.Module) -> None:
+        modules = list(policy.modules())
+        self._children = [(m._modules, name, c) for m in modules for name, c in m._modules.items()]
+        # The dictionaries themselves: they stay the same objects when a hook comes.
+        self._hooks = [hooks for module in modules for hooks in hooks_of(module)]
+
+    def is_unchanged(self) -> bool:
+        """Tell whether every module is in its place and none has a hook."""
+        return not any(self._hooks) and all(
+            siblings.get(name) is child for siblings, name, child in self._children
+        )
 
 
 class _NumpyMlp:
@@ -218,8 +266,21 @@ _NUMPY_ACTIVATIONS: dict[type, Callable[[np.ndarray], Any]] = {
 
 Sampled = tuple[th.Tensor, th.Tensor]
 
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
-def _sample_gaussian(policy: ActorCriticPolicy, head: Head, mean: np.ndarray) -> Sampled:
+
+def _sampler(policy: ActorCriticPolicy, head: Head) -> Callable[[np.ndarray], Sampled]:
+    """Choose how actions are drawn from means or logits."""
+    samplers: dict[type[Family], Callable[[np.ndarray], Sampled]] = {
+        Gaussian: partial(_sample_gaussian, policy),
+        Categorical: _sample_categorical,
+        MultiCategorical: partial(_sample_multi_categorical, head.sizes),
+        Bernoulli: _sample_bernoulli,
+    }
+    return samplers[type(head.family)]
+
+
+def _sample_gaussian(policy: ActorCriticPolicy, mean: np.ndarray) -> Sampled:
     """Draw from independent normal distributions."""
     log_std = policy.log_std.detach().numpy()
     noise = th.randn(mean.shape).numpy()
@@ -228,7 +289,7 @@ def _sample_gaussian(policy: ActorCriticPolicy, head: Head, mean: np.ndarray) ->
     return th.from_numpy(actions), th.from_numpy(log_prob)
 
 
-def _sample_categorical(policy: ActorCriticPolicy, head: Head, logits: np.ndarray) -> Sampled:
+def _sample_categorical(logits: np.ndarray) -> Sampled:
     """Draw from one categorical distribution, as ``th.multinomial`` does from these numbers."""
     logits = logits - logits.max(axis=1, keepdims=True)
     probs = np.exp(logits)
@@ -238,29 +299,19 @@ def _sample_categorical(policy: ActorCriticPolicy, head: Head, logits: np.ndarra
     return th.from_numpy(actions), th.from_numpy(log_prob)
 
 
-def _sample_multi_categorical(policy: ActorCriticPolicy, head: Head, logits: np.ndarray) -> Sampled:
+def _sample_multi_categorical(sizes: tuple[int, ...], logits: np.ndarray) -> Sampled:
     """Draw from every block."""
-    blocks = np.split(logits, np.cumsum(head.sizes)[:-1], axis=1)
-    samples = [_sample_categorical(policy, head, block) for block in blocks]
+    blocks = np.split(logits, np.cumsum(sizes)[:-1], axis=1)
+    samples = [_sample_categorical(block) for block in blocks]
     log_prob = th.stack([log_prob for _, log_prob in samples], dim=1).sum(dim=1)
     return th.stack([actions for actions, _ in samples], dim=1), log_prob
 
 
-def _sample_bernoulli(policy: ActorCriticPolicy, head: Head, logits: np.ndarray) -> Sampled:
+def _sample_bernoulli(logits: np.ndarray) -> Sampled:
     """Draw from independent binary distributions."""
     raw = th.from_numpy(logits)
     actions = th.bernoulli(raw.sigmoid())
     return actions, -nn.functional.softplus(raw * (1 - 2 * actions)).sum(dim=1)
-
-
-_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-
-_SAMPLERS: dict[type[Family], Callable[[ActorCriticPolicy, Head, np.ndarray], Sampled]] = {
-    Gaussian: _sample_gaussian,
-    Categorical: _sample_categorical,
-    MultiCategorical: _sample_multi_categorical,
-    Bernoulli: _sample_bernoulli,
-}
 
 
 def fast_forward(policy: ActorCriticPolicy) -> RolloutForward | None:
@@ -297,8 +348,5 @@ def acting_fast(policy: ActorCriticPolicy) -> Iterator[None]:
     if forward is None:
         yield
         return
-    vars(policy)["forward"] = forward
-    try:
+    with _attribute(policy, "forward", forward):
         yield
-    finally:
-        vars(policy).pop("forward", None)

@@ -19,6 +19,9 @@ from sb3_trpo.batch import ActorBatch
 from sb3_trpo.distributions import ActionDistribution, Outputs
 from sb3_trpo.state_mean import state_mean
 
+# What torch's distributions raise for parameters that are not valid.
+_REFUSALS = (ValueError, th.linalg.LinAlgError)  # type: ignore[attr-defined] # not in its __all__
+
 
 @dataclass(frozen=True)
 class OldPolicy:
@@ -129,6 +132,6 @@ def improvement_and_kl(
 
     try:
         improvement, kl = state_mean(weighted_sum, old).tolist()
-    except ValueError:  # torch's distributions refuse parameters that are not finite
+    except _REFUSALS:
         return float("nan"), float("nan")
     return improvement, kl

@@ -13,17 +13,17 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.actor import Actor, read_actor
 from sb3_trpo.batch import ActorBatch, Minibatch, Rollout, minibatches, read_rollout
-from sb3_trpo.checkpoint import rewindable, saved_attributes
+from sb3_trpo.checkpoint import rewindable, trained_here
 from sb3_trpo.critic import Critic, CriticFit, fit_critic, read_critic
 from sb3_trpo.fisher import FisherProduct
 from sb3_trpo.hyperparameters import check_ranges, parse_schedule, value_at
-from sb3_trpo.rollout import FiniteVecEnv, acting_fast
+from sb3_trpo.rollout import acting_fast, check_observations, refusing_non_finite
 from sb3_trpo.surrogate import Surrogate, improvement_and_kl, surrogate_at
 from sb3_trpo.trust_region import LineSearch, NaturalStep, backtrack, natural_step
 
@@ -89,7 +89,8 @@ class TRPO(OnPolicyAlgorithm):
     :param line_search_accept_ratio: least ratio of realised to expected improvement, from 0 to
         below 1
     :param max_states_per_chunk: states whose graph is in memory at a time; ``None`` for as many as
-        take about 1 GB. Bounds the memory of the actor's update, changes nothing else
+        take about 1 GB. Bounds the memory of the actor's update; the step stays the same to
+        rounding
     :raises ValueError: if an argument is out of its range
 
     Source: Schulman et al. (2015), Trust Region Policy Optimization,
@@ -180,6 +181,7 @@ class TRPO(OnPolicyAlgorithm):
         self.cg_residual_tol = cg_residual_tol
         self.line_search_accept_ratio = line_search_accept_ratio
         self.max_states_per_chunk = max_states_per_chunk
+        self._last_own_update = 0
         self._skipped_updates = 0
         self._skipped_in_a_row = 0
 
@@ -248,11 +250,11 @@ class TRPO(OnPolicyAlgorithm):
         :raises ValueError: at the step that returns a number that is not finite, before the policy
             sees it
         """
-        checked_env = FiniteVecEnv(env, self._vec_normalize_env)
-        assert self._last_obs is not None, "No previous observation was provided"
-        checked_env.check_observations(self._last_obs)
-        with acting_fast(self.policy):
-            return super().collect_rollouts(checked_env, callback, rollout_buffer, n_rollout_steps)
+        if self._vec_normalize_env is not None:
+            check_observations(self._vec_normalize_env.old_obs)
+        check_observations(self._last_obs)
+        with refusing_non_finite(env), acting_fast(self.policy):
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     def train(self) -> None:
         """Update the actor within the trust region, then fit the critic, on the rollout buffer."""
@@ -286,6 +288,7 @@ class TRPO(OnPolicyAlgorithm):
         fit = fit_critic(critic, self._minibatches(rollout, critic))
 
         self._n_updates += 1
+        self._last_own_update = self._n_updates
         self._count_skips(step, search)
         self._log_schedules(target_kl, damping)
         self._log_actor(surrogate, step, search)
@@ -329,11 +332,13 @@ class TRPO(OnPolicyAlgorithm):
         self.logger.record("train/skipped_updates", self._skipped_updates)
 
     def _log_schedules(self, target_kl: float, damping: float) -> None:
+        """Log what the schedules gave, and the number of updates."""
         self.logger.record("train/target_kl", target_kl)
         self.logger.record("train/cg_damping", damping)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _log_actor(self, surrogate: Surrogate, step: NaturalStep, search: LineSearch) -> None:
+        """Log objective, step and line search."""
         self.logger.record("train/policy_objective", surrogate.value + search.improvement)
         self.logger.record("train/kl_divergence_loss", search.kl)
         self.logger.record("train/is_line_search_success", float(search.accepted))
@@ -352,6 +357,7 @@ class TRPO(OnPolicyAlgorithm):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
 
     def _log_critic(self, rollout: Rollout, fit: CriticFit) -> None:
+        """Log the critic's fit, and warn if it was undone."""
         values, returns = rollout.old_values.cpu().numpy(), rollout.returns.cpu().numpy()
         self.logger.record("train/explained_variance", explained_variance(values, returns))
         if self.n_critic_updates > 0:
@@ -387,6 +393,28 @@ class TRPO(OnPolicyAlgorithm):
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
         )
 
+    def set_parameters(
+        self,
+        load_path_or_dict: str | TensorDict,
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """
+        Load parameters into the policy and its optimizer; hyperparameters stay.
+
+        A compiled policy takes what it gives in ``get_parameters``, and what is in its zip file.
+
+        :param load_path_or_dict: zip file, or parameters by the names of ``get_parameters``
+        :param exact_match: whether every parameter has to be given
+        :param device: where to put them
+        """
+        compiled = self.policy
+        self.policy = getattr(compiled, "_orig_mod", compiled)
+        try:
+            super().set_parameters(load_path_or_dict, exact_match, device)
+        finally:
+            self.policy = compiled
+
     @classmethod
     def load(
         cls: type[SelfTRPO],
@@ -401,8 +429,8 @@ class TRPO(OnPolicyAlgorithm):
         """
         Load a model that was saved by this class or by ``sb3_contrib.TRPO``.
 
-        A file of sb3-contrib does not say how its target_kl and cg_damping are meant; it goes on
-        with ``kl_reduction="mean"``, as it was trained, unless told otherwise.
+        A file that sb3-contrib trained last does not say how its target_kl and cg_damping are
+        meant; it goes on with ``kl_reduction="mean"``, as it was trained, unless told otherwise.
 
         :param path: path, or a stream
         :param env: environment to go on with; may be missing for prediction
@@ -414,12 +442,12 @@ class TRPO(OnPolicyAlgorithm):
         :return: the model
         """
         path = rewindable(path)
-        if "kl_reduction" not in kwargs and "kl_reduction" not in saved_attributes(path):
+        if "kl_reduction" not in kwargs and not trained_here(path):
             kwargs["kl_reduction"] = "mean"
             warnings.warn(
-                "This model was not saved by sb3_trpo: it goes on with kl_reduction='mean', "
-                "which is what target_kl and cg_damping mean in sb3_contrib.TRPO. Pass "
-                "kl_reduction to load to choose.",
+                "This model was not last trained by sb3_trpo: it goes on with "
+                "kl_reduction='mean', which is what target_kl and cg_damping mean in "
+                "sb3_contrib.TRPO. Pass kl_reduction to load to choose.",
                 stacklevel=2,
             )
         return super().load(

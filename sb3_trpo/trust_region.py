@@ -169,7 +169,7 @@ def backtrack(
     try:
         for backtracks in range(candidates):
             shrinkage = shrinking_factor**backtracks
-            _move(parameters, originals, natural.step * shrinkage)
+            _move(parameters, originals, unflatten(natural.step * shrinkage, parameters))
             improvement, kl = evaluate()
             inside = improvement > 0 and kl <= target_kl
             enough = improvement >= accept_ratio * shrinkage * natural.expected_improvement
@@ -179,17 +179,22 @@ def backtrack(
                 return LineSearch(True, shrinkage, backtracks, improvement, kl)
     finally:
         if not accepted:
-            _move(parameters, originals, None)
+            _restore(parameters, originals)
     return LineSearch(False, 0.0, candidates, 0.0, 0.0)
 
 
 @th.no_grad()
-def _move(
-    parameters: Sequence[th.Tensor], originals: Sequence[th.Tensor], step: th.Tensor | None
-) -> None:
-    """Set the parameters to their original values plus the step, in place."""
+def _restore(parameters: Sequence[th.Tensor], originals: Sequence[th.Tensor]) -> None:
+    """Set the parameters to their original values, in place."""
     for parameter, original in zip(parameters, originals, strict=True):
         parameter.copy_(original)
-    if step is not None:
-        for parameter, change in zip(parameters, unflatten(step, parameters), strict=True):
-            parameter.add_(change)
+
+
+@th.no_grad()
+def _move(
+    parameters: Sequence[th.Tensor], originals: Sequence[th.Tensor], change: Sequence[th.Tensor]
+) -> None:
+    """Set the parameters to their original values plus a change, in place."""
+    _restore(parameters, originals)
+    for parameter, part in zip(parameters, change, strict=True):
+        parameter.add_(part)

@@ -30,8 +30,8 @@ class OnAnAccelerator(th.Tensor):
     """A tensor on the CPU that says it is not."""
 
     @property
-    def is_cuda(self) -> bool:  # type: ignore[override]
-        return True
+    def is_cpu(self) -> bool:  # type: ignore[override]
+        return False
 
 
 @pytest.mark.parametrize("condition", [1.0, 100.0, 1e4])

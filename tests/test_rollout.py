@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
-from sb3_trpo.rollout import FiniteVecEnv
+from sb3_trpo.rollout import refusing_non_finite
 from tests.environments import (
     BOX_ACTIONS,
     CASES,
@@ -160,12 +160,7 @@ def test_normalisation_does_not_hide_a_reward(value: float, training: bool) -> N
     assert_refused(model_in(env), "reward", 3)
 
 
-CLIPPED = pytest.mark.xfail(reason="VecNormalize clips it and keeps no raw copy", strict=True)
-
-
-@pytest.mark.parametrize(
-    "value", [np.nan, *(pytest.param(v, marks=CLIPPED) for v in (np.inf, -np.inf))]
-)
+@pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_normalisation_does_not_hide_a_terminal_observation(value: float) -> None:
     env = VecNormalize(faulty_envs(FIRST + 5, spoil=spoil_vector(value)), training=False)
@@ -265,16 +260,29 @@ def test_time_limit_bootstraps_with_the_last_states_own_value() -> None:
 
 def test_the_check_hands_everything_on_unchanged() -> None:
     plain, checked = (faulty_envs(10**9) for _ in range(2))
-    wrapped = FiniteVecEnv(checked, None)
-    plain.seed(0)
-    wrapped.seed(0)
-    np.testing.assert_array_equal(np.asarray(plain.reset()), np.asarray(wrapped.reset()))
-    for _ in range(10):
-        actions = np.zeros((3, 3), dtype=np.float32)
-        theirs, ours = plain.step(actions), wrapped.step(actions)
-        for expected, actual in zip(theirs[:3], ours[:3], strict=True):
-            np.testing.assert_array_equal(np.asarray(expected), np.asarray(actual))
-        assert str(theirs[3]) == str(ours[3])
+    for env in (plain, checked):
+        env.seed(0)
+    np.testing.assert_array_equal(np.asarray(plain.reset()), np.asarray(checked.reset()))
+    with refusing_non_finite(checked):
+        for _ in range(10):
+            actions = np.zeros((3, 3), dtype=np.float32)
+            theirs, ours = plain.step(actions), checked.step(actions)
+            for expected, actual in zip(theirs[:3], ours[:3], strict=True):
+                np.testing.assert_array_equal(np.asarray(expected), np.asarray(actual))
+            assert str(theirs[3]) == str(ours[3])
+    assert "step_wait" not in vars(checked)
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_refused_step_leaves_the_normalisations_statistics_as_they_were(value: float) -> None:
+    env = VecNormalize(faulty_envs(FIRST + 1, spoil=spoil_vector(value)))
+    model = model_in(env)
+    model.learn(48)
+    before = copy.deepcopy(vars(env.obs_rms))
+    with pytest.raises(ValueError, match="observation"):
+        model.learn(48, reset_num_timesteps=False)
+    for name, statistic in vars(env.obs_rms).items():
+        np.testing.assert_array_equal(statistic, before[name])
 
 
 def test_ratio_is_one_at_the_old_parameters_under_running_normalisation() -> None:

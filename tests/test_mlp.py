@@ -1,0 +1,131 @@
+"""Closed-form derivatives of multi-layer perceptrons, and what is recognised as one."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+from torch.autograd import functional
+from torch.func import functional_call
+
+from sb3_trpo.mlp import Mlp, Tape, actor_mlp, critic_mlp, pairs_of, read_mlp
+from tests.environments import BOX_ACTIONS, VECTOR
+
+# Both sides evaluate the same float64 formulas in another order.
+RTOL = 1e-12
+
+N_STATES, N_FEATURES, N_OUTPUTS = 9, 5, 3
+ACTIVATIONS = [
+    nn.Tanh,
+    nn.ReLU,
+    nn.ELU,
+    nn.LeakyReLU,
+    nn.SiLU,
+    nn.GELU,
+    nn.Sigmoid,
+    nn.Softplus,
+]
+HIDDEN: list[list[int]] = [[], [7], [7, 6], [4, 5, 6]]
+
+
+def network(hidden: list[int], activation: type[nn.Module]) -> nn.Sequential:
+    sizes = [N_FEATURES, *hidden]
+    layers: list[nn.Module] = []
+    for size, following in itertools.pairwise(sizes):
+        layers += [nn.Linear(size, following), activation()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], N_OUTPUTS)).double()
+
+
+def read(model: nn.Sequential) -> Mlp:
+    mlp = read_mlp(model[:-1], model[-1])
+    assert mlp is not None
+    return mlp
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("hidden", HIDDEN, ids=str)
+def test_tape_is_the_network_and_its_products_are_autograds(
+    hidden: list[int], activation: type[nn.Module]
+) -> None:
+    model = network(hidden, activation)
+    features = th.randn(N_STATES, N_FEATURES, dtype=th.float64)
+    names = [name for name, _ in model.named_parameters()]
+    parameters = tuple(p.detach() for p in model.parameters())
+    change = tuple(th.randn_like(p) for p in parameters)
+    cotangent = th.randn(N_STATES, N_OUTPUTS, dtype=th.float64)
+
+    def evaluate(*values: th.Tensor) -> th.Tensor:
+        output = functional_call(model, dict(zip(names, values, strict=True)), (features,))
+        assert isinstance(output, th.Tensor)
+        return output
+
+    derivatives: Any = functional  # without annotations in torch
+    outputs, tangent = derivatives.jvp(evaluate, parameters, change)
+    _, gradient = derivatives.vjp(evaluate, parameters, cotangent)
+
+    mlp = read(model)
+    tape = Tape(mlp, mlp.weights, N_STATES)
+    th.testing.assert_close(tape.forward(features), outputs, rtol=RTOL, atol=RTOL)
+    ours = tape.tangent(pairs_of(change))
+    th.testing.assert_close(ours, tangent, rtol=RTOL, atol=RTOL)
+    written = [th.empty_like(p) for p in parameters]
+    tape.cotangent(cotangent, pairs_of(written))
+    for actual, expected in zip(written, gradient, strict=True):
+        th.testing.assert_close(actual, expected, rtol=RTOL, atol=RTOL)
+
+
+def test_missing_changes_count_as_zero_and_missing_gradients_are_not_written() -> None:
+    model = network([7], nn.Tanh)
+    mlp = read(model)
+    tape = Tape(mlp, mlp.weights, N_STATES)
+    tape.forward(th.randn(N_STATES, N_FEATURES, dtype=th.float64))
+    bias = th.randn(7, dtype=th.float64)
+    zeros = [th.zeros_like(p) for p in mlp.parameters]
+    some = tape.tangent([(None, bias), (None, None)]).clone()
+    whole = tape.tangent(pairs_of([zeros[0], bias, *zeros[2:]]))
+    th.testing.assert_close(some, whole, rtol=0, atol=0)
+    gradients = [th.full_like(p, 7.0) for p in mlp.parameters]
+    cotangent = th.ones(N_STATES, N_OUTPUTS, dtype=th.float64)
+    tape.cotangent(cotangent, [(None, gradients[1]), (None, None)])
+    assert all(bool((g == 7).all()) for g in (gradients[0], *gradients[2:]))
+    assert not (gradients[1] == 7).any()
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [nn.Dropout(), nn.LayerNorm(N_FEATURES), nn.PReLU(), nn.Sequential(), nn.BatchNorm1d(5)],
+    ids=lambda module: type(module).__name__,
+)
+def test_chain_with_anything_else_is_not_recognised(extra: nn.Module) -> None:
+    model = network([5], nn.Tanh)
+    assert read_mlp(nn.Sequential(*model[:-1], extra), model[-1]) is None
+
+
+def test_layer_without_a_bias_is_not_recognised() -> None:
+    assert read_mlp(nn.Sequential(), nn.Linear(3, 2, bias=False)) is None
+
+
+def policy() -> ActorCriticPolicy:
+    return ActorCriticPolicy(VECTOR, BOX_ACTIONS, lambda progress: 1e-3)
+
+
+def test_sb3s_policy_is_recognised_with_actor_and_critic_apart() -> None:
+    plain = policy()
+    actor, critic = actor_mlp(plain), critic_mlp(plain)
+    assert actor is not None
+    assert critic is not None
+    assert actor.layers[-1] is plain.action_net
+    assert critic.layers[-1] is plain.value_net
+    assert not set(actor.parameters) & set(critic.parameters)
+
+
+def test_hook_on_every_module_of_the_process_turns_closed_forms_off() -> None:
+    plain = policy()
+    handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: None)
+    try:
+        assert actor_mlp(plain) is None
+    finally:
+        handle.remove()
+    assert actor_mlp(plain) is not None

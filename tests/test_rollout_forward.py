@@ -1,0 +1,281 @@
+"""The fast forward pass while collecting is SB3's, to rounding, and nothing of it can be seen."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import nn
+
+from sb3_trpo import TRPO
+from sb3_trpo.rollout import acting_fast
+from tests.environments import BOX_ACTIONS, VECTOR, ToyEnv
+
+# Both passes run the same float32 layers; they differ in the order of a few sums.
+RTOL, ATOL = 1e-5, 1e-6
+
+ACTIONS: dict[str, spaces.Space[Any]] = {
+    "box": BOX_ACTIONS,
+    "matrix": spaces.Box(-1, 1, (2, 3)),
+    "discrete": spaces.Discrete(4),
+    "multi_discrete": spaces.MultiDiscrete([3, 2, 4]),
+    "multi_binary": spaces.MultiBinary(3),
+}
+OBSERVATIONS: dict[str, spaces.Space[Any]] = {
+    "vector": VECTOR,
+    "double": spaces.Box(-1, 1, (5,), np.float64),
+    "matrix": spaces.Box(-1, 1, (2, 3)),
+    "discrete": spaces.Discrete(5),
+    "multi_discrete": spaces.MultiDiscrete([3, 4]),
+    "multi_binary": spaces.MultiBinary(4),
+    "image": spaces.Box(0, 255, (36, 36, 1), np.uint8),
+}
+
+
+def model_of(
+    observation_space: spaces.Space[Any] = VECTOR,
+    action_space: spaces.Space[Any] = BOX_ACTIONS,
+    n_envs: int = 1,
+    **policy_kwargs: Any,
+) -> TRPO:
+    def make() -> ToyEnv:
+        return ToyEnv(copy.deepcopy(observation_space), copy.deepcopy(action_space), 9)
+
+    # Large weights: SB3's own start is so near zero that every action looks right.
+    options = {"net_arch": [16, 8], "ortho_init": False, **policy_kwargs}
+    env = DummyVecEnv([make] * n_envs)
+    return TRPO("MlpPolicy", env, n_steps=32, batch_size=32, seed=0, policy_kwargs=options)
+
+
+def observations_of(model: TRPO, n_envs: int) -> list[th.Tensor]:
+    space = model.observation_space
+    space.seed(1)
+    samples = (np.stack([space.sample() for _ in range(n_envs)]) for _ in range(20))
+    return [th.as_tensor(sample) for sample in samples]
+
+
+@th.no_grad()
+def act(policy: ActorCriticPolicy, observations: list[th.Tensor]) -> list[Any]:
+    th.manual_seed(3)
+    return [policy(observation) for observation in observations]
+
+
+def assert_same(ours: list[Any], theirs: list[Any]) -> None:
+    for ours_now, theirs_now in zip(ours, theirs, strict=True):
+        for actual, expected in zip(ours_now, theirs_now, strict=True):
+            assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+            th.testing.assert_close(actual, expected, rtol=RTOL, atol=ATOL)
+
+
+@pytest.mark.parametrize("n_envs", [1, 5])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("actions", ACTIONS)
+def test_actions_values_and_log_probs_are_sb3s(
+    actions: str, activation: type[nn.Module], n_envs: int
+) -> None:
+    model = model_of(action_space=ACTIONS[actions], n_envs=n_envs, activation_fn=activation)
+    observations = observations_of(model, n_envs)
+    theirs = act(model.policy, observations)
+    with acting_fast(model.policy):
+        assert "forward" in vars(model.policy)
+        ours = act(model.policy, observations)
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+@pytest.mark.parametrize("net_arch", [[], [8], {"pi": [8, 4], "vf": []}], ids=str)
+def test_every_kind_of_observation_and_network_is_read_as_sb3_reads_it(
+    observation: str, net_arch: Any
+) -> None:
+    model = model_of(OBSERVATIONS[observation], n_envs=2, net_arch=net_arch)
+    observations = observations_of(model, 2)
+    theirs = act(model.policy, observations)
+    with acting_fast(model.policy):
+        assert "forward" in vars(model.policy)
+        assert_same(act(model.policy, observations), theirs)
+
+
+def double_by_set_parameters(model: TRPO) -> None:
+    parameters = copy.deepcopy(model.get_parameters())
+    parameters["policy"] = {key: 2 * value for key, value in parameters["policy"].items()}
+    model.set_parameters(cast(Any, parameters))
+
+
+def double_by_vector(model: TRPO) -> None:
+    model.policy.load_from_vector(2 * model.policy.parameters_to_vector())
+
+
+def double_by_data(model: TRPO) -> None:
+    for parameter in model.policy.parameters():
+        parameter.data = 2 * parameter.data
+
+
+def double_by_assignment(model: TRPO) -> None:
+    state = {key: 2 * value for key, value in model.policy.state_dict().items()}
+    model.policy.load_state_dict(state, assign=True)
+
+
+def double_in_place(model: TRPO) -> None:
+    with th.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.mul_(2)
+
+
+@pytest.mark.parametrize(
+    "double",
+    [
+        double_by_set_parameters,
+        double_by_vector,
+        double_by_data,
+        double_by_assignment,
+        double_in_place,
+    ],
+)
+def test_weights_written_a_moment_ago_are_the_ones_that_act(
+    double: Callable[[TRPO], None],
+) -> None:
+    model = model_of()
+    observations = observations_of(model, 1)
+    with acting_fast(model.policy):
+        before = act(model.policy, observations)
+        double(model)
+        ours = act(model.policy, observations)
+    assert_same(ours, act(model.policy, observations))
+    assert not th.allclose(ours[0][1], before[0][1])
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda policy: pickle.loads(pickle.dumps(policy))]
+)
+def test_copy_taken_in_a_rollout_acts_with_its_own_weights_and_sb3s_pass(
+    duplicate: Callable[[Any], Any],
+) -> None:
+    model = model_of()
+    observations = observations_of(model, 1)
+    with acting_fast(model.policy):
+        copied = duplicate(model.policy)
+        original = act(model.policy, observations)
+        for parameter in copied.parameters():
+            parameter.data.zero_()
+        assert all(bool((value == 0).all()) for _, value, _ in act(copied, observations))
+        assert_same(act(model.policy, observations), original)
+    assert copied(observations[0])[1].requires_grad  # SB3's pass has a graph, the fast one none
+
+
+def test_gradients_and_deterministic_actions_take_sb3s_pass() -> None:
+    model = model_of()
+    observation = observations_of(model, 1)[0]
+    with acting_fast(model.policy):
+        assert model.policy(observation)[1].requires_grad
+        with th.no_grad():
+            action = model.policy(observation, deterministic=True)[0]
+    expected = model.policy.get_distribution(observation).mode()
+    th.testing.assert_close(action, expected, rtol=0, atol=0)
+
+
+class Subclass(ActorCriticPolicy):
+    """SB3's policy under another name."""
+
+
+def with_hook(model: TRPO) -> None:
+    model.policy.action_net.register_forward_hook(lambda module, inputs, output: output)
+
+
+def with_parametrization(model: TRPO) -> None:
+    nn.utils.parametrizations.weight_norm(model.policy.action_net)
+
+
+def with_own_method(model: TRPO) -> None:
+    model.policy.extract_features = model.policy.extract_features  # type: ignore[method-assign]
+
+
+def with_double_weights(model: TRPO) -> None:
+    model.policy.double()
+
+
+def with_other_layer(model: TRPO) -> None:
+    model.policy.mlp_extractor.policy_net.append(nn.LayerNorm(8))
+
+
+def with_compiled_layer(model: TRPO) -> None:
+    model.policy.mlp_extractor.policy_net.compile(backend="eager")
+
+
+def with_other_class(model: TRPO) -> None:
+    model.policy.__class__ = Subclass
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_hook,
+        with_parametrization,
+        with_own_method,
+        with_double_weights,
+        with_other_layer,
+        with_compiled_layer,
+        with_other_class,
+    ],
+)
+def test_policy_that_is_not_exactly_sb3s_takes_sb3s_pass(change: Callable[[TRPO], None]) -> None:
+    model = model_of()
+    change(model)
+    with acting_fast(model.policy):
+        assert "forward" not in vars(model.policy)
+
+
+def test_gsde_takes_sb3s_pass() -> None:
+    env = ToyEnv(VECTOR, BOX_ACTIONS, 9)
+    model = TRPO("MlpPolicy", env, use_sde=True, n_steps=32, batch_size=32)
+    with acting_fast(model.policy):
+        assert "forward" not in vars(model.policy)
+
+
+class SavesInTheMiddle(BaseCallback):
+    """Saves the model at a step, and stops the rollout there if asked to."""
+
+    def __init__(self, path: str, fail: bool) -> None:
+        super().__init__()
+        self.path, self.fail = path, fail
+
+    def _on_step(self) -> bool:
+        if self.n_calls == 5:
+            assert "forward" in vars(self.model.policy)
+            self.model.save(self.path)
+            if self.fail:
+                raise RuntimeError("stop")
+        return True
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_fast_pass_is_in_no_file_and_is_gone_after_the_rollout(tmp_path: Any, fail: bool) -> None:
+    model = model_of()
+    path = str(tmp_path / "model")
+    try:
+        model.learn(32, callback=SavesInTheMiddle(path, fail))
+    except RuntimeError:
+        assert fail
+    assert "forward" not in vars(model.policy)
+    loaded = TRPO.load(path)
+    assert "forward" not in vars(loaded.policy)
+    assert not any("sb3_trpo" in str(value) for value in vars(loaded).values() if callable(value))
+
+
+def test_rollout_with_the_fast_pass_is_the_rollout_without(monkeypatch: Any) -> None:
+    buffers = []
+    for fast in (True, False):
+        model = model_of(n_envs=3)
+        if not fast:
+            monkeypatch.setattr("sb3_trpo.rollout.fast_forward", lambda policy: None)
+        model.learn(96)
+        buffers.append(model.rollout_buffer)
+    for name in ("observations", "actions", "values", "log_probs", "rewards"):
+        ours, theirs = (getattr(buffer, name) for buffer in buffers)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
