@@ -1,0 +1,38 @@
+"""What every result of a benchmark says about where it comes from."""
+
+import datetime
+import importlib.metadata
+import platform
+import shlex
+import sys
+from pathlib import Path
+
+import torch as th
+
+PACKAGES = ("stable-baselines3", "sb3-contrib", "torch", "gymnasium", "numpy")
+RESULTS = Path(__file__).parent / "results"
+
+
+def provenance() -> dict[str, object]:
+    """
+    Describe the machine, the versions and the command.
+
+    :return: entries for a JSON file
+    """
+    arguments = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return {
+        "command": "python benchmarks/" + shlex.join(arguments),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "torch_threads": th.get_num_threads(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    """Name the processor's model, which platform.processor() leaves empty on Linux."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()

@@ -1,0 +1,372 @@
+"""
+Time and memory of ``sb3_trpo.TRPO`` against ``sb3_contrib.TRPO``.
+
+Both classes run in one process, alternating, on the same hyperparameters; a figure is the ratio of
+the medians, sb3_contrib's over ours, so more than 1 means faster. Shared machines are too noisy for
+absolute times. Memory is the peak beyond what the filled rollout buffer takes, each measured in a
+process of its own.
+
+    python benchmarks/speed.py update rollout learn floor memory scaling --repeats 7
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import sb3_contrib
+import torch as th
+from gymnasium import spaces
+from machine import RESULTS, provenance
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch.utils.flop_counter import FlopCounterMode
+
+import sb3_trpo
+from sb3_trpo.rollout import acting_fast
+
+Algorithm = sb3_trpo.TRPO | sb3_contrib.TRPO
+CLASSES: dict[str, Any] = {"sb3_contrib": sb3_contrib.TRPO, "sb3_trpo": sb3_trpo.TRPO}
+Entry = dict[str, Any]
+
+
+class RandomEnv(gym.Env[Any, Any]):
+    """Random observations and rewards, to time updates on spaces of any size."""
+
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]):
+        self.observation_space = observation_space
+        self.action_space = action_space
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        reward = float(self.np_random.normal())
+        return self.observation_space.sample(), reward, False, False, {}
+
+
+def image_env() -> gym.Env[Any, Any]:
+    """Make images of the size of stacked Atari frames."""
+    return RandomEnv(spaces.Box(0, 255, (4, 84, 84), np.uint8), spaces.Discrete(6))
+
+
+def dict_env() -> gym.Env[Any, Any]:
+    """Make observations with two vectors."""
+    parts: dict[str, spaces.Space[Any]] = {
+        name: spaces.Box(-1, 1, (16,), np.float32) for name in ("position", "velocity")
+    }
+    return RandomEnv(spaces.Dict(parts), spaces.Box(-1, 1, (6,), np.float32))
+
+
+def zoo_hopper() -> VecNormalize:
+    """Make Hopper as the RL Zoo trains on it."""
+    return VecNormalize(DummyVecEnv([lambda: gym.make("Hopper-v5")] * 2))
+
+
+# The RL Zoo's values for Hopper.
+ZOO_HOPPER = {"n_steps": 1024, "cg_max_steps": 25, "n_critic_updates": 20}
+WIDE = {"policy_kwargs": {"net_arch": [256, 256]}}
+
+# Name, policy, environment, hyperparameters.
+UPDATES: list[tuple[str, str, Any, dict[str, Any]]] = [
+    ("Hopper-v5 64x64", "MlpPolicy", "Hopper-v5", {}),
+    ("Humanoid-v5 64x64", "MlpPolicy", "Humanoid-v5", {}),
+    ("Hopper-v5 256x256", "MlpPolicy", "Hopper-v5", WIDE),
+    ("Hopper-v5 64x64, fisher 1/5", "MlpPolicy", "Hopper-v5", {"fisher": 5}),
+    ("Humanoid-v5 64x64, fisher 1/5", "MlpPolicy", "Humanoid-v5", {"fisher": 5}),
+    ("Hopper-v5 256x256, fisher 1/5", "MlpPolicy", "Hopper-v5", {**WIDE, "fisher": 5}),
+    ("Dict 2x16", "MultiInputPolicy", dict_env, {}),
+]
+IMAGES = ("CnnPolicy 84x84x4, actor only", "CnnPolicy", image_env, {"n_critic_updates": 0})
+
+
+def make(kind: str, policy: str, env: Any, options: dict[str, Any]) -> Algorithm:
+    """
+    Make a model with a silent logger.
+
+    :param kind: key of ``CLASSES``
+    :param policy: name of the policy
+    :param env: name of the environment, or a function that makes it
+    :param options: hyperparameters; ``fisher`` is our sub-sampling, which contrib does not have
+    :return: the model
+    """
+    options = dict(options)
+    fisher = options.pop("fisher", 1)
+    if kind == "sb3_trpo":
+        options["fisher_sub_sampling_factor"] = fisher
+    made = env if isinstance(env, str) else env()
+    model: Algorithm = CLASSES[kind](policy, made, seed=0, device="cpu", **options)
+    model.set_logger(Logger(None, []))
+    return model
+
+
+def with_rollout(model: Algorithm) -> Algorithm:
+    """
+    Fill the rollout buffer.
+
+    :param model: made by :func:`make`
+    :return: the model
+    """
+    _, callback = model._setup_learn(model.n_steps)
+    assert model.env is not None
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    return model
+
+
+def alternate(actions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """
+    Time callables in turn.
+
+    :param actions: what to time, by name
+    :param repeats: how often each, after one call that is not counted
+    :return: median seconds of each
+    """
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for repeat in range(repeats + 1):
+        for name, action in actions.items():
+            start = time.perf_counter()
+            action()
+            if repeat > 0:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def ratio(actions: Mapping[str, Callable[[], Any]], repeats: int) -> float:
+    """
+    Compare contrib's callable with ours.
+
+    :param actions: one per key of ``CLASSES``
+    :param repeats: how often each
+    :return: contrib's median over ours
+    """
+    medians = alternate(actions, repeats)
+    return medians["sb3_contrib"] / medians["sb3_trpo"]
+
+
+def train_again(model: Algorithm, start: dict[str, Any]) -> None:
+    """
+    Update from the same parameters on the same rollout.
+
+    :param model: with a filled buffer
+    :param start: parameters and optimizer state to start from
+    """
+    model.set_parameters(start)
+    model.train()
+
+
+def update(repeats: int) -> list[Entry]:
+    """Time ``train()`` on one frozen rollout."""
+    cases = [(case, repeats) for case in UPDATES]
+    images = (*IMAGES[:3], {**IMAGES[3], "n_steps": 512})
+    return [_update(*case, count) for case, count in [*cases, (images, min(repeats, 3))]]
+
+
+def _update(name: str, policy: str, env: Any, options: dict[str, Any], repeats: int) -> Entry:
+    """Time one case."""
+    models = {kind: with_rollout(make(kind, policy, env, options)) for kind in CLASSES}
+    actions = {
+        kind: partial(train_again, model, _copy(model.get_parameters()))
+        for kind, model in models.items()
+    }
+    return {
+        "work": f"train(), {name}",
+        "ratio": ratio(actions, repeats),
+        "operations": {kind: count_operations(action) for kind, action in actions.items()},
+    }
+
+
+def _copy(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Copy parameters, which a model otherwise goes on changing."""
+    return {
+        name: {key: _clone(value) for key, value in state.items()}
+        for name, state in parameters.items()
+    }
+
+
+def _clone(value: Any) -> Any:
+    """Copy a tensor, leave the rest."""
+    return value.clone() if isinstance(value, th.Tensor) else value
+
+
+def count_operations(action: Callable[[], Any]) -> int:
+    """
+    Count the arithmetic of matrix products and convolutions, which no noise can change.
+
+    :param action: what to run once
+    :return: floating-point operations
+    """
+    counter = FlopCounterMode(display=False)
+    with counter:
+        action()
+    return int(counter.get_total_flops())
+
+
+def rollout(repeats: int) -> list[Entry]:
+    """Time one forward pass of the policy while collecting, 1,000 passes at a time."""
+    entries = []
+    for env in ("CartPole-v1", "Hopper-v5"):
+        model = make("sb3_trpo", "MlpPolicy", env, {})
+        observation = th.as_tensor(model.observation_space.sample()[None])
+        actions = {
+            kind: partial(_forward, model, observation, kind == "sb3_trpo") for kind in CLASSES
+        }
+        entries.append({"work": f"policy forward, {env}", "ratio": ratio(actions, repeats)})
+    return entries
+
+
+@th.no_grad()
+def _forward(model: Algorithm, observation: th.Tensor, fast: bool) -> None:
+    with acting_fast(model.policy) if fast else nullcontext():
+        for _ in range(1000):
+            model.policy(observation)
+
+
+def learn(repeats: int) -> list[Entry]:
+    """Time ``learn()`` for four rollouts."""
+    cases: list[tuple[str, Any, dict[str, Any]]] = [
+        ("CartPole-v1", "CartPole-v1", {}),
+        ("Hopper-v5", "Hopper-v5", {}),
+        ("HalfCheetah-v5", "HalfCheetah-v5", {}),
+        ("Hopper-v5, RL Zoo's values", zoo_hopper, ZOO_HOPPER),
+    ]
+    return [_learn(*case, repeats) for case in cases]
+
+
+def _learn(name: str, env: Any, options: dict[str, Any], repeats: int) -> Entry:
+    """Time one case."""
+    models = {kind: make(kind, "MlpPolicy", env, options) for kind in CLASSES}
+    actions = {kind: partial(model.learn, 4 * 2048) for kind, model in models.items()}
+    return {"work": f"learn(), {name}", "ratio": ratio(actions, repeats)}
+
+
+class RecordActions(BaseCallback):
+    """Keep the actions that a run gave to its environment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actions: list[np.ndarray] = []
+
+    def _on_step(self) -> bool:
+        self.actions.append(self.locals["clipped_actions"].copy())
+        return True
+
+
+def floor(repeats: int) -> list[Entry]:
+    """Compare ``learn()`` with what the environment needs to replay the run's own actions."""
+    entries = []
+    for env in ("CartPole-v1", "Hopper-v5", "HalfCheetah-v5"):
+        models = {kind: make(kind, "MlpPolicy", env, {}) for kind in CLASSES}
+        recorder = RecordActions()
+        models["sb3_trpo"].learn(2 * 2048, callback=recorder)
+        actions: dict[str, Callable[[], Any]] = {
+            kind: partial(model.learn, 2 * 2048) for kind, model in models.items()
+        }
+        actions["environment"] = partial(_replay, models["sb3_trpo"], recorder.actions)
+        medians = alternate(actions, repeats)
+        over = {kind: medians[kind] / medians["environment"] for kind in CLASSES}
+        entries.append({"work": f"learn() over the environment's time, {env}", "over_floor": over})
+    return entries
+
+
+def _replay(model: Algorithm, actions: list[np.ndarray]) -> None:
+    """Step the environment through recorded actions."""
+    assert model.env is not None
+    model.env.reset()
+    for action in actions:
+        model.env.step(action)
+
+
+def memory(repeats: int) -> list[Entry]:
+    """Measure the peak memory of ``train()`` beyond the buffer."""
+    entries = []
+    for case in (IMAGES, UPDATES[0], UPDATES[2]):
+        peaks = {kind: isolated(peak_memory, kind, case) for kind in CLASSES}
+        share = peaks["sb3_trpo"] / max(peaks["sb3_contrib"], 1)
+        entries.append({"work": f"peak memory, {case[0]}", "bytes": peaks, "share": share})
+    return entries
+
+
+def isolated(function: Callable[..., int], *arguments: Any) -> int:
+    """
+    Run a function in a fresh process.
+
+    :param function: of this module
+    :param arguments: its arguments
+    :return: its result
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def peak_memory(kind: str, case: tuple[str, str, Any, dict[str, Any]]) -> int:
+    """
+    Measure one update.
+
+    :param kind: key of ``CLASSES``
+    :param case: name, policy, environment, hyperparameters
+    :return: bytes that the resident memory rises above its level before, at its highest
+    """
+    th.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    _, policy, env, options = case
+    model = with_rollout(make(kind, policy, env, options))
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _status("VmRSS")
+    model.train()
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> int:
+    """Read a number of bytes from the kernel's report on this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def scaling(repeats: int) -> list[Entry]:
+    """Compare an update with one of 8 times the states."""
+    small, large = (
+        with_rollout(make("sb3_trpo", "MlpPolicy", "Hopper-v5", {"n_steps": n}))
+        for n in (2048, 8 * 2048)
+    )
+    actions = {
+        name: partial(train_again, model, _copy(model.get_parameters()))
+        for name, model in (("small", small), ("large", large))
+    }
+    medians = alternate(actions, repeats)
+    times = medians["large"] / medians["small"]
+    return [{"work": "train() with 8 times the states", "times": times}]
+
+
+SECTIONS = {f.__name__: f for f in (update, rollout, learn, floor, memory, scaling)}
+
+
+def main() -> None:
+    """Run the sections, print their entries and write them."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("sections", nargs="+", choices=SECTIONS)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    th.set_num_threads(arguments.threads)
+    warnings.simplefilter("ignore")
+    for section in arguments.sections:
+        entries = SECTIONS[section](arguments.repeats)
+        for entry in entries:
+            print(json.dumps(entry), flush=True)
+        result = {**provenance(), "repeats": arguments.repeats, "entries": entries}
+        (RESULTS / f"speed_{section}.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
