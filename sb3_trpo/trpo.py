@@ -250,8 +250,8 @@ class TRPO(OnPolicyAlgorithm):
         :raises ValueError: at the step that returns a number that is not finite, before the policy
             sees it
         """
-        if self._vec_normalize_env is not None:
-            check_observations(self._vec_normalize_env.old_obs)
+        # What a normalisation saw before clipping; it has none before its first reset.
+        check_observations(getattr(self._vec_normalize_env, "old_obs", None))
         check_observations(self._last_obs)
         with refusing_non_finite(env), acting_fast(self.policy):
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)

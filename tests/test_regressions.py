@@ -245,3 +245,16 @@ def test_policy_copied_in_a_rollout_trains_on() -> None:
     model.policy = copies[0]
     model.learn(32, reset_num_timesteps=False)
     assert model._n_updates == 2
+
+
+def test_normalisation_that_was_never_reset_can_take_over() -> None:
+    def make() -> VecNormalize:
+        return VecNormalize(DummyVecEnv([lambda: ToyEnv(VECTOR, BOX_ACTIONS, 9)]))
+
+    model = TRPO("MlpPolicy", make(), n_steps=32, batch_size=32)
+    model.learn(32)
+    second = make()
+    second.venv.reset()
+    model.set_env(second, force_reset=False)
+    model.learn(32, reset_num_timesteps=False)
+    assert model._n_updates == 2
