@@ -258,3 +258,17 @@ def test_normalisation_that_was_never_reset_can_take_over() -> None:
     model.set_env(second, force_reset=False)
     model.learn(32, reset_num_timesteps=False)
     assert model._n_updates == 2
+
+
+def test_update_is_safe_where_torch_does_not_check_distributions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(td.Distribution, "_validate_args", False)
+    model = model_of()
+    model.learn(32)
+    nn.init.constant_(cast(nn.Linear, model.policy.action_net).bias, float("nan"))
+    before = copy.deepcopy(model.policy.state_dict())
+    model.train()
+    for name, value in model.policy.state_dict().items():
+        if not name.startswith(("value_net", "mlp_extractor.value_net")):
+            th.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
