@@ -44,24 +44,25 @@ class _CheckedStep:
     Copies and pickles of the environment get its class's own method.
 
     :param env: the environment
+    :param name: of the method that returns what it stepped to
     """
 
-    def __init__(self, env: VecEnv) -> None:
-        self._env = env
-        self._step_wait = env.step_wait
+    def __init__(self, env: VecEnv, name: str) -> None:
+        self._env, self._name = env, name
+        self._method = getattr(env, name)
         self._step = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
         """Return the method of the environment's copy."""
-        return MethodType(type(self._env).step_wait, memo.get(id(self._env), self._env))
+        return MethodType(getattr(type(self._env), self._name), memo.get(id(self._env), self._env))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return the unpickled environment's method."""
-        return getattr, (self._env, "step_wait")
+        return getattr, (self._env, self._name)
 
-    def __call__(self) -> VecEnvStepReturn:
+    def __call__(self, *actions: np.ndarray) -> VecEnvStepReturn:
         """Step, and raise if an observation or a reward is not finite."""
-        observations, rewards, dones, infos = self._step_wait()
+        observations, rewards, dones, infos = self._method(*actions)
         self._step += 1
         check_observations(observations, self._step)
         _check("reward", rewards, self._step)
@@ -84,10 +85,13 @@ def refusing_non_finite(env: VecEnv) -> Iterator[None]:
     :param env: the training environment
     :return: context manager
     """
-    points = {id(point): point for point in (env.unwrapped, env)}.values()
+    # SB3 calls the outermost one's `step`, wrappers call the `step_wait` of what is inside.
+    points = (
+        [(env, "step")] if env.unwrapped is env else [(env, "step"), (env.unwrapped, "step_wait")]
+    )
     with ExitStack() as stack:
-        for point in points:
-            stack.enter_context(_attribute(point, "step_wait", _CheckedStep(point)))
+        for point, name in points:
+            stack.enter_context(_attribute(point, name, _CheckedStep(point, name)))
         yield
 
 
