@@ -1,16 +1,28 @@
 """What all tests share: one thread, the same seed before each, torch's checks of distributions."""
 
+import itertools
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
+from gymnasium.utils import seeding
 from stable_baselines3.common.utils import set_random_seed
 
 th.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed all generators, those of environments and spaces that nobody seeds included."""
     set_random_seed(0)
+    seeds = itertools.count()
+    np_random = seeding.np_random
+
+    def seeded(seed: int | None = None) -> tuple[Any, int]:
+        return np_random(next(seeds) if seed is None else seed)
+
+    monkeypatch.setattr(seeding, "np_random", seeded)
 
 
 @pytest.fixture(autouse=True)

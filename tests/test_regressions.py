@@ -215,7 +215,7 @@ class Huge(ToyEnv):
 
     def step(self, action: Any) -> Any:
         observation, *rest = super().step(action)
-        return observation.astype(np.float64) * 1e39, *rest
+        return np.full_like(observation, 1e39, dtype=np.float64), *rest
 
 
 def test_observation_beyond_single_precision_is_refused_at_its_step() -> None:
