@@ -14,7 +14,16 @@ LAYERS = (
     {"vectors", "conjugate_gradient", "state_mean"},
     {"distributions", "batch", "mlp", "linearization", "actor"},
     {"surrogate", "fisher", "trust_region", "critic"},
-    {"hyperparameters", "rollout", "checkpoint", "trpo", "maskable", "recurrent", "__init__"},
+    {
+        "hyperparameters",
+        "rollout",
+        "checkpoint",
+        "export",
+        "trpo",
+        "maskable",
+        "recurrent",
+        "__init__",
+    },
     {"zoo", "__main__"},
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -27,6 +36,7 @@ ORDER = (
         "hyperparameters",
         "rollout",
         "checkpoint",
+        "export",
         "trpo",
         "maskable",
         "recurrent",

@@ -1,6 +1,5 @@
 """The interquartile mean over runs, with bootstrap confidence."""
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,16 +49,18 @@ def estimate(scores: Array) -> tuple[Array, Array, Array]:
     """Estimate the interquartile mean over runs.
 
     :param scores: shape (runs, evaluations)
-    :return: interquartile mean, lower and upper end of its confidence interval
+    :return: interquartile mean, lower and upper end of its confidence interval; of one run, three
+        times its values
     """
-    with warnings.catch_warnings():
-        # rliable hands its seed on under a name that will go.
-        warnings.filterwarnings("ignore", "random_state is deprecated", FutureWarning)
-        point, interval = get_interval_estimates(
-            {"runs": scores[:, None, :]},
-            interquartile_mean,
-            reps=RESAMPLINGS,
-            confidence_interval_size=CONFIDENCE,
-            random_state=np.random.RandomState(0),
-        )
+    if len(scores) == 1:
+        return scores[0], scores[0], scores[0]
+    state = np.random.get_state()
+    np.random.seed(0)  # rliable draws from the global generator, whatever seed it is given
+    point, interval = get_interval_estimates(
+        {"runs": scores[:, None, :]},
+        interquartile_mean,
+        reps=RESAMPLINGS,
+        confidence_interval_size=CONFIDENCE,
+    )
+    np.random.set_state(state)
     return point["runs"], interval["runs"][0], interval["runs"][1]

@@ -23,7 +23,7 @@ examples:
 
 defaults that differ from the RL Zoo's, whose own options follow:
   --algo trpo, --env {DEFAULT_ENV}, --exp-folder {LOGS}
-  --episode-window: 100, or a fifth of the shortest run's episodes if that is less
+  --episode-window: 100, or half of the shortest run's episodes if that is less
   the figure is written to a file; no window is opened
 """
 
@@ -68,7 +68,7 @@ def episode_window(runs: list[Path]) -> int:
     :return: number of episodes
     """
     shortest = min(len(training_episodes(run)) for run in runs)
-    return max(1, min(100, shortest // 5))
+    return max(1, min(100, shortest // 2))
 
 
 def draw_run(run: Path) -> None:
