@@ -163,6 +163,18 @@ def has_global_hooks() -> bool:
     return any(getattr(hooks, f"_global_{kind}") for kind in kinds)
 
 
+def preprocessed(policy: ActorCriticPolicy, observations: Observations) -> Observations:
+    """
+    Scale images and encode integers as SB3 does before a features extractor.
+
+    :param policy: any policy
+    :param observations: n states
+    :return: what the policy's features extractors take
+    """
+    space, normalize = policy.observation_space, policy.normalize_images
+    return preprocess_obs(observations, space, normalize_images=normalize)
+
+
 def flat_features(policy: ActorCriticPolicy, observations: Observations) -> th.Tensor:
     """
     Compute what the networks of a plain policy see.
@@ -171,10 +183,7 @@ def flat_features(policy: ActorCriticPolicy, observations: Observations) -> th.T
     :param observations: n states
     :return: shape ``(n, features)``, in the type of the policy's parameters
     """
-    processed = preprocess_obs(
-        observations, policy.observation_space, normalize_images=policy.normalize_images
-    )
-    features = cast(th.Tensor, policy.features_extractor(processed))
+    features = cast(th.Tensor, policy.features_extractor(preprocessed(policy, observations)))
     return features.to(policy.value_net.weight.dtype)
 
 
