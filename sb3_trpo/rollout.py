@@ -36,7 +36,6 @@ from sb3_trpo.mlp import (
     pairs_of,
 )
 
-
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -233,7 +232,8 @@ class _Structure:
     def __init__(self, policy: nn.Module) -> None:
         modules = list(policy.modules())
         places = [(m._modules, name, child) for m in modules for name, child in m._modules.items()]
-        self._siblings, self._names, self._children = (list(part) for part in zip(*places))
+        siblings, names, children = zip(*places, strict=True)
+        self._siblings, self._names, self._children = siblings, names, list(children)
         # The dictionaries themselves: they stay the same objects when a hook comes.
         self._hooks = [hooks for module in modules for hooks in hooks_of(module)]
 
