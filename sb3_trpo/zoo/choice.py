@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import gymnasium as gym
@@ -76,7 +78,8 @@ def choose_model(prog: str, words: list[str]) -> argparse.Namespace:
     add_choice(parser)
     choice, _ = parser.parse_known_args(words)
     if not {"-h", "--help"} & set(words):
-        find_model(choice)
+        with redirect_stdout(io.StringIO()):  # the script will say it again
+            find_model(choice)
     return choice
 
 

@@ -42,6 +42,10 @@ def explain(error: Exception) -> str:
         return message
     if "not found in gym registry" in message:
         return unknown_environment(message.split()[0])
+    if "Could not parse SQLAlchemy URL" in message:
+        return f"{message}: --storage takes a file ending in .log or a URL like sqlite:///study.db"
+    if "No trials are completed yet" in message:
+        return "no trial came to its end: add trials, or see with --verbose 2 why they stop"
     if isinstance(error, NameError):
         return f"{message}: text needs quotes of its own, as in -params \"policy:'MlpPolicy'\""
     if "unexpected keyword argument" in message:

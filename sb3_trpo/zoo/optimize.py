@@ -73,9 +73,15 @@ def optimize(words: list[str]) -> None:
     choice.storage = choice.storage or str(folder / f"study_{EnvironmentName(choice.env)}.log")
     choice.study_name = choice.study_name or choice.env
 
+    # Several processes that set up one database at the same time would collide.
+    study = optuna.create_study(
+        study_name=choice.study_name,
+        storage=open_storage(choice.storage),
+        direction="maximize",
+        load_if_exists=True,
+    )
     print(f"Study '{choice.study_name}' in {choice.storage}, {choice.n_trials} trials")
     fixed, *_ = run_jobs(search, worker_words(choice, rest), choice.jobs)
-    study = optuna.load_study(study_name=choice.study_name, storage=open_storage(choice.storage))
     report(study, fixed, choice, folder)
 
 
