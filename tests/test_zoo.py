@@ -157,6 +157,7 @@ def test_help_of_train_shows_examples_and_the_zoos_options(
         (["train", "--sed", "1"], ["--sed", "--seed", "--help"]),
         (["train", "--seeds", "a-b"], ["a-b", "0-4"]),
         (["train", "--seeds", "0-1", "--seed=3"], ["--seed", "--seeds"]),
+        (["train", "--seeds", "0-1", "--eval-freq", "-1"], ["--eval-freq", "--seeds"]),
         (["continue"], ["logs/trpo", "sb3-trpo train --algo trpo --env CartPole-v1"]),
         (["continue", "-i", "model.zip"], ["config.yml", "--conf-file"]),
         (["enjoy", "--env", "Pendulum-v1"], ["sb3-trpo train --algo trpo --env Pendulum-v1"]),

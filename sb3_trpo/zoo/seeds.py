@@ -7,6 +7,7 @@ from sb3_trpo.zoo.compare import draw_comparison, group_runs, table
 from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.jobs import run_jobs, threads_per_job
 from sb3_trpo.zoo.runs import Run, read_run
+from sb3_trpo.zoo.script import Parser
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -37,10 +38,9 @@ def train_seeds(
     :param seeds: one per run
     :param jobs: largest number of runs at a time
     :param words: command-line options that all runs share
-    :raises UsageError: if these have a seed, too
+    :raises UsageError: if these contradict several seeds
     """
-    if any(word.partition("=")[0] == "--seed" for word in words):
-        raise UsageError("--seed and --seeds exclude each other: leave one of them out")
+    check_shared(words)
     shared = ["--verbose", "0", "--num-threads", str(threads_per_job(jobs)), *words]
     tasks = [[*shared, "--seed", str(seed)] for seed in seeds]
     print(f"Training seeds {', '.join(map(str, seeds))}, at most {jobs} at a time")
@@ -53,6 +53,25 @@ def train_seeds(
     groups = group_runs(runs)
     print(table(groups))
     print(f"Picture: {draw_comparison(groups, picture_path(runs))}")
+
+
+def check_shared(words: list[str]) -> None:
+    """Refuse options that no comparison of seeds can be made with, before anything is trained.
+
+    :param words: command-line options that all runs share
+    :raises UsageError: if there is a seed among them, or evaluations are switched off
+    """
+    parser = Parser("sb3-trpo train", "", add_help=False)
+    parser.add_argument("--seed")
+    parser.add_argument("--eval-freq", type=int, default=1)
+    shared, _ = parser.parse_known_args(words)
+    if shared.seed is not None:
+        raise UsageError("--seed and --seeds exclude each other: leave one of them out")
+    if shared.eval_freq <= 0:
+        raise UsageError(
+            f"--seeds compares evaluations, and --eval-freq {shared.eval_freq} switches them off: "
+            "leave one of them out"
+        )
 
 
 def picture_path(runs: list[Run]) -> Path:
