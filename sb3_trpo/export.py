@@ -36,12 +36,13 @@ class DeterministicPolicy(nn.Module):
 
     def __init__(self, model: BaseAlgorithm, normalization: VecNormalize | None) -> None:
         super().__init__()
-        # Tracing leaves its tensors in the policy's action distribution.
-        self.policy = copy.deepcopy(model.policy)
+        self.policy = copy.copy(model.policy)
+        # Tracing leaves its tensors in there.
+        self.policy.action_dist = copy.copy(model.policy.action_dist)
         self.normalization = normalization if normalization and normalization.norm_obs else None
         if isinstance(model.action_space, spaces.Box):
-            self.register_buffer("low", th.as_tensor(model.action_space.low))
-            self.register_buffer("high", th.as_tensor(model.action_space.high))
+            self.register_buffer("low", th.as_tensor(model.action_space.low, device=model.device))
+            self.register_buffer("high", th.as_tensor(model.action_space.high, device=model.device))
 
     def forward(self, observation: th.Tensor | dict[str, th.Tensor]) -> th.Tensor:
         """Act.
@@ -76,7 +77,8 @@ class DeterministicPolicy(nn.Module):
     def _scaled(self, observation: th.Tensor, statistics: RunningMeanStd) -> th.Tensor:
         """Shift, scale and clip in double precision."""
         assert self.normalization is not None
-        mean, variance = th.as_tensor(statistics.mean), th.as_tensor(statistics.var)
+        mean = th.as_tensor(statistics.mean, device=observation.device)
+        variance = th.as_tensor(statistics.var, device=observation.device)
         scaled = (observation.double() - mean) / th.sqrt(variance + self.normalization.epsilon)
         limit = self.normalization.clip_obs
         return th.clamp(scaled, -limit, limit).float()
@@ -104,11 +106,12 @@ def export_onnx(
     if "lstm_states" in inspect.signature(model.policy._predict).parameters:
         raise ValueError("A recurrent policy cannot be exported: its actions depend on the past.")
     inputs, _ = model.policy.obs_to_tensor(observations)
-    inputs = _on_cpu(inputs)
-    content = _convert(DeterministicPolicy(model, normalization).cpu().eval(), inputs)
+    content = _convert(DeterministicPolicy(model, normalization).eval(), inputs)
     session = onnxruntime.InferenceSession(content)
     feed = inputs if isinstance(inputs, dict) else {"observation": inputs}
-    actions = session.run(None, {name: tensor.numpy() for name, tensor in feed.items()})[0]
+    actions = session.run(None, {name: tensor.numpy(force=True) for name, tensor in feed.items()})[
+        0
+    ]
     seen = observations if normalization is None else normalization.normalize_obs(observations)
     expected, _ = model.predict(seen, deterministic=True)
     difference = float(np.abs(actions.reshape(expected.shape) - expected).max())
@@ -121,25 +124,18 @@ def export_onnx(
     return difference
 
 
-def _on_cpu(inputs: Any) -> Any:
-    """Move tensors to where onnxruntime is."""
-    if isinstance(inputs, dict):
-        return {name: tensor.cpu() for name, tensor in inputs.items()}
-    return inputs.cpu()
-
-
 def _convert(policy: DeterministicPolicy, inputs: Any) -> bytes:
     """Trace the policy with a batch of any size."""
-    batch = {0: th.export.Dim("batch")}
+    batch = {0: th.export.Dim.DYNAMIC}
     names = list(inputs) if isinstance(inputs, dict) else ["observation"]
     shapes = {name: batch for name in names} if isinstance(inputs, dict) else batch
     with _traceable():
         program = th.onnx.export(
             policy,
-            (inputs,),
+            kwargs={"observation": inputs},
             input_names=names,
             output_names=["action"],
-            dynamic_shapes=(shapes,),
+            dynamic_shapes={"observation": shapes},
             dynamo=True,
             verbose=False,
         )
