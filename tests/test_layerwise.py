@@ -102,8 +102,6 @@ def kind_of(case: Case) -> type[Any]:
     "name",
     [
         "box_shared",
-        "dict_box",
-        "dict_multi_discrete_separate",
         "gsde_shared",
         "cnn_box_separate",
         "value_proj",
