@@ -1,35 +1,34 @@
 """What an update reads: the rollout buffer's content as tensors, and what the actor sees of it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
+from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
+from sb3_trpo.sequences import (
+    Memory,
+    Observations,
+    PaddedStates,
+    Sequences,
+    cut_sequences,
+    select,
+    shuffled,
+)
 from sb3_trpo.state_mean import state_mean
 
-Observations = th.Tensor | dict[str, th.Tensor]
-Minibatch = tuple[Observations, th.Tensor]
+Features = Observations | PaddedStates
+Minibatch = tuple[Features, th.Tensor]
 Layout = tuple[int, int]
 
 # SB3's own constant, which keeps constant advantages from being divided by zero.
 _STD_EPSILON = 1e-8
-
-
-def select(observations: Observations, index: slice | th.Tensor) -> Observations:
-    """
-    Take some of the states.
-
-    :param observations: tensor, or dict of tensors, whose first dimension is the state
-    :param index: slice (the result is a view) or indices (a copy)
-    :return: the same structure with the selected states
-    """
-    if isinstance(observations, dict):
-        return {key: value[index] for key, value in observations.items()}
-    return observations[index]
 
 
 def rows_of(states: th.Tensor, layout: Layout) -> th.Tensor:
@@ -67,6 +66,7 @@ class ActorBatch:
         shape ``(n,)``
     :param advantages: A, shape ``(n,)``
     :param layout: which rows belong to which environment, see :func:`rows_of`
+    :param masks: which actions are allowed, shape ``(n, logits)``; ``None`` for all
     """
 
     observations: Observations
@@ -74,14 +74,29 @@ class ActorBatch:
     old_log_prob: th.Tensor
     advantages: th.Tensor
     layout: Layout
+    masks: th.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.advantages)
 
     @property
+    def inputs(self) -> tuple[Any, ...]:
+        """Return what the policy's ``get_distribution`` takes."""
+        return (self.observations,) if self.masks is None else (self.observations, self.masks)
+
+    @property
     def weight_sum(self) -> float:
         """Return the sum of the states' weights, each being 1."""
         return float(len(self))
+
+    def weigh(self, per_state: th.Tensor) -> th.Tensor:
+        """
+        Multiply by the states' weights.
+
+        :param per_state: first dimension n
+        :return: the same shape
+        """
+        return per_state
 
     def weighted_sum(self, per_state: th.Tensor) -> th.Tensor:
         """
@@ -90,7 +105,7 @@ class ActorBatch:
         :param per_state: shape ``(n,)`` or ``(n, k)``
         :return: scalar or shape ``(k,)``
         """
-        return per_state.sum(dim=0)
+        return self.weigh(per_state).sum(dim=0)
 
     def select(self, index: slice | th.Tensor) -> "ActorBatch":
         """
@@ -106,7 +121,18 @@ class ActorBatch:
             self.old_log_prob[index],
             advantages,
             layout=(len(advantages), 1),
+            masks=None if self.masks is None else self.masks[index],
         )
+
+    def probe(self, n_states: int) -> "ActorBatch":
+        """
+        Take a few of the states.
+
+        :param n_states: how many, about
+        :return: a batch of copies: memory that they share with the rollout would be counted whole
+        """
+        index = th.arange(0, len(self), -(-len(self) // n_states))
+        return self.select(index.to(self.advantages.device))
 
     def every(self, k: int, offset: int) -> "ActorBatch":
         """
@@ -148,6 +174,107 @@ class ActorBatch:
 
 
 @dataclass(frozen=True, eq=False)
+class SequenceBatch(ActorBatch):
+    """
+    Whole sequences for a recurrent actor, n of them, padded to L states.
+
+    Actions, log-probabilities and advantages are padded, shape ``(n · L, ...)``; observations and
+    masks are the whole rollout's, from which :attr:`inputs` gathers. Padding has weight 0.
+
+    :param sequences: their rows
+    :param memory: states of the actor's LSTM before every row of the rollout
+    """
+
+    sequences: Sequences = field(kw_only=True)
+    memory: Memory = field(kw_only=True)
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """Return what the recurrent policy's ``get_distribution`` takes."""
+        inputs = self.sequences.inputs(self.observations, self.memory)
+        if self.masks is None:
+            return inputs
+        return (*inputs, self.masks[self.sequences.rows.flatten()])
+
+    @property
+    def weight_sum(self) -> float:
+        """Return the number of states without padding."""
+        return float(self.sequences.lengths.sum())
+
+    def weigh(self, per_state: th.Tensor) -> th.Tensor:
+        """Multiply padding by 0."""
+        weights = self.sequences.is_state.to(per_state.dtype)
+        return per_state * weights.reshape(-1, *[1] * (per_state.dim() - 1))
+
+    def select(self, index: slice | th.Tensor) -> "SequenceBatch":
+        """
+        Take some of the sequences.
+
+        :param index: slice or indices of sequences
+        :return: a batch of them
+        """
+        some = self.sequences.select(index)
+        shape = self.sequences.rows.shape
+
+        def cut(padded: th.Tensor) -> th.Tensor:
+            return padded.unflatten(0, shape)[index, : some.rows.shape[1]].flatten(0, 1)
+
+        return replace(
+            self,
+            actions=cut(self.actions),
+            old_log_prob=cut(self.old_log_prob),
+            advantages=cut(self.advantages),
+            sequences=some,
+        )
+
+    def probe(self, n_states: int) -> "SequenceBatch":
+        """Take the shortest sequence, which says as much as any of what a state takes."""
+        return self.select(slice(-1, None))
+
+    def every(self, k: int, offset: int) -> "SequenceBatch":
+        """
+        Take every k-th sequence, at least one.
+
+        :param k: at least 1
+        :param offset: number of the first sequence, taken modulo k
+        :return: a batch of them; the batch itself for k = 1
+        """
+        n = len(self.sequences.lengths)
+        return self if k == 1 else self.select(slice(offset % min(k, n), None, k))
+
+    def chunks(self, max_states: int) -> tuple["SequenceBatch", ...]:
+        """
+        Cut the batch between sequences.
+
+        :param max_states: largest number of states in a piece, padding included; one sequence may
+            be longer
+        :return: the pieces in order; the batch itself where it is small enough
+        """
+        if len(self) <= max_states:
+            return (self,)
+        longest = self.sequences.rows.shape[1]
+        per_chunk = max(1, max_states // longest)
+        starts = range(0, len(self.sequences.lengths), per_chunk)
+        return tuple(self.select(slice(start, start + per_chunk)) for start in starts)
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """
+    What a rollout of a recurrent policy has besides.
+
+    :param sequences: its episodes and parts of episodes
+    :param actor: states of the actor's LSTM before every row, shape ``(N, layers, hidden)``; 0
+        where an episode starts
+    :param critic: the same of the critic's LSTM
+    """
+
+    sequences: Sequences
+    actor: Memory
+    critic: Memory
+
+
+@dataclass(frozen=True, eq=False)
 class Rollout:
     """
     A rollout of N = n_steps · n_envs states.
@@ -159,6 +286,8 @@ class Rollout:
     :param returns: targets of the critic, shape ``(N,)``
     :param old_values: the critic's predictions while collecting, shape ``(N,)``
     :param layout: (n_steps, n_envs) of the rows, see :func:`rows_of`
+    :param masks: which actions were allowed, shape ``(N, logits)``; ``None`` for all
+    :param recurrence: what a recurrent policy needs besides
     """
 
     observations: Observations
@@ -168,13 +297,36 @@ class Rollout:
     returns: th.Tensor
     old_values: th.Tensor
     layout: Layout
+    masks: th.Tensor | None = None
+    recurrence: Recurrence | None = None
 
     @property
     def actor_batch(self) -> ActorBatch:
         """Return what the actor's update reads; it shares the rollout's memory."""
-        return ActorBatch(
-            self.observations, self.actions, self.old_log_prob, self.advantages, self.layout
+        per_state = (self.actions, self.old_log_prob, self.advantages)
+        if self.recurrence is None:
+            return ActorBatch(self.observations, *per_state, self.layout, self.masks)
+        sequences = self.recurrence.sequences
+        rows = sequences.rows.flatten()
+        return SequenceBatch(
+            self.observations,
+            *(tensor[rows] for tensor in per_state),
+            self.layout,
+            self.masks,
+            sequences=sequences,
+            memory=self.recurrence.actor,
         )
+
+
+def _sequence_minibatches(rollout: Rollout, batch_size: int, n_epochs: int) -> Iterator[Minibatch]:
+    """Go over whole sequences; only the inputs are padded, not the returns."""
+    assert rollout.recurrence is not None
+    sequences, memory = rollout.recurrence.sequences, rollout.recurrence.critic
+    for _ in range(n_epochs):
+        for some in shuffled(sequences, batch_size):
+            rows = some.rows.flatten()[some.is_state]
+            padded = PaddedStates(some.inputs(rollout.observations, memory), some.is_state)
+            yield padded, rollout.returns[rows]
 
 
 def minibatches(
@@ -197,6 +349,9 @@ def minibatches(
     :param features: what to hand out in the observations' place, computed once for the rollout
     :return: pairs of features and returns
     """
+    if rollout.recurrence is not None:
+        yield from _sequence_minibatches(rollout, batch_size, n_epochs)
+        return
     if not is_sb3_buffer(buffer):
         for samples in chain.from_iterable(buffer.get(batch_size) for _ in range(n_epochs)):
             returns = samples.returns.flatten().to(rollout.returns.dtype)
@@ -223,7 +378,8 @@ def read_rollout(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> R
     :return: its content
     :raises ValueError: if a number of it is not finite, naming it and its step and environment
     """
-    rollout = _read_in_place(buffer, device) if is_sb3_buffer(buffer) else _read_samples(buffer)
+    is_known = is_sb3_buffer(buffer)
+    rollout = _read_in_place(buffer, device, dtype) if is_known else _read_samples(buffer)
     _check_finite(rollout, buffer)
     actions = rollout.actions
     if isinstance(buffer.action_space, spaces.Discrete):
@@ -239,6 +395,17 @@ def read_rollout(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> R
     )
 
 
+# Buffers whose arrays are read in place.
+_KNOWN: tuple[Any, ...] = (
+    RolloutBuffer,
+    DictRolloutBuffer,
+    MaskableRolloutBuffer,
+    MaskableDictRolloutBuffer,
+    RecurrentRolloutBuffer,
+    RecurrentDictRolloutBuffer,
+)
+
+
 def is_sb3_buffer(buffer: RolloutBuffer) -> bool:
     """
     Tell whether a buffer hands out its arrays as SB3's own do.
@@ -248,12 +415,11 @@ def is_sb3_buffer(buffer: RolloutBuffer) -> bool:
     """
     kind = type(buffer)
     return any(
-        kind.get is known.get and kind._get_samples is known._get_samples
-        for known in (RolloutBuffer, DictRolloutBuffer)
+        kind.get is known.get and kind._get_samples is known._get_samples for known in _KNOWN
     )
 
 
-def _read_in_place(buffer: RolloutBuffer, device: th.device) -> Rollout:
+def _read_in_place(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> Rollout:
     """Wrap the arrays of one of SB3's own buffers."""
     size = buffer.buffer_size * buffer.n_envs
 
@@ -279,6 +445,45 @@ def _read_in_place(buffer: RolloutBuffer, device: th.device) -> Rollout:
         returns=rows(buffer.returns, ()),
         old_values=rows(buffer.values, ()),
         layout=layout,
+        masks=_read_masks(buffer, rows),
+        recurrence=_read_recurrence(buffer, layout, rows, dtype),
+    )
+
+
+Reader = Callable[[np.ndarray, tuple[int, ...]], th.Tensor]
+
+
+def _read_masks(buffer: Any, rows: Reader) -> th.Tensor | None:
+    """Read the masks of a buffer that has them."""
+    masks = getattr(buffer, "action_masks", None)
+    if masks is None:
+        return None
+    if buffer.generator_ready and masks.ndim == 3:  # `get` of a recurrent buffer leaves them
+        masks = buffer.swap_and_flatten(masks)
+    return rows(masks.astype(bool), (buffer.mask_dims,))
+
+
+def _read_recurrence(
+    buffer: Any, layout: Layout, rows: Reader, dtype: th.dtype
+) -> Recurrence | None:
+    """Read the LSTM states of a buffer that has them, and cut it into sequences."""
+    if not hasattr(buffer, "hidden_states_pi"):
+        return None
+    starts = rows(buffer.episode_starts, ()) > 0
+
+    def states(array: np.ndarray) -> th.Tensor:
+        if not buffer.generator_ready:  # (step, layer, environment, ...) until the first `get`
+            array = array.swapaxes(1, 2)
+        memory = rows(np.ascontiguousarray(array), (array.shape[-2], array.shape[-1]))
+        return memory.to(dtype).masked_fill(starts[:, None, None], 0.0)
+
+    order = rows_of(th.arange(len(starts), device=starts.device), layout)
+    is_start = starts[order]
+    is_start[:: buffer.buffer_size] = True
+    return Recurrence(
+        cut_sequences(order, is_start),
+        actor=(states(buffer.hidden_states_pi), states(buffer.cell_states_pi)),
+        critic=(states(buffer.hidden_states_vf), states(buffer.cell_states_vf)),
     )
 
 
@@ -293,6 +498,7 @@ def _read_samples(buffer: RolloutBuffer) -> Rollout:
         returns=samples.returns.flatten(),
         old_values=samples.old_values.flatten(),
         layout=(len(samples.actions), 1),
+        masks=getattr(samples, "action_masks", None),
     )
 
 

@@ -16,8 +16,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.adam import adam
 
 from sb3_trpo.actor import training_mode
-from sb3_trpo.batch import Minibatch, Observations, select, size_of
+from sb3_trpo.batch import Features, Minibatch, size_of
 from sb3_trpo.mlp import Mlp, Tape, critic_mlp, flat_features, pairs_of
+from sb3_trpo.sequences import Observations, PaddedStates, select
 from sb3_trpo.vectors import flatten, unflatten
 
 # States that a fixed features extractor is run on at a time.
@@ -77,13 +78,16 @@ class Critic:
         space, normalize = self.policy.observation_space, self.policy.normalize_images
         return preprocess_obs(observations, space, normalize_images=normalize)
 
-    def values(self, features: Observations) -> th.Tensor:
+    def values(self, features: Features) -> th.Tensor:
         """
         Evaluate the critic.
 
-        :param features: of n states
+        :param features: of n states, or sequences of n states in total
         :return: shape ``(n,)``
         """
+        if isinstance(features, PaddedStates):
+            values: th.Tensor = self.policy.predict_values(*features.inputs)  # type: ignore[call-arg]
+            return values.flatten()[features.is_state]
         if self.trunk is None:
             return self.policy.predict_values(features).flatten()
         latent = self.policy.mlp_extractor.forward_critic(cast(th.Tensor, features))

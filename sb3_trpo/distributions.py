@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch as th
+from sb3_contrib.common.maskable.distributions import MaskableCategorical
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -261,6 +262,7 @@ def _family_name(distribution: td.Distribution) -> str:
 _CLOSED_FORMS: dict[type, Family] = {
     td.Normal: Gaussian(),
     td.Categorical: Categorical(),
+    MaskableCategorical: Categorical(),
     td.Bernoulli: Bernoulli(),
     list: MultiCategorical(),
 }
@@ -335,7 +337,10 @@ class ActionDistribution:
     def __init__(self, distribution: Distribution) -> None:
         # SB3's policies keep one object and overwrite its content at the next call.
         self._distribution = copy.copy(distribution)
-        torch_distribution = getattr(distribution, "distribution", None)
+        # contrib's maskable distributions for several actions say `distributions`.
+        torch_distribution = getattr(
+            distribution, "distribution", getattr(distribution, "distributions", None)
+        )
         self.family = family_of(torch_distribution)
         self.outputs = self.family.outputs(torch_distribution)
 
