@@ -68,7 +68,9 @@ def run(arm: str, env: str, seed: int) -> dict[str, float]:
     """
     th.set_num_threads(1)
     vec_env = VecMonitor(make_vec_env(env, seed=seed))
-    model = TRPO("MlpPolicy", vec_env, seed=seed, device="cpu", stats_window_size=10**9, **ARMS[arm])
+    model = TRPO(
+        "MlpPolicy", vec_env, seed=seed, device="cpu", stats_window_size=10**9, **ARMS[arm]
+    )
     model.learn(STEPS)
     assert model.ep_info_buffer is not None
     returns = [episode["r"] for episode in model.ep_info_buffer]

@@ -135,7 +135,7 @@ def read_distribution(policy: ActorCriticPolicy, batch: ActorBatch) -> ActionDis
     :param batch: states, or sequences of them
     :return: their distribution
     """
-    answer: Any = policy.get_distribution(*batch.inputs)
+    answer: Any = policy.get_distribution(*batch.inputs, **batch.options)
     # A recurrent policy returns the states of its LSTM too.
     return ActionDistribution(answer[0] if isinstance(answer, tuple) else answer)
 

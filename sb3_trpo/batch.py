@@ -82,7 +82,12 @@ class ActorBatch:
     @property
     def inputs(self) -> tuple[Any, ...]:
         """Return what the policy's ``get_distribution`` takes."""
-        return (self.observations,) if self.masks is None else (self.observations, self.masks)
+        return (self.observations,)
+
+    @property
+    def options(self) -> dict[str, th.Tensor]:
+        """Return what a maskable policy's ``get_distribution`` takes besides."""
+        return {} if self.masks is None else {"action_masks": self.masks}
 
     @property
     def weight_sum(self) -> float:
@@ -147,6 +152,26 @@ class ActorBatch:
         states = th.arange(offset % k, len(self), k, device=self.advantages.device)
         return self.select(rows_of(states, self.layout))
 
+    def in_sequences(self, sequences: Sequences, memory: Memory) -> "SequenceBatch":
+        """
+        Arrange a rollout's states for a recurrent actor.
+
+        :param sequences: their rows
+        :param memory: states of the actor's LSTM before every row
+        :return: all of them
+        """
+        rows = sequences.rows.flatten()
+        return SequenceBatch(
+            self.observations,
+            self.actions[rows],
+            self.old_log_prob[rows],
+            self.advantages[rows],
+            self.layout,
+            self.masks,
+            sequences=sequences,
+            memory=memory,
+        )
+
     def chunks(self, max_states: int) -> tuple["ActorBatch", ...]:
         """
         Cut the batch into pieces that share its memory.
@@ -191,10 +216,13 @@ class SequenceBatch(ActorBatch):
     @property
     def inputs(self) -> tuple[Any, ...]:
         """Return what the recurrent policy's ``get_distribution`` takes."""
-        inputs = self.sequences.inputs(self.observations, self.memory)
-        if self.masks is None:
-            return inputs
-        return (*inputs, self.masks[self.sequences.rows.flatten()])
+        return self.sequences.inputs(self.observations, self.memory)
+
+    @property
+    def options(self) -> dict[str, th.Tensor]:
+        """Return what a maskable policy's ``get_distribution`` takes besides."""
+        rows = self.sequences.rows.flatten()
+        return {name: masks[rows] for name, masks in super().options.items()}
 
     @property
     def weight_sum(self) -> float:
@@ -217,7 +245,8 @@ class SequenceBatch(ActorBatch):
         shape = self.sequences.rows.shape
 
         def cut(padded: th.Tensor) -> th.Tensor:
-            return padded.unflatten(0, shape)[index, : some.rows.shape[1]].flatten(0, 1)
+            whole = padded.reshape(*shape, *padded.shape[1:])
+            return whole[index, : some.rows.shape[1]].flatten(0, 1)
 
         return replace(
             self,
@@ -303,19 +332,17 @@ class Rollout:
     @property
     def actor_batch(self) -> ActorBatch:
         """Return what the actor's update reads; it shares the rollout's memory."""
-        per_state = (self.actions, self.old_log_prob, self.advantages)
-        if self.recurrence is None:
-            return ActorBatch(self.observations, *per_state, self.layout, self.masks)
-        sequences = self.recurrence.sequences
-        rows = sequences.rows.flatten()
-        return SequenceBatch(
+        batch = ActorBatch(
             self.observations,
-            *(tensor[rows] for tensor in per_state),
+            self.actions,
+            self.old_log_prob,
+            self.advantages,
             self.layout,
             self.masks,
-            sequences=sequences,
-            memory=self.recurrence.actor,
         )
+        if self.recurrence is None:
+            return batch
+        return batch.in_sequences(self.recurrence.sequences, self.recurrence.actor)
 
 
 def _sequence_minibatches(rollout: Rollout, batch_size: int, n_epochs: int) -> Iterator[Minibatch]:
