@@ -135,7 +135,8 @@ def read_distribution(policy: ActorCriticPolicy, batch: ActorBatch) -> ActionDis
     :param batch: states, or sequences of them
     :return: their distribution
     """
-    answer: Any = policy.get_distribution(*batch.inputs, **batch.options)
+    options = {} if batch.masks is None else {"action_masks": batch.masks}
+    answer: Any = policy.get_distribution(*batch.inputs, **options)
     # A recurrent policy returns the states of its LSTM too.
     return ActionDistribution(answer[0] if isinstance(answer, tuple) else answer)
 

@@ -13,17 +13,16 @@ from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, Rec
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
 from sb3_trpo.sequences import (
-    Memory,
     Observations,
-    PaddedStates,
+    RecurrentInputs,
     Sequences,
     cut_sequences,
     select,
-    shuffled,
 )
 from sb3_trpo.state_mean import state_mean
 
-Features = Observations | PaddedStates
+# Of a recurrent critic: its inputs, and what in them is no padding.
+Features = Observations | tuple[RecurrentInputs, th.Tensor]
 Minibatch = tuple[Features, th.Tensor]
 Layout = tuple[int, int]
 
@@ -83,11 +82,6 @@ class ActorBatch:
     def inputs(self) -> tuple[Any, ...]:
         """Return what the policy's ``get_distribution`` takes."""
         return (self.observations,)
-
-    @property
-    def options(self) -> dict[str, th.Tensor]:
-        """Return what a maskable policy's ``get_distribution`` takes besides."""
-        return {} if self.masks is None else {"action_masks": self.masks}
 
     @property
     def weight_sum(self) -> float:
@@ -152,13 +146,12 @@ class ActorBatch:
         states = th.arange(offset % k, len(self), k, device=self.advantages.device)
         return self.select(rows_of(states, self.layout))
 
-    def in_sequences(self, sequences: Sequences, memory: Memory) -> "SequenceBatch":
+    def in_sequences(self, sequences: Sequences) -> "SequenceBatch":
         """
-        Arrange a rollout's states for a recurrent actor.
+        Arrange the states for a recurrent actor.
 
-        :param sequences: their rows
-        :param memory: states of the actor's LSTM before every row
-        :return: all of them
+        :param sequences: of all states
+        :return: padded sequences
         """
         rows = sequences.rows.flatten()
         return SequenceBatch(
@@ -167,9 +160,8 @@ class ActorBatch:
             self.old_log_prob[rows],
             self.advantages[rows],
             self.layout,
-            self.masks,
+            None if self.masks is None else self.masks[rows],
             sequences=sequences,
-            memory=memory,
         )
 
     def chunks(self, max_states: int) -> tuple["ActorBatch", ...]:
@@ -201,28 +193,19 @@ class ActorBatch:
 @dataclass(frozen=True, eq=False)
 class SequenceBatch(ActorBatch):
     """
-    Whole sequences for a recurrent actor, n of them, padded to L states.
+    The same as whole sequences, n of them padded to L states, whose padding has weight 0.
 
-    Actions, log-probabilities and advantages are padded, shape ``(n · L, ...)``; observations and
-    masks are the whole rollout's, from which :attr:`inputs` gathers. Padding has weight 0.
+    All is padded except ``observations``, which are the whole rollout's; :attr:`inputs` gathers.
 
-    :param sequences: their rows
-    :param memory: states of the actor's LSTM before every row of the rollout
+    :param sequences: what is selected, n-th for n-th
     """
 
     sequences: Sequences = field(kw_only=True)
-    memory: Memory = field(kw_only=True)
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        """Return what the recurrent policy's ``get_distribution`` takes."""
-        return self.sequences.inputs(self.observations, self.memory)
-
-    @property
-    def options(self) -> dict[str, th.Tensor]:
-        """Return what a maskable policy's ``get_distribution`` takes besides."""
-        rows = self.sequences.rows.flatten()
-        return {name: masks[rows] for name, masks in super().options.items()}
+        """Return what a recurrent policy's ``get_distribution`` takes."""
+        return self.sequences.inputs(self.observations)
 
     @property
     def weight_sum(self) -> float:
@@ -231,21 +214,16 @@ class SequenceBatch(ActorBatch):
 
     def weigh(self, per_state: th.Tensor) -> th.Tensor:
         """Multiply padding by 0."""
-        weights = self.sequences.is_state.to(per_state.dtype)
-        return per_state * weights.reshape(-1, *[1] * (per_state.dim() - 1))
+        is_padding = ~self.sequences.is_state
+        return per_state.masked_fill(is_padding.reshape(-1, *[1] * (per_state.dim() - 1)), 0.0)
 
     def select(self, index: slice | th.Tensor) -> "SequenceBatch":
-        """
-        Take some of the sequences.
-
-        :param index: slice or indices of sequences
-        :return: a batch of them
-        """
+        """Take some of the sequences, padded to the longest of them."""
+        n, longest = self.sequences.rows.shape
         some = self.sequences.select(index)
-        shape = self.sequences.rows.shape
 
         def cut(padded: th.Tensor) -> th.Tensor:
-            whole = padded.reshape(*shape, *padded.shape[1:])
+            whole = padded.reshape(n, longest, *padded.shape[1:])
             return whole[index, : some.rows.shape[1]].flatten(0, 1)
 
         return replace(
@@ -253,6 +231,7 @@ class SequenceBatch(ActorBatch):
             actions=cut(self.actions),
             old_log_prob=cut(self.old_log_prob),
             advantages=cut(self.advantages),
+            masks=None if self.masks is None else cut(self.masks),
             sequences=some,
         )
 
@@ -261,46 +240,16 @@ class SequenceBatch(ActorBatch):
         return self.select(slice(-1, None))
 
     def every(self, k: int, offset: int) -> "SequenceBatch":
-        """
-        Take every k-th sequence, at least one.
-
-        :param k: at least 1
-        :param offset: number of the first sequence, taken modulo k
-        :return: a batch of them; the batch itself for k = 1
-        """
+        """Take every k-th sequence, and at least one."""
         n = len(self.sequences.lengths)
         return self if k == 1 else self.select(slice(offset % min(k, n), None, k))
 
     def chunks(self, max_states: int) -> tuple["SequenceBatch", ...]:
-        """
-        Cut the batch between sequences.
-
-        :param max_states: largest number of states in a piece, padding included; one sequence may
-            be longer
-        :return: the pieces in order; the batch itself where it is small enough
-        """
-        if len(self) <= max_states:
-            return (self,)
-        longest = self.sequences.rows.shape[1]
-        per_chunk = max(1, max_states // longest)
-        starts = range(0, len(self.sequences.lengths), per_chunk)
-        return tuple(self.select(slice(start, start + per_chunk)) for start in starts)
-
-
-@dataclass(frozen=True)
-class Recurrence:
-    """
-    What a rollout of a recurrent policy has besides.
-
-    :param sequences: its episodes and parts of episodes
-    :param actor: states of the actor's LSTM before every row, shape ``(N, layers, hidden)``; 0
-        where an episode starts
-    :param critic: the same of the critic's LSTM
-    """
-
-    sequences: Sequences
-    actor: Memory
-    critic: Memory
+        """Cut the batch between sequences; padding counts, and one sequence may be longer."""
+        n, longest = self.sequences.rows.shape
+        step = max(1, max_states // longest)
+        pieces = (self.select(slice(first, first + step)) for first in range(0, n, step))
+        return (self,) if step >= n else tuple(pieces)
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,7 +265,8 @@ class Rollout:
     :param old_values: the critic's predictions while collecting, shape ``(N,)``
     :param layout: (n_steps, n_envs) of the rows, see :func:`rows_of`
     :param masks: which actions were allowed, shape ``(N, logits)``; ``None`` for all
-    :param recurrence: what a recurrent policy needs besides
+    :param actor_sequences: of a recurrent actor
+    :param critic_sequences: the same ones with the states of the critic's LSTM
     """
 
     observations: Observations
@@ -327,7 +277,8 @@ class Rollout:
     old_values: th.Tensor
     layout: Layout
     masks: th.Tensor | None = None
-    recurrence: Recurrence | None = None
+    actor_sequences: Sequences | None = None
+    critic_sequences: Sequences | None = None
 
     @property
     def actor_batch(self) -> ActorBatch:
@@ -340,20 +291,16 @@ class Rollout:
             self.layout,
             self.masks,
         )
-        if self.recurrence is None:
-            return batch
-        return batch.in_sequences(self.recurrence.sequences, self.recurrence.actor)
+        return batch if self.actor_sequences is None else batch.in_sequences(self.actor_sequences)
 
 
-def _sequence_minibatches(rollout: Rollout, batch_size: int, n_epochs: int) -> Iterator[Minibatch]:
+def _sequence_minibatches(
+    rollout: Rollout, sequences: Sequences, batch_size: int, n_epochs: int
+) -> Iterator[Minibatch]:
     """Go over whole sequences; only the inputs are padded, not the returns."""
-    assert rollout.recurrence is not None
-    sequences, memory = rollout.recurrence.sequences, rollout.recurrence.critic
-    for _ in range(n_epochs):
-        for some in shuffled(sequences, batch_size):
-            rows = some.rows.flatten()[some.is_state]
-            padded = PaddedStates(some.inputs(rollout.observations, memory), some.is_state)
-            yield padded, rollout.returns[rows]
+    for some in chain.from_iterable(sequences.shuffled(batch_size) for _ in range(n_epochs)):
+        features = some.inputs(rollout.observations), some.is_state
+        yield features, rollout.returns[some.rows.flatten()[some.is_state]]
 
 
 def minibatches(
@@ -376,8 +323,8 @@ def minibatches(
     :param features: what to hand out in the observations' place, computed once for the rollout
     :return: pairs of features and returns
     """
-    if rollout.recurrence is not None:
-        yield from _sequence_minibatches(rollout, batch_size, n_epochs)
+    if rollout.critic_sequences is not None:
+        yield from _sequence_minibatches(rollout, rollout.critic_sequences, batch_size, n_epochs)
         return
     if not is_sb3_buffer(buffer):
         for samples in chain.from_iterable(buffer.get(batch_size) for _ in range(n_epochs)):
@@ -473,7 +420,8 @@ def _read_in_place(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) ->
         old_values=rows(buffer.values, ()),
         layout=layout,
         masks=_read_masks(buffer, rows),
-        recurrence=_read_recurrence(buffer, layout, rows, dtype),
+        actor_sequences=_read_sequences(buffer, "pi", layout, rows, dtype),
+        critic_sequences=_read_sequences(buffer, "vf", layout, rows, dtype),
     )
 
 
@@ -490,28 +438,25 @@ def _read_masks(buffer: Any, rows: Reader) -> th.Tensor | None:
     return rows(masks.astype(bool), (buffer.mask_dims,))
 
 
-def _read_recurrence(
-    buffer: Any, layout: Layout, rows: Reader, dtype: th.dtype
-) -> Recurrence | None:
-    """Read the LSTM states of a buffer that has them, and cut it into sequences."""
+def _read_sequences(
+    buffer: Any, network: str, layout: Layout, rows: Reader, dtype: th.dtype
+) -> Sequences | None:
+    """Cut a buffer that has LSTM states into sequences."""
     if not hasattr(buffer, "hidden_states_pi"):
         return None
     starts = rows(buffer.episode_starts, ()) > 0
 
-    def states(array: np.ndarray) -> th.Tensor:
+    def states(name: str) -> th.Tensor:
+        array = getattr(buffer, f"{name}_states_{network}")
         if not buffer.generator_ready:  # (step, layer, environment, ...) until the first `get`
             array = array.swapaxes(1, 2)
-        memory = rows(np.ascontiguousarray(array), (array.shape[-2], array.shape[-1]))
-        return memory.to(dtype).masked_fill(starts[:, None, None], 0.0)
+        memory = rows(array, array.shape[-2:]).to(dtype)
+        return memory.masked_fill(starts[:, None, None], 0.0)
 
     order = rows_of(th.arange(len(starts), device=starts.device), layout)
     is_start = starts[order]
     is_start[:: buffer.buffer_size] = True
-    return Recurrence(
-        cut_sequences(order, is_start),
-        actor=(states(buffer.hidden_states_pi), states(buffer.cell_states_pi)),
-        critic=(states(buffer.hidden_states_vf), states(buffer.cell_states_vf)),
-    )
+    return cut_sequences(order, is_start, (states("hidden"), states("cell")))
 
 
 def _read_samples(buffer: RolloutBuffer) -> Rollout:

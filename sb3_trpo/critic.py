@@ -18,7 +18,7 @@ from torch.optim.adam import adam
 from sb3_trpo.actor import training_mode
 from sb3_trpo.batch import Features, Minibatch, size_of
 from sb3_trpo.mlp import Mlp, Tape, critic_mlp, flat_features, pairs_of
-from sb3_trpo.sequences import Observations, PaddedStates, select
+from sb3_trpo.sequences import Observations, select
 from sb3_trpo.vectors import flatten, unflatten
 
 # States that a fixed features extractor is run on at a time.
@@ -85,9 +85,10 @@ class Critic:
         :param features: of n states, or sequences of n states in total
         :return: shape ``(n,)``
         """
-        if isinstance(features, PaddedStates):
-            values: th.Tensor = self.policy.predict_values(*features.inputs)  # type: ignore[call-arg]
-            return values.flatten()[features.is_state]
+        if isinstance(features, tuple):
+            inputs, is_state = features
+            values: th.Tensor = self.policy.predict_values(*inputs)  # type: ignore[call-arg]
+            return values.flatten()[is_state]
         if self.trunk is None:
             return self.policy.predict_values(features).flatten()
         latent = self.policy.mlp_extractor.forward_critic(cast(th.Tensor, features))

@@ -27,7 +27,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch as th
-from sb3_contrib.common.maskable.distributions import MaskableCategorical
+from gymnasium import spaces
+from sb3_contrib.common.maskable.distributions import (
+    MaskableCategorical,
+    MaskableDistribution,
+    make_masked_proba_distribution,
+)
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -324,6 +329,16 @@ def head_of(distribution: Distribution) -> Head | None:
     if isinstance(distribution, MultiCategoricalDistribution):
         return Head(family, tuple(int(size) for size in distribution.action_dims))
     return Head(family)
+
+
+def maskable_distribution(action_space: spaces.Space[Any]) -> MaskableDistribution:
+    """
+    Make contrib's distribution whose actions can be masked.
+
+    :param action_space: Discrete, MultiDiscrete or MultiBinary
+    :return: the distribution, without parameters yet
+    """
+    return make_masked_proba_distribution(action_space)
 
 
 class ActionDistribution:

@@ -6,45 +6,42 @@ from typing import Any, ClassVar
 
 import torch as th
 from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
-from sb3_contrib.common.maskable.distributions import (
-    MaskableDistribution,
-    make_masked_proba_distribution,
-)
 from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
 from sb3_contrib.common.recurrent.policies import (
     RecurrentActorCriticCnnPolicy,
     RecurrentActorCriticPolicy,
     RecurrentMultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.distributions import Distribution, MultiCategoricalDistribution
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_trpo.maskable import MaskableTRPO, block_sizes
+from sb3_trpo.distributions import maskable_distribution
+from sb3_trpo.maskable import MaskableTRPO
 from sb3_trpo.recurrent import RecurrentTRPO
-from sb3_trpo.rollout import attribute
 
 
 def _masked(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a method of a recurrent policy the argument ``action_masks``."""
+    """Give a method of a recurrent policy the argument ``action_masks``, in force during a call."""
 
     @wraps(method)
     def call(self: Any, *arguments: Any, action_masks: Any = None, **options: Any) -> Any:
-        if action_masks is None:  # none at all, or called by another method that has set them
+        before = self.action_masks
+        # A method that calls another one passes no masks on.
+        self.action_masks = before if action_masks is None else action_masks
+        try:
             return method(self, *arguments, **options)
-        with attribute(self, "action_masks", action_masks):
-            return method(self, *arguments, **options)
+        finally:
+            self.action_masks = before
 
     return call
 
 
-class _Masks(RecurrentActorCriticPolicy):
+class MaskableMlpLstmPolicy(RecurrentActorCriticPolicy):
     """
-    What makes a recurrent policy of sb3-contrib maskable.
+    contrib's ``MlpLstmPolicy`` with action masks.
 
-    ``forward``, ``get_distribution``, ``evaluate_actions`` and ``predict`` are sb3-contrib's with
-    one more argument, ``action_masks``, which is in force as long as the call lasts.
+    ``forward``, ``get_distribution``, ``evaluate_actions`` and ``predict`` are contrib's with one
+    more argument by name, ``action_masks``.
     """
 
     action_masks: Any = None
@@ -54,34 +51,32 @@ class _Masks(RecurrentActorCriticPolicy):
     predict = _masked(RecurrentActorCriticPolicy.predict)
 
     def _build(self, lr_schedule: Schedule) -> None:
-        """Build the networks with as many logits as there are columns in a mask."""
-        sizes = block_sizes(self.action_space)
-        self.action_dist: Any = MultiCategoricalDistribution(sizes)
+        """Build the networks, the last one with a logit for each column of a mask."""
         super()._build(lr_schedule)
-        self.action_dist = make_masked_proba_distribution(self.action_space)
+        self.action_dist: Any = maskable_distribution(self.action_space)
+        self.action_net = self.action_dist.proba_distribution_net(self.mlp_extractor.latent_dim_pi)
+        if self.ortho_init:
+            self.init_weights(self.action_net, gain=0.01)
 
-    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Any:
         """Make the distribution over the allowed actions."""
-        logits = self.action_net(latent_pi)
-        distribution: MaskableDistribution = self.action_dist.proba_distribution(logits)
+        distribution = self.action_dist.proba_distribution(self.action_net(latent_pi))
         distribution.apply_masking(self.action_masks)
         return distribution
 
 
-class MaskableMlpLstmPolicy(_Masks):
-    """sb3-contrib's ``MlpLstmPolicy`` with action masks."""
+class MaskableCnnLstmPolicy(MaskableMlpLstmPolicy, RecurrentActorCriticCnnPolicy):
+    """contrib's ``CnnLstmPolicy`` with action masks."""
 
 
-class MaskableCnnLstmPolicy(_Masks, RecurrentActorCriticCnnPolicy):
-    """sb3-contrib's ``CnnLstmPolicy`` with action masks."""
+class MaskableMultiInputLstmPolicy(MaskableMlpLstmPolicy, RecurrentMultiInputActorCriticPolicy):
+    """contrib's ``MultiInputLstmPolicy`` with action masks."""
 
 
-class MaskableMultiInputLstmPolicy(_Masks, RecurrentMultiInputActorCriticPolicy):
-    """sb3-contrib's ``MultiInputLstmPolicy`` with action masks."""
-
-
-class MaskableRecurrentRolloutBuffer(RecurrentRolloutBuffer, MaskableRolloutBuffer):  # type: ignore[misc]
-    """sb3-contrib's recurrent buffer with the ``action_masks`` of its maskable one."""
+class MaskableRecurrentRolloutBuffer(  # type: ignore[misc]
+    RecurrentRolloutBuffer, MaskableRolloutBuffer
+):
+    """contrib's recurrent buffer with the ``action_masks`` of its maskable one."""
 
 
 class MaskableRecurrentDictRolloutBuffer(  # type: ignore[misc]
@@ -94,10 +89,9 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
     """
     TRPO for policies with an LSTM, with invalid actions masked.
 
-    The interface is that of both :class:`~sb3_trpo.MaskableTRPO` and
-    :class:`~sb3_trpo.RecurrentTRPO`: ``predict`` takes and returns the LSTM's states and takes
-    ``action_masks``. Evaluate it with :func:`sb3_trpo.evaluation.evaluate_policy`, which keeps the
-    states (sb3-contrib's maskable evaluation drops them).
+    The interface is that of :class:`~sb3_trpo.MaskableTRPO` and :class:`~sb3_trpo.RecurrentTRPO`
+    together: ``predict`` takes ``action_masks``, and takes and returns the LSTM's states. Evaluate
+    with :mod:`sb3_trpo.evaluation`, which keeps the states; contrib's maskable evaluation does not.
 
     ``policy`` is a class, or one of ``MlpLstmPolicy``, ``CnnLstmPolicy``,
     ``MultiInputLstmPolicy``.
@@ -108,7 +102,4 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
         "CnnLstmPolicy": MaskableCnnLstmPolicy,
         "MultiInputLstmPolicy": MaskableMultiInputLstmPolicy,
     }
-    buffer_classes: ClassVar[tuple[type[RolloutBuffer], type[RolloutBuffer]]] = (
-        MaskableRecurrentRolloutBuffer,
-        MaskableRecurrentDictRolloutBuffer,
-    )
+    buffer_classes = (MaskableRecurrentRolloutBuffer, MaskableRecurrentDictRolloutBuffer)

@@ -7,9 +7,6 @@ from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from sb3_contrib.ppo_recurrent.policies import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.policies import BasePolicy
 
 from sb3_trpo.trpo import TRPO
 
@@ -25,17 +22,12 @@ class RecurrentTRPO(TRPO):
 
     The arguments are those of :class:`~sb3_trpo.TRPO`; ``policy`` is a class, or one of
     ``MlpLstmPolicy``, ``CnnLstmPolicy``, ``MultiInputLstmPolicy``.
+
+    :raises ValueError: if the policy has no LSTM, or squashes its actions
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpLstmPolicy": MlpLstmPolicy,
-        "CnnLstmPolicy": CnnLstmPolicy,
-        "MultiInputLstmPolicy": MultiInputLstmPolicy,
-    }
-    buffer_classes: ClassVar[tuple[type[RolloutBuffer], type[RolloutBuffer]]] = (
-        RecurrentRolloutBuffer,
-        RecurrentDictRolloutBuffer,
-    )
+    policy_aliases = RecurrentPPO.policy_aliases
+    buffer_classes: ClassVar[tuple[Any, Any]] = (RecurrentRolloutBuffer, RecurrentDictRolloutBuffer)
     _collect: Any = RecurrentPPO.collect_rollouts
 
     def _build_buffer(self, **options: Any) -> None:
@@ -43,14 +35,13 @@ class RecurrentTRPO(TRPO):
         policy: Any = self.policy
         if not isinstance(policy, RecurrentActorCriticPolicy):
             raise ValueError(
-                f"{type(self).__name__} needs a policy with an LSTM, a subclass of sb3-contrib's "
-                f"RecurrentActorCriticPolicy, but it is {type(policy).__name__}. Without one, use "
-                f"TRPO."
+                f"The policy {type(policy).__name__} has no LSTM. Use TRPO, or a subclass of "
+                f"sb3-contrib's RecurrentActorCriticPolicy."
             )
         if policy.squash_output:
             raise ValueError(
-                "squash_output=True does not go with an LSTM: sb3-contrib's rollout of recurrent "
-                "policies would not scale the squashed actions back to the action space."
+                "squash_output=True does not go with an LSTM: sb3-contrib's recurrent rollout "
+                "does not scale squashed actions back to the action space. Leave it out."
             )
         lstm = policy.lstm_actor
         shape = (lstm.num_layers, self.n_envs, lstm.hidden_size)

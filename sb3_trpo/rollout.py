@@ -91,7 +91,7 @@ def refusing_non_finite(env: VecEnv) -> Iterator[None]:
     )
     with ExitStack() as stack:
         for point, name in points:
-            stack.enter_context(attribute(point, name, _CheckedStep(point, name)))
+            stack.enter_context(_attribute(point, name, _CheckedStep(point, name)))
         yield
 
 
@@ -127,15 +127,8 @@ def _single(array: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def attribute(owner: object, name: str, value: object) -> Iterator[None]:
-    """
-    Give an object an attribute of its own for the duration of a block.
-
-    :param owner: object, whose class's attribute is hidden meanwhile
-    :param name: of the attribute
-    :param value: of the attribute
-    :return: context manager
-    """
+def _attribute(owner: object, name: str, value: object) -> Iterator[None]:
+    """Give an object an attribute of its own for the duration of a block."""
     attributes = vars(owner)
     before = {name: attributes[name]} if name in attributes else {}
     attributes[name] = value
@@ -155,34 +148,14 @@ def _named_arrays(name: str, observations: Any) -> list[tuple[str, np.ndarray]]:
     return [(name, observations)]
 
 
-class PolicyForward:
-    """
-    A forward pass that a policy has for the duration of a rollout.
-
-    Copies and pickles of the policy get its class's own.
-
-    :param policy: whose ``forward`` it becomes
-    """
-
-    def __init__(self, policy: ActorCriticPolicy) -> None:
-        self._policy = policy
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
-        """Give a copy of the policy its class's method."""
-        return MethodType(type(self._policy).forward, memo.get(id(self._policy), self._policy))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Give an unpickled policy its class's method: it has no attributes yet when this runs."""
-        return getattr, (self._policy, "forward")
-
-
-class RolloutForward(PolicyForward):
+class RolloutForward:
     """
     The forward pass of SB3's ``MlpPolicy`` for a few states, in NumPy.
 
     It draws from torch's generator in SB3's order, so actions, values and log-probabilities are
     SB3's to rounding. The arrays are views of the parameters, checked at every call, so weights
-    that were written or replaced a moment ago are the ones that act.
+    that were written or replaced a moment ago are the ones that act. Copies and pickles of the
+    policy get SB3's own forward pass.
 
     :param policy: recognised by :func:`fast_forward`
     :param actor: its actor network
@@ -191,7 +164,7 @@ class RolloutForward(PolicyForward):
     """
 
     def __init__(self, policy: ActorCriticPolicy, actor: Mlp, critic: Mlp, head: Head) -> None:
-        super().__init__(policy)
+        self._policy = policy
         self._structure = _Structure(policy)
         self._actor, self._critic = _NumpyMlp(actor), _NumpyMlp(critic)
         self._sample = _sampler(policy, head)
@@ -229,6 +202,14 @@ class RolloutForward(PolicyForward):
             return flat_features(self._policy, obs).numpy()
         array = cast(th.Tensor, obs).numpy()
         return array.reshape(len(array), -1).astype(np.float32, copy=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
+        """Give a copy of the policy its class's method."""
+        return MethodType(ActorCriticPolicy.forward, memo.get(id(self._policy), self._policy))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Give an unpickled policy its class's method: it has no attributes yet when this runs."""
+        return getattr, (self._policy, "forward")
 
 
 class _Structure:
@@ -371,5 +352,5 @@ def acting_fast(policy: ActorCriticPolicy) -> Iterator[None]:
     if forward is None:
         yield
         return
-    with attribute(policy, "forward", forward):
+    with _attribute(policy, "forward", forward):
         yield

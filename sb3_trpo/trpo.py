@@ -103,11 +103,8 @@ class TRPO(OnPolicyAlgorithm):
         "MultiInputPolicy": MultiInputPolicy,
     }
     # For one observation, and for dict observations.
-    buffer_classes: ClassVar[tuple[type[RolloutBuffer], type[RolloutBuffer]]] = (
-        RolloutBuffer,
-        DictRolloutBuffer,
-    )
-    supported_action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]] = (
+    buffer_classes: ClassVar[tuple[Any, Any]] = (RolloutBuffer, DictRolloutBuffer)
+    supported_action_spaces: ClassVar[tuple[Any, ...]] = (
         spaces.Box,
         spaces.Discrete,
         spaces.MultiDiscrete,
@@ -201,23 +198,19 @@ class TRPO(OnPolicyAlgorithm):
         self.cg_damping = parse_schedule("cg_damping", self.cg_damping)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        options = {**self._policy_options(), **self.policy_kwargs}
+        # Maskable policies do not know gSDE.
+        options = {**({"use_sde": True} if self.use_sde else {}), **self.policy_kwargs}
         space: Any = self.observation_space
         policy: Any = self.policy_class(space, self.action_space, self.lr_schedule, **options)
         self.policy = policy.to(self.device)
         self._build_buffer()
         self._maybe_recommend_cpu()
 
-    def _policy_options(self) -> dict[str, Any]:
-        """Return what the policy's class takes besides the user's ``policy_kwargs``."""
-        return {"use_sde": self.use_sde}
-
     def _build_buffer(self, **options: Any) -> None:
-        """Build the rollout buffer."""
-        if self.rollout_buffer_class is None:
-            is_dict = isinstance(self.observation_space, spaces.Dict)
-            self.rollout_buffer_class = self.buffer_classes[is_dict]
+        """Build the rollout buffer, whose class takes these options besides the usual ones."""
         space: Any = self.observation_space
+        if self.rollout_buffer_class is None:
+            self.rollout_buffer_class = self.buffer_classes[isinstance(space, spaces.Dict)]
         self.rollout_buffer = self.rollout_buffer_class(
             self.n_steps,
             space,

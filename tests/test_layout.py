@@ -12,9 +12,19 @@ ROOT = Path(sb3_trpo.__file__).parent
 # One number per module, lowest first. `zoo` stands for all modules of the subpackage.
 LAYERS = (
     {"vectors", "conjugate_gradient", "state_mean"},
-    {"distributions", "batch", "mlp", "linearization", "actor"},
+    {"sequences", "distributions", "batch", "mlp", "linearization", "actor"},
     {"surrogate", "fisher", "trust_region", "critic"},
-    {"hyperparameters", "rollout", "checkpoint", "trpo", "maskable", "recurrent", "__init__"},
+    {
+        "hyperparameters",
+        "rollout",
+        "checkpoint",
+        "trpo",
+        "maskable",
+        "recurrent",
+        "maskable_recurrent",
+        "evaluation",
+        "__init__",
+    },
     {"zoo", "__main__"},
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -22,7 +32,7 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 # Within a layer, imports go towards the start of these lists only.
 ORDER = (
     ("conjugate_gradient", "vectors", "state_mean"),
-    ("distributions", "batch", "mlp", "linearization", "actor"),
+    ("sequences", "distributions", "batch", "mlp", "linearization", "actor"),
     (
         "hyperparameters",
         "rollout",
@@ -30,6 +40,8 @@ ORDER = (
         "trpo",
         "maskable",
         "recurrent",
+        "maskable_recurrent",
+        "evaluation",
         "__init__",
     ),
     ("zoo", "__main__"),
