@@ -33,7 +33,7 @@ def run_in_float64(policy: ActorCriticPolicy) -> ActorCriticPolicy:
         is_flatten = type(extractor) is FlattenExtractor
         module: Any = extractor.flatten if is_flatten else extractor
         module.register_forward_pre_hook(_cast_to_float64)
-    if policy.use_sde:
+    if getattr(policy, "use_sde", False):
         policy.reset_noise()
     return policy
 
