@@ -98,10 +98,7 @@ def print_table() -> None:
 def _cells(runs: list[dict[str, float]]) -> list[str]:
     """Format mean ± standard error of each figure."""
     columns = [np.array([run[key] for run in runs]) for key in ("all", "last", "final")]
-    return [
-        f"{column.mean():9.1f} ±{column.std(ddof=1) / len(column) ** 0.5 if len(column) > 1 else 0:5.1f}"
-        for column in columns
-    ]
+    return [f"{c.mean():9.1f} ±{c.std(ddof=1) / len(c) ** 0.5:5.1f}" for c in columns]
 
 
 if __name__ == "__main__":
