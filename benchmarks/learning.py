@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import rl_zoo3.import_envs  # registers the environments without velocities
+import rl_zoo3.import_envs  # noqa: F401 (registers the environments without velocities)
 from machine import RESULTS, provenance
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
