@@ -47,10 +47,10 @@ def masked(case: Case, **kwargs: Any) -> Any:
     return toy_model(case, kind=MaskableTRPO, **kwargs)
 
 
-def logits_of(space: spaces.Space[Any]) -> int:
+def logits_of(space: Any) -> int:
     if isinstance(space, spaces.MultiDiscrete):
         return int(space.nvec.sum())
-    return 2 * space.n if isinstance(space, spaces.MultiBinary) else int(space.n)  # type: ignore[attr-defined, no-any-return]
+    return 2 * int(space.shape[0]) if isinstance(space, spaces.MultiBinary) else int(space.n)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ IDENTITY_ENVS: list[gym.Env[Any, Any]] = [
 def test_masked_identity_tasks_are_solved(env: gym.Env[Any, Any]) -> None:
     model = MaskableTRPO("MlpPolicy", env, n_steps=128, batch_size=64, gamma=0.4, seed=0)
     model.learn(640)
-    mean, _ = evaluate_policy(model, model.get_env(), 5)  # type: ignore[arg-type]
+    mean: Any = evaluate_policy(model, model.get_env(), 5)[0]  # type: ignore[arg-type]
     assert mean >= 99
 
 
@@ -115,11 +115,11 @@ class SparseActions(gym.Env[Any, Any]):
         self.valid = np.stack([rng.choice(self.n, 5, replace=False) for _ in range(self.n_states)])
 
     def action_masks(self) -> np.ndarray:
-        mask = np.zeros(self.n, dtype=bool)
+        mask: np.ndarray = np.zeros(self.n, dtype=bool)
         mask[self.valid[self.state]] = True
         return mask
 
-    def _observe(self) -> np.ndarray:
+    def _observe(self) -> Any:
         self.state = int(self.np_random.integers(self.n_states))
         return np.eye(self.n_states, dtype=np.float32)[self.state]
 
@@ -136,11 +136,11 @@ class SparseActions(gym.Env[Any, Any]):
 
 @pytest.mark.slow
 def test_of_a_thousand_actions_the_few_valid_ones_are_enough() -> None:
-    best, settings = 20.0, {"n_steps": 512, "gamma": 0.0, "gae_lambda": 0.0, "target_kl": 0.05}
-    returns = {}
+    best, settings = 20.0, {"n_steps": 256, "gamma": 0.0, "gae_lambda": 0.0, "target_kl": 0.05}
+    returns: dict[Any, Any] = {}
     for kind in (MaskableTRPO, TRPO):
         model: Any = kind("MlpPolicy", SparseActions(), seed=0, **settings)  # type: ignore[arg-type]
-        model.learn(6 * 512)
+        model.learn(6 * 256)
         use_masking = kind is MaskableTRPO
         returns[kind], _ = evaluate_policy(model, model.get_env(), 20, use_masking=use_masking)
     assert returns[MaskableTRPO] >= 0.9 * best
@@ -197,7 +197,7 @@ def test_fisher_product_equals_the_hessian_of_the_kl_over_the_allowed_actions(
         """Softmax over the allowed actions only, written without a distribution class."""
         features = model.policy.extract_features(batch.observations)
         logits = model.policy.action_net(model.policy.mlp_extractor.forward_actor(features))
-        blocks = zip(logits.split(sizes, 1), rows.split(sizes, 1), strict=True)
+        blocks = zip(th.split(logits, sizes, 1), th.split(rows, sizes, 1), strict=True)
         return [block.masked_fill(~mask, -np.inf).log_softmax(1) for block, mask in blocks]
 
     old = [block.detach() for block in log_probs()]
@@ -234,7 +234,7 @@ def test_an_update_respects_radius_and_masks(
 
 
 def test_a_state_with_one_allowed_action_contributes_exactly_nothing() -> None:
-    def masks(step: int) -> np.ndarray:
+    def masks(step: int) -> Any:
         return np.eye(4, dtype=bool)[step % 4]
 
     model = collected(DISCRETE_ACTIONS, masks)
@@ -277,11 +277,11 @@ def test_masks_of_thousands_of_actions_pass_the_distributions_validation() -> No
         def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
             return self.observation_space.sample(), float(action % 7), False, False, {}
 
-        def action_masks(self) -> np.ndarray:
+        def action_masks(self) -> Any:
             return self.np_random.random(n) < 0.9
 
     assert th.distributions.Distribution._validate_args
-    model = MaskableTRPO("MlpPolicy", Many(), n_steps=32, batch_size=32, seed=0)
+    model: Any = MaskableTRPO("MlpPolicy", Many(), n_steps=32, batch_size=32, seed=0)
     model.policy.action_net.weight.data.mul_(300)
     model.learn(64)
     assert logged(model)["train/actor_update"] == "accepted"
@@ -359,7 +359,7 @@ def test_a_callbacks_own_calls_of_the_policy_do_not_touch_the_rollouts_masks() -
     kept: list[np.ndarray] = []
     expected: list[np.ndarray] = []
     for seen, with_callback in ((kept, True), (expected, False)):
-        model = MaskableTRPO("MlpPolicy", env, n_steps=8, batch_size=8, seed=3)
+        model: Any = MaskableTRPO("MlpPolicy", env, n_steps=8, batch_size=8, seed=3)
 
         def act(local: Any, _: Any, model: Any = model, use: bool = with_callback) -> bool:
             if use:

@@ -214,9 +214,10 @@ class GatesExtractor(nn.Module):
         self.lstm = lstm
 
     def forward(self, features: th.Tensor) -> th.Tensor:
-        gates = features @ self.lstm.weight_ih_l0.T + self.lstm.bias_ih_l0 + self.lstm.bias_hh_l0
+        lstm: Any = self.lstm
+        gates: th.Tensor = features @ lstm.weight_ih_l0.T + lstm.bias_ih_l0 + lstm.bias_hh_l0
         i, _, g, o = gates.chunk(4, dim=1)
-        return o.sigmoid() * (i.sigmoid() * g.tanh()).tanh()  # type: ignore[no-any-return]
+        return o.sigmoid() * (i.sigmoid() * g.tanh()).tanh()
 
 
 def forgetful(case: str) -> Any:
@@ -233,8 +234,13 @@ def forgetful(case: str) -> Any:
 def feed_forward_twin(case: str, model: Any) -> Any:
     """Copy its layers and its rollout into a feed-forward model."""
     space = Case("MlpPolicy", VECTOR, CASES[case].action_space, {})
-    settings = {"n_steps": 12, "batch_size": 24, "n_critic_updates": 0, "target_kl": 0.05}
-    twin = toy_model(space, policy_kwargs={"net_arch": [3]}, **settings)
+    settings: dict[str, Any] = {
+        "n_steps": 12,
+        "batch_size": 24,
+        "n_critic_updates": 0,
+        "target_kl": 0.05,
+    }
+    twin = toy_model(space, target_kl=0.05, policy_kwargs={"net_arch": [3]}, **settings)
     collect(twin)
     policy = twin.policy
     for name in ("mlp_extractor", "action_net", *(["log_std"] if case == "box" else [])):
@@ -399,7 +405,7 @@ class IdentityBox(IdentityEnv[Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         state, *rest = super().step(action)
-        return (np.eye(3, dtype=np.float32)[state], *rest)  # type: ignore[return-value]
+        return (np.eye(3, dtype=np.float32)[state], *rest)
 
 
 def test_squashed_actions_and_policies_without_lstm_are_refused() -> None:
@@ -446,12 +452,12 @@ def test_saved_and_loaded_it_goes_on_as_before(tmp_path: Any) -> None:
     model = recurrent("box").learn(24)
     model.save(tmp_path / "model")
     env = model.get_env()
-    loaded = RecurrentTRPO.load(tmp_path / "model", env, device="cpu")
+    loaded: Any = RecurrentTRPO.load(tmp_path / "model", env, device="cpu")
     assert not changed(state_of(model), state_of(loaded))
     assert loaded.rollout_buffer.hidden_states_pi.shape == (12, 1, 2, 3)
     loaded.learn(48, reset_num_timesteps=False)
     assert logged(loaded)["train/n_updates"] == 3
-    wider = DummyVecEnv([env.envs[0].unwrapped.__class__] * 4)  # type: ignore[union-attr]
+    wider = DummyVecEnv([env.envs[0].unwrapped.__class__] * 4)
     RecurrentTRPO.load(tmp_path / "model", wider, device="cpu").learn(48)
 
 
@@ -493,26 +499,27 @@ class Recall(gym.Env[Any, Any]):
 
 
 RECALL: dict[str, Any] = {
-    "n_steps": 210,
+    "n_steps": 42,
     "batch_size": 336,
-    "gamma": 0.99,
+    "gamma": 1.0,
     "gae_lambda": 1.0,
-    "target_kl": 0.03,
-    "cg_damping": 0.01,
-    "n_critic_updates": 2,
-    "seed": 1,
+    "target_kl": 0.1,
+    "cg_damping": 1e-3,
+    "n_critic_updates": 4,
+    "learning_rate": 0.01,
     "device": "cpu",
 }
+RECALL_STEPS = 30 * 42 * 32
 
 
 @pytest.mark.slow
 def test_a_cue_is_remembered_for_twenty_steps_by_the_lstm_only() -> None:
-    env = DummyVecEnv([Recall] * 16)
-    options = {"lstm_hidden_size": 16, "net_arch": [], "enable_critic_lstm": False}
-    model = RecurrentTRPO("MlpLstmPolicy", env, policy_kwargs=options, **RECALL)
-    model.learn(40 * 210 * 16)
+    env = DummyVecEnv([Recall] * 32)
+    options = {"lstm_hidden_size": 16, "net_arch": []}
+    model = RecurrentTRPO("MlpLstmPolicy", env, policy_kwargs=options, seed=1, **RECALL)
+    model.learn(RECALL_STEPS)
     success, _ = evaluate_policy(model, env, 100, warn=False)
-    assert success >= 0.95
-    plain = TRPO("MlpPolicy", env, **RECALL).learn(5 * 210 * 16)
+    assert float(success) >= 0.95  # type: ignore[arg-type]
+    plain = TRPO("MlpPolicy", env, seed=1, **RECALL).learn(RECALL_STEPS)
     chance, _ = evaluate_policy(plain, env, 200, warn=False)
-    assert 0.35 <= chance <= 0.65
+    assert 0.35 <= float(chance) <= 0.65  # type: ignore[arg-type]
