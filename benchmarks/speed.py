@@ -368,7 +368,7 @@ class SteppedPolicy(MlpLstmPolicy):
 
 
 def recurrent(repeats: int) -> list[Entry]:
-    """Time ``RecurrentTRPO.train()`` against the same update that steps the LSTM, on one rollout."""
+    """Time ``RecurrentTRPO.train()`` against the same update that steps the LSTM."""
     space = spaces.Box(-1, 1, (4,), np.float32)
     options: dict[str, Any] = {
         "n_steps": 64,
