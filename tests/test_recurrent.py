@@ -238,7 +238,6 @@ def feed_forward_twin(case: str, model: Any) -> Any:
         "n_steps": 12,
         "batch_size": 24,
         "n_critic_updates": 0,
-        "target_kl": 0.05,
     }
     twin = toy_model(space, target_kl=0.05, policy_kwargs={"net_arch": [3]}, **settings)
     collect(twin)
