@@ -132,9 +132,9 @@ class Actor:
 
 def read_distribution(policy: ActorCriticPolicy, batch: ActorBatch) -> ActionDistribution:
     """
-    Ask a policy for its action distribution: feed-forward, masked or recurrent.
+    Ask a policy for its action distribution.
 
-    :param policy: any policy
+    :param policy: feed-forward, maskable or recurrent
     :param batch: states, or sequences of them
     :return: their distribution
     """
@@ -190,7 +190,7 @@ def read_actor(
     :raises ValueError: if no parameter that may be trained has an influence on the action
         distribution
     """
-    few = batch.probe(_PROBE_STATES)
+    few = batch.every(-(-len(batch) // _PROBE_STATES), 0)
     candidates = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     probe = _Probe(set(), {})
     with th.enable_grad(), _differentiable(policy), _recording(probe, policy):

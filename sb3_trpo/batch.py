@@ -8,17 +8,11 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
-from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
+from sb3_contrib.common.maskable import buffers as maskable
+from sb3_contrib.common.recurrent import buffers as recurrent
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
-from sb3_trpo.sequences import (
-    Observations,
-    RecurrentInputs,
-    Sequences,
-    cut_sequences,
-    select,
-)
+from sb3_trpo.sequences import Observations, RecurrentInputs, Sequences, cut_sequences, select
 from sb3_trpo.state_mean import state_mean
 
 # Of a recurrent critic: its inputs, and what in them is no padding.
@@ -89,12 +83,7 @@ class ActorBatch:
         return float(len(self))
 
     def weigh(self, per_state: th.Tensor) -> th.Tensor:
-        """
-        Multiply by the states' weights.
-
-        :param per_state: first dimension n
-        :return: the same shape
-        """
+        """Multiply by the states' weights, whatever the further dimensions."""
         return per_state
 
     def weighted_sum(self, per_state: th.Tensor) -> th.Tensor:
@@ -123,16 +112,6 @@ class ActorBatch:
             masks=None if self.masks is None else self.masks[index],
         )
 
-    def probe(self, n_states: int) -> "ActorBatch":
-        """
-        Take a few of the states.
-
-        :param n_states: how many, about
-        :return: a batch of copies: memory that they share with the rollout would be counted whole
-        """
-        index = th.arange(0, len(self), -(-len(self) // n_states))
-        return self.select(index.to(self.advantages.device))
-
     def every(self, k: int, offset: int) -> "ActorBatch":
         """
         Take every k-th state, one environment after the other.
@@ -146,14 +125,14 @@ class ActorBatch:
         states = th.arange(offset % k, len(self), k, device=self.advantages.device)
         return self.select(rows_of(states, self.layout))
 
-    def in_sequences(self, sequences: Sequences) -> "SequenceBatch":
+    def in_sequences(self, rows: th.Tensor, sequences: Sequences) -> "SequenceBatch":
         """
         Arrange the states for a recurrent actor.
 
-        :param sequences: of all states
-        :return: padded sequences
+        :param rows: of the states in this batch, shape ``(n · L,)``
+        :param sequences: n sequences padded to L states
+        :return: the sequences
         """
-        rows = sequences.rows.flatten()
         return SequenceBatch(
             self.observations,
             self.actions[rows],
@@ -193,11 +172,11 @@ class ActorBatch:
 @dataclass(frozen=True, eq=False)
 class SequenceBatch(ActorBatch):
     """
-    The same as whole sequences, n of them padded to L states, whose padding has weight 0.
+    The same as n whole sequences padded to L states. Padding has weight 0.
 
-    All is padded except ``observations``, which are the whole rollout's; :attr:`inputs` gathers.
+    All is padded but ``observations``, which are the whole rollout's; :attr:`inputs` gathers.
 
-    :param sequences: what is selected, n-th for n-th
+    :param sequences: which ones
     """
 
     sequences: Sequences = field(kw_only=True)
@@ -219,25 +198,10 @@ class SequenceBatch(ActorBatch):
 
     def select(self, index: slice | th.Tensor) -> "SequenceBatch":
         """Take some of the sequences, padded to the longest of them."""
-        n, longest = self.sequences.rows.shape
         some = self.sequences.select(index)
-
-        def cut(padded: th.Tensor) -> th.Tensor:
-            whole = padded.reshape(n, longest, *padded.shape[1:])
-            return whole[index, : some.rows.shape[1]].flatten(0, 1)
-
-        return replace(
-            self,
-            actions=cut(self.actions),
-            old_log_prob=cut(self.old_log_prob),
-            advantages=cut(self.advantages),
-            masks=None if self.masks is None else cut(self.masks),
-            sequences=some,
-        )
-
-    def probe(self, n_states: int) -> "SequenceBatch":
-        """Take the shortest sequence, which says as much as any of what a state takes."""
-        return self.select(slice(-1, None))
+        places = th.arange(len(self), device=self.advantages.device)
+        kept = places.reshape(self.sequences.rows.shape)[index, : some.rows.shape[1]]
+        return self.in_sequences(kept.flatten(), some)
 
     def every(self, k: int, offset: int) -> "SequenceBatch":
         """Take every k-th sequence, and at least one."""
@@ -283,24 +247,12 @@ class Rollout:
     @property
     def actor_batch(self) -> ActorBatch:
         """Return what the actor's update reads; it shares the rollout's memory."""
-        batch = ActorBatch(
-            self.observations,
-            self.actions,
-            self.old_log_prob,
-            self.advantages,
-            self.layout,
-            self.masks,
+        per_state = self.actions, self.old_log_prob, self.advantages
+        batch = ActorBatch(self.observations, *per_state, self.layout, self.masks)
+        sequences = self.actor_sequences
+        return (
+            batch if sequences is None else batch.in_sequences(sequences.rows.flatten(), sequences)
         )
-        return batch if self.actor_sequences is None else batch.in_sequences(self.actor_sequences)
-
-
-def _sequence_minibatches(
-    rollout: Rollout, sequences: Sequences, batch_size: int, n_epochs: int
-) -> Iterator[Minibatch]:
-    """Go over whole sequences; only the inputs are padded, not the returns."""
-    for some in chain.from_iterable(sequences.shuffled(batch_size) for _ in range(n_epochs)):
-        features = some.inputs(rollout.observations), some.is_state
-        yield features, rollout.returns[some.rows.flatten()[some.is_state]]
 
 
 def minibatches(
@@ -323,8 +275,11 @@ def minibatches(
     :param features: what to hand out in the observations' place, computed once for the rollout
     :return: pairs of features and returns
     """
-    if rollout.critic_sequences is not None:
-        yield from _sequence_minibatches(rollout, rollout.critic_sequences, batch_size, n_epochs)
+    sequences = rollout.critic_sequences
+    if sequences is not None:
+        for part in chain.from_iterable(sequences.shuffled(batch_size) for _ in range(n_epochs)):
+            padded = part.inputs(rollout.observations), part.is_state
+            yield padded, rollout.returns[part.rows.flatten()[part.is_state]]
         return
     if not is_sb3_buffer(buffer):
         for samples in chain.from_iterable(buffer.get(batch_size) for _ in range(n_epochs)):
@@ -371,12 +326,9 @@ def read_rollout(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> R
 
 # Buffers whose arrays are read in place.
 _KNOWN: tuple[Any, ...] = (
-    RolloutBuffer,
-    DictRolloutBuffer,
-    MaskableRolloutBuffer,
-    MaskableDictRolloutBuffer,
-    RecurrentRolloutBuffer,
-    RecurrentDictRolloutBuffer,
+    *(RolloutBuffer, DictRolloutBuffer),
+    *(maskable.MaskableRolloutBuffer, maskable.MaskableDictRolloutBuffer),
+    *(recurrent.RecurrentRolloutBuffer, recurrent.RecurrentDictRolloutBuffer),
 )
 
 

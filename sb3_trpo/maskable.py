@@ -1,6 +1,7 @@
 """TRPO with invalid actions masked."""
 
-from typing import Any, ClassVar, TypeVar, cast
+from functools import partialmethod
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
@@ -8,12 +9,9 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.trpo import TRPO
-
-SelfMaskableTRPO = TypeVar("SelfMaskableTRPO", bound="MaskableTRPO")
 
 
 class MaskableTRPO(TRPO):
@@ -32,6 +30,7 @@ class MaskableTRPO(TRPO):
     buffer_classes: ClassVar[tuple[Any, Any]] = (MaskableRolloutBuffer, MaskableDictRolloutBuffer)
     supported_action_spaces = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     predict: Any = MaskablePPO.predict
+    learn: Any = partialmethod(MaskablePPO.learn, tb_log_name="MaskableTRPO")
 
     def collect_rollouts(
         self,
@@ -61,26 +60,6 @@ class MaskableTRPO(TRPO):
             return super().collect_rollouts(*arguments)
         finally:
             handle.remove()
-
-    def learn(  # type: ignore[override] # as contrib's
-        self: SelfMaskableTRPO,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "MaskableTRPO",
-        reset_num_timesteps: bool = True,
-        use_masking: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfMaskableTRPO:
-        """
-        Train as :meth:`TRPO.learn` does.
-
-        :param use_masking: whether to ask the environment for masks
-        :return: the trained model
-        """
-        learn: Any = MaskablePPO.learn
-        arguments = (total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps)
-        return cast(SelfMaskableTRPO, learn(self, *arguments, use_masking, progress_bar))
 
 
 class _Masking:

@@ -5,14 +5,13 @@ from functools import wraps
 from typing import Any, ClassVar
 
 import torch as th
-from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
-from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
+from sb3_contrib.common.maskable import buffers as maskable
+from sb3_contrib.common.recurrent import buffers as recurrent
 from sb3_contrib.common.recurrent.policies import (
     RecurrentActorCriticCnnPolicy,
     RecurrentActorCriticPolicy,
     RecurrentMultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_trpo.distributions import maskable_distribution
@@ -74,13 +73,13 @@ class MaskableMultiInputLstmPolicy(MaskableMlpLstmPolicy, RecurrentMultiInputAct
 
 
 class MaskableRecurrentRolloutBuffer(  # type: ignore[misc]
-    RecurrentRolloutBuffer, MaskableRolloutBuffer
+    recurrent.RecurrentRolloutBuffer, maskable.MaskableRolloutBuffer
 ):
     """contrib's recurrent buffer with the ``action_masks`` of its maskable one."""
 
 
 class MaskableRecurrentDictRolloutBuffer(  # type: ignore[misc]
-    RecurrentDictRolloutBuffer, MaskableDictRolloutBuffer
+    recurrent.RecurrentDictRolloutBuffer, maskable.MaskableDictRolloutBuffer
 ):
     """The same for dict observations."""
 
@@ -90,14 +89,10 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
     TRPO for policies with an LSTM, with invalid actions masked.
 
     The interface is that of :class:`~sb3_trpo.MaskableTRPO` and :class:`~sb3_trpo.RecurrentTRPO`
-    together: ``predict`` takes ``action_masks``, and takes and returns the LSTM's states. Evaluate
-    with :mod:`sb3_trpo.evaluation`, which keeps the states; contrib's maskable evaluation does not.
-
-    ``policy`` is a class, or one of ``MlpLstmPolicy``, ``CnnLstmPolicy``,
-    ``MultiInputLstmPolicy``.
+    together. Evaluate with :mod:`sb3_trpo.evaluation`, which keeps the LSTM's states.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+    policy_aliases: ClassVar[dict[str, Any]] = {
         "MlpLstmPolicy": MaskableMlpLstmPolicy,
         "CnnLstmPolicy": MaskableCnnLstmPolicy,
         "MultiInputLstmPolicy": MaskableMultiInputLstmPolicy,

@@ -105,10 +105,7 @@ class TRPO(OnPolicyAlgorithm):
     # For one observation, and for dict observations.
     buffer_classes: ClassVar[tuple[Any, Any]] = (RolloutBuffer, DictRolloutBuffer)
     supported_action_spaces: ClassVar[tuple[Any, ...]] = (
-        spaces.Box,
-        spaces.Discrete,
-        spaces.MultiDiscrete,
-        spaces.MultiBinary,
+        *(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
     )
 
     def __init__(
@@ -211,16 +208,10 @@ class TRPO(OnPolicyAlgorithm):
         space: Any = self.observation_space
         if self.rollout_buffer_class is None:
             self.rollout_buffer_class = self.buffer_classes[isinstance(space, spaces.Dict)]
-        self.rollout_buffer = self.rollout_buffer_class(
-            self.n_steps,
-            space,
-            self.action_space,
-            device=self.device,
-            gamma=self.gamma,
-            gae_lambda=self.gae_lambda,
-            n_envs=self.n_envs,
-            **{**options, **self.rollout_buffer_kwargs},
-        )
+        shared = {name: getattr(self, name) for name in ("device", "gamma", "gae_lambda", "n_envs")}
+        options = {**shared, **options, **self.rollout_buffer_kwargs}
+        sizes = self.n_steps, space, self.action_space
+        self.rollout_buffer = self.rollout_buffer_class(*sizes, **options)
 
     def _check_hyperparameters(self) -> None:
         """Refuse what cannot work, naming it, before anything is built."""
