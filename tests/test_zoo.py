@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pytest
 import yaml
 
-from sb3_trpo.zoo.commands import COMMANDS, find_command, main
+from sb3_trpo import TRPO
+from sb3_trpo.zoo.commands import COMMANDS, main
 from sb3_trpo.zoo.errors import explain, is_usage_error, unknown_environment
 
 REPOSITORY = Path(__file__).parents[1]
@@ -25,7 +26,7 @@ def zoo_arguments(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, A
     """Run ``sb3-trpo train`` up to the point where the RL Zoo would start to train."""
 
     def run(*options: str) -> tuple[Any, Any]:
-        from sb3_trpo.zoo.train import RunManager
+        from sb3_trpo.zoo.manager import RunManager
 
         seen: list[Any] = []
         monkeypatch.setattr(RunManager, "setup_experiment", lambda manager: seen.append(manager))
@@ -57,7 +58,7 @@ def test_trpo_means_our_class_everywhere_in_the_zoo() -> None:
 
     import sb3_trpo.zoo.register
 
-    assert ALGOS["trpo"] is sb3_trpo.TRPO
+    assert issubclass(ALGOS["trpo"], sb3_trpo.TRPO)
     assert vars(exp_manager)["ALGOS"] is ALGOS
 
 
@@ -153,8 +154,22 @@ def test_help_of_train_shows_examples_and_the_zoos_options(
         (["train", "--hyperparams", "policy:MlpPolicy"], ["quotes"]),
         (["train", "--hyperparams", "cg_dampign:0.1"], ["cg_dampign", "--hyperparams"]),
         (["train", "--hyperparams", "cg_damping:-1"], ["cg_damping", "-1"]),
+        (["train", "--sed", "1"], ["--sed", "--seed", "--help"]),
+        (["train", "--seeds", "a-b"], ["a-b", "0-4"]),
+        (["train", "--seeds", "0-1", "--seed=3"], ["--seed", "--seeds"]),
+        (["train", "--seeds", "0-1", "--eval-freq", "-1"], ["--eval-freq", "--seeds"]),
+        (["continue"], ["logs/trpo", "sb3-trpo train --algo trpo --env CartPole-v1"]),
+        (["continue", "-i", "model.zip"], ["config.yml", "--conf-file"]),
+        (["enjoy", "--env", "Pendulum-v1"], ["sb3-trpo train --algo trpo --env Pendulum-v1"]),
+        (["enjoy", "--env", "Pendulm-v1"], ["Pendulm-v1", "Pendulum-v1"]),
+        (["record-video"], ["logs/trpo", "sb3-trpo train"]),
+        (["plot", "--env", "Pendulum-v1"], ["Pendulum-v1", "sb3-trpo train"]),
+        (["compare", "somewhere"], ["somewhere", "evaluations.npz"]),
+        (["compare"], ["RUN", "sb3-trpo compare --help"]),
+        (["optimize", "--env", "Pendulm-v1"], ["Pendulm-v1", "Pendulum-v1"]),
+        (["export", "--exp-id", "7"], ["CartPole-v1_7", "sb3-trpo train"]),
     ],
-    ids=lambda value: value[-1],
+    ids=lambda value: " ".join(value),
 )
 # When a model cannot be built, the Zoo leaves its environments' Monitor files open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -178,18 +193,33 @@ def test_debug_shows_the_traceback() -> None:
         main(["train", "--env", "CartPol-v1", "--debug"])
 
 
+@pytest.mark.parametrize(
+    ("command", "module", "package", "extras"),
+    [
+        ("enjoy", "enjoy", "rl_zoo3.enjoy", "zoo"),
+        ("record-video", "record_video", "moviepy", "zoo,video"),
+    ],
+)
 def test_missing_extra_is_told_with_the_line_that_installs_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str,
+    module: str,
+    package: str,
+    extras: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.delitem(sys.modules, "sb3_trpo.zoo.train", raising=False)
-    monkeypatch.setitem(sys.modules, "rl_zoo3.train", None)
-    assert main(["train"]) == 2
-    assert "pip install 'sb3_trpo[zoo]'" in capsys.readouterr().err
+    monkeypatch.delitem(sys.modules, f"sb3_trpo.zoo.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main([command]) == 2
+    assert f"pip install 'sb3_trpo[{extras}]'" in capsys.readouterr().err
 
 
-def test_every_command_is_found() -> None:
-    for command in COMMANDS:
-        assert find_command(command).__name__ == command
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_status:
+        main([command, "--help"])
+    assert exit_status.value.code == 0
+    assert f"\n  sb3-trpo {command} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -223,7 +253,7 @@ def test_environment_without_neighbours_is_told_so() -> None:
 
 
 def test_episode_ends_at_the_steps_of_all_environments(tmp_path: Path) -> None:
-    from sb3_trpo.zoo.figures import training_episodes
+    from sb3_trpo.zoo.learning_curve import training_episodes
 
     write_run(tmp_path, episodes=3)
     episodes = training_episodes(tmp_path)
@@ -233,7 +263,7 @@ def test_episode_ends_at_the_steps_of_all_environments(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("episodes", [0, 1, 40])
 def test_learning_curve_is_drawn_for_any_number_of_episodes(tmp_path: Path, episodes: int) -> None:
-    from sb3_trpo.zoo.figures import draw_learning_curve
+    from sb3_trpo.zoo.learning_curve import draw_learning_curve
 
     write_run(tmp_path, episodes)
     path = draw_learning_curve(tmp_path, "a title")
@@ -242,7 +272,7 @@ def test_learning_curve_is_drawn_for_any_number_of_episodes(tmp_path: Path, epis
 
 
 def test_learning_curve_without_evaluations_is_drawn(tmp_path: Path) -> None:
-    from sb3_trpo.zoo.figures import draw_learning_curve
+    from sb3_trpo.zoo.learning_curve import draw_learning_curve
 
     write_run(tmp_path, episodes=20)
     (tmp_path / "evaluations.npz").unlink()
@@ -263,9 +293,14 @@ gym.register("Raising-v0", entry_point=Raising)
 
 def run_command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run ``python -m sb3_trpo`` as a user of a clone or of an installed package would."""
+    return run_module(folder, "sb3_trpo", *words)
+
+
+def run_module(folder: Path, module: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a module in a process of its own."""
     python_path = os.pathsep.join([str(REPOSITORY), str(folder)])
     return subprocess.run(
-        [sys.executable, "-m", "sb3_trpo", *words],
+        [sys.executable, "-m", module, *words],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -275,20 +310,68 @@ def run_command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("env", ["CartPole-v1", "Acrobot-v1"])  # the second is normalised
-def test_short_training_run_leaves_model_evaluations_and_picture(env: str, tmp_path: Path) -> None:
-    done = run_command(tmp_path, "train", "--env", env, "-n", "4000", "--seed", "0")
+# tqdm says that its rich progress bar is new.
+@pytest.mark.filterwarnings("ignore:rich is experimental")
+def test_whole_life_of_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*words: str) -> str:
+        done = run_command(tmp_path, *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    runs = tmp_path / "logs" / "trpo"
+    short = ["-n", "1024", "--eval-freq", "512"]
+    out = run("train", *short, "--seed", "0", "--hyperparams", "normalize:True")
+    assert re.search(r"Final evaluation: mean return [0-9.]+ \+/- [0-9.]+ over 20", out)
+    assert "Picture: logs/trpo/CartPole-v1_1/trust_region.png" in out
+    for name in ("CartPole-v1.zip", "progress.csv", "learning_curve.png", "trust_region.png"):
+        assert (runs / "CartPole-v1_1" / name).stat().st_size > 100
+
+    # The run was normalised, which our configuration does not say.
+    out = run("continue", *short)
+    assert "Loading pretrained agent" in out
+    assert "Loading saved VecNormalize stats" in out
+    assert (runs / "CartPole-v1_2" / "CartPole-v1.zip").is_file()
+
+    out = run("train", "--seeds", "0-1", "--jobs", "2", *short)
+    assert "seed 1: mean return" in out
+    assert (runs / "runs_3_to_4_CartPole-v1.png").is_file()
+    assert (runs / "CartPole-v1_4" / "CartPole-v1.zip").is_file()
+
+    out = run("enjoy", "--no-render", "-n", "600")
+    assert "Mean reward:" in out
+
+    search = ["--n-timesteps", "512", "--n-trials", "2", "--jobs", "2", "--seed", "0"]
+    out = run("optimize", *search)
+    assert "Best of 2 trials" in out
+    best = runs / "best_CartPole-v1.yml"
+    assert best.read_text() in out
+    assert (runs / "study_CartPole-v1.png").is_file()
+
+    # These need no process of their own.
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--conf-file", str(best), "-n", "512", "--eval-freq", "-1"]) == 0
+    assert main(["record-video", "-n", "20"]) == 0
+    assert list(runs.glob("CartPole-v1_5/videos/*.mp4"))
+    assert main(["plot"]) == 0
+    assert picture(tmp_path / "training.png").std() > 0.05
+    assert main(["compare", *(str(runs / f"CartPole-v1_{number}") for number in (1, 2))]) == 0
+    assert picture(tmp_path / "comparison.png").std() > 0.05
+    assert main(["export", "--exp-id", "2"]) == 0
+    assert (runs / "CartPole-v1_2" / "CartPole-v1.onnx").stat().st_size > 1000
+    assert "Largest difference to predict" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [[], ["--conf-file", str(CONFIGS[0])]], ids=["zoo", "ours"])
+def test_training_script_of_the_zoo_trains_our_class(config: list[str], tmp_path: Path) -> None:
+    words = ["--algo", "trpo", "--gym-packages", "sb3_trpo.zoo.register", "-n", "1024", *config]
+    done = run_module(tmp_path, "rl_zoo3.train", *words)
     assert done.returncode == 0, done.stderr
-    run = tmp_path / "logs" / "trpo" / f"{env}_1"
-    assert (run / f"{env}.zip").stat().st_size > 1000
-    with np.load(run / "evaluations.npz") as saved:
-        assert saved["timesteps"].tolist() == list(range(200, 4001, 200))
-    pixels = picture(run / "learning_curve.png")
-    assert pixels.shape[:2] == (750, 1200)
-    assert pixels.std() > 0.05
-    assert re.search(r"Final evaluation: mean return -?[0-9.]+ \+/- [0-9.]+ over 20", done.stdout)
-    assert f"Model:   logs/trpo/{env}_1/{env}.zip" in done.stdout
-    assert f"Picture: logs/trpo/{env}_1/learning_curve.png" in done.stdout
+    assert ("kl_reduction='mean'" in done.stderr) is not bool(config)
+    model = TRPO.load(tmp_path / "logs" / "trpo" / "CartPole-v1_1" / "CartPole-v1.zip")
+    assert model.kl_reduction == "mean"
 
 
 @pytest.mark.slow

@@ -3,11 +3,34 @@
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from sb3_trpo.zoo.errors import UsageError, explain, is_usage_error
 
-# A command is the function of its own name in the module of its own name.
-COMMANDS = {"train": "train an agent, evaluate it and draw its learning curve"}
+
+class Command(NamedTuple):
+    """Where a command is and what it needs."""
+
+    module: str
+    """in ``sb3_trpo.zoo``"""
+    function: str
+    """called with the command's options"""
+    does: str
+    """one line for the help"""
+    extras: str = "zoo"
+    """extras of the package that it needs"""
+
+
+COMMANDS = {
+    "train": Command("train", "train", "train an agent or several seeds, evaluate and draw"),
+    "continue": Command("resume", "continue_training", "go on training a model"),
+    "enjoy": Command("enjoy", "enjoy", "watch a trained agent"),
+    "record-video": Command("record_video", "record_video", "record one", "zoo,video"),
+    "plot": Command("plot", "plot", "draw the runs of an environment"),
+    "compare": Command("compare", "compare", "one figure and one table for several runs"),
+    "optimize": Command("optimize", "optimize", "search for hyperparameters"),
+    "export": Command("export", "export", "write a trained policy as an ONNX file", "zoo,onnx"),
+}
 
 HELP = """\
 usage: sb3-trpo <command> [options]
@@ -23,6 +46,7 @@ options:
 
 example:
   sb3-trpo train --env CartPole-v1
+  sb3-trpo enjoy --env CartPole-v1
 """
 
 
@@ -57,14 +81,16 @@ def find_command(name: str) -> Callable[[list[str]], None]:
     """
     if name not in COMMANDS:
         raise UsageError(f"unknown command '{name}': the commands are {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
     try:
-        module = importlib.import_module(f"sb3_trpo.zoo.{name}")
+        module = importlib.import_module(f"sb3_trpo.zoo.{command.module}")
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"'sb3-trpo {name}' needs the package {error.name}: pip install 'sb3_trpo[zoo]'"
+            f"'sb3-trpo {name}' needs the package {error.name}: "
+            f"pip install 'sb3_trpo[{command.extras}]'"
         ) from error
-    command: Callable[[list[str]], None] = getattr(module, name)
-    return command
+    function: Callable[[list[str]], None] = getattr(module, command.function)
+    return function
 
 
 def help_text() -> str:
@@ -72,4 +98,5 @@ def help_text() -> str:
 
     :return: the text of ``sb3-trpo --help``
     """
-    return HELP.format(commands="\n".join(f"  {name}  {does}" for name, does in COMMANDS.items()))
+    lines = (f"  {name:<14}{command.does}" for name, command in COMMANDS.items())
+    return HELP.format(commands="\n".join(lines))

@@ -6,8 +6,8 @@ import traceback
 import gymnasium as gym
 
 # Where a wrong option, value, file or environment name is noticed.
-TOOLS = {"sb3_trpo", "rl_zoo3", "stable_baselines3", "sb3_contrib", "gymnasium"}
-PLUMBING = {"argparse", "importlib", "yaml"}
+TOOLS = {"sb3_trpo", "rl_zoo3", "stable_baselines3", "sb3_contrib", "gymnasium", "optuna"}
+PLUMBING = {"argparse", "importlib", "runpy", "sqlalchemy", "yaml"}
 
 
 class UsageError(Exception):
@@ -23,6 +23,8 @@ def is_usage_error(error: Exception) -> bool:
     :param error: a caught exception
     :return: whether its message is enough for the user
     """
+    if isinstance(error, UsageError):
+        return True
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     modules = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames}
     training = any(frame.f_code.co_name == "learn" for frame in frames)
@@ -40,6 +42,10 @@ def explain(error: Exception) -> str:
         return message
     if "not found in gym registry" in message:
         return unknown_environment(message.split()[0])
+    if "Could not parse SQLAlchemy URL" in message:
+        return f"{message}: --storage takes a file ending in .log or a URL like sqlite:///study.db"
+    if "No trials are completed yet" in message:
+        return "no trial came to its end: add trials, or see with --verbose 2 why they stop"
     if isinstance(error, NameError):
         return f"{message}: text needs quotes of its own, as in -params \"policy:'MlpPolicy'\""
     if "unexpected keyword argument" in message:

@@ -1,11 +1,71 @@
 """Importing this module makes the RL Zoo's ``--algo trpo`` mean our TRPO, and adds its variants.
 
-The Zoo's modules share one dictionary, so it is changed in place. The Zoo's hyperparameter
-sampler for ``trpo`` stays as it is.
+The Zoo's modules share three dictionaries by algorithm, so these are changed in place. Another
+algorithm needs one line in ``ALGORITHMS``.
 """
 
+import warnings
+from typing import Any, cast
+
 from rl_zoo3 import ALGOS
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_trpo import TRPO, MaskableTRPO, RecurrentTRPO
+from sb3_trpo.zoo.search_space import convert, sample
 
-ALGOS.update(trpo=TRPO, trpo_lstm=RecurrentTRPO, trpo_mask=MaskableTRPO)
+_TRUST_REGION = {"target_kl", "cg_damping"}
+
+
+class ZooTRPO(TRPO):
+    """TRPO as the RL Zoo builds it: hyperparameters without ``kl_reduction`` are sb3-contrib's.
+
+    A configuration in the Zoo's format that does not say what its target_kl and cg_damping mean was
+    written for ``sb3_contrib.TRPO``, as the Zoo's own ``trpo.yml`` is.
+
+    :param arguments: as for ``TRPO``
+    :param options: as for ``TRPO``
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        # `load` builds an empty model first, which takes the saved values afterwards.
+        if options.get("_init_setup_model", True):
+            options = _as_contrib_means_them(options)
+        super().__init__(*arguments, **options)
+
+    @classmethod
+    def load(cls, *arguments: Any, **options: Any) -> "ZooTRPO":
+        """
+        Load a model; the hyperparameters of a continued run replace the saved ones.
+
+        :param arguments: as for ``TRPO.load``
+        :param options: as for ``TRPO.load``
+        :return: the model
+        """
+        if _TRUST_REGION & set(options):
+            options = _as_contrib_means_them(options)
+        return super().load(*arguments, **options)
+
+
+def _as_contrib_means_them(hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """Add the reduction of the KL divergence that sb3-contrib has, if none is given."""
+    if "kl_reduction" in hyperparameters:
+        return hyperparameters
+    warnings.warn(
+        "These hyperparameters do not set kl_reduction, so target_kl and cg_damping are taken as "
+        "sb3_contrib.TRPO and the RL Zoo's trpo.yml mean them: kl_reduction='mean'. Set "
+        "kl_reduction in the configuration or with --hyperparams to choose.",
+        stacklevel=3,
+    )
+    return hyperparameters | {"kl_reduction": "mean"}
+
+
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
+    "trpo": ZooTRPO,
+    "trpo_lstm": RecurrentTRPO,
+    "trpo_mask": MaskableTRPO,
+}
+
+ALGOS.update(ALGORITHMS)
+HYPERPARAMS_SAMPLER.update(dict.fromkeys(ALGORITHMS, sample))
+HYPERPARAMS_CONVERTER.update(dict.fromkeys(ALGORITHMS, cast(Any, convert)))

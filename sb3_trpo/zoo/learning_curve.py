@@ -1,4 +1,4 @@
-"""Draw what a training run has logged."""
+"""Draw the learning curve of a run."""
 
 from pathlib import Path
 
@@ -8,7 +8,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from sb3_trpo.zoo.runs import EVALUATIONS_FILE
+
 TRAINING, EVALUATION = "#4477aa", "#cc3311"  # told apart by colour-blind readers too
+RETURN_LABEL = "return per episode (sum of rewards)"
+STEPS_LABEL = "environment steps"
+
+
+def label_steps(axes: Axes) -> None:
+    """Let the horizontal axis count environment steps.
+
+    :param axes: axes of any figure against steps
+    """
+    axes.set_xlabel(STEPS_LABEL)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.3)
 
 
 def draw_learning_curve(run: Path, title: str) -> Path:
@@ -21,13 +36,10 @@ def draw_learning_curve(run: Path, title: str) -> Path:
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.subplots()
     draw_training(axes, training_episodes(run))
-    draw_evaluations(axes, run / "evaluations.npz")
+    draw_evaluations(axes, run / EVALUATIONS_FILE)
     axes.set_title(title, fontsize="medium")
-    axes.set_xlabel("environment steps")
-    axes.set_ylabel("return per episode (sum of rewards)")
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(alpha=0.3)
+    axes.set_ylabel(RETURN_LABEL)
+    label_steps(axes)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
     path = run / "learning_curve.png"
     figure.savefig(path)

@@ -1,0 +1,157 @@
+"""Export of trained policies to ONNX, checked against the policy itself."""
+
+import copy
+import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import onnxscript  # noqa: F401 (torch's exporter needs it and says so late)
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
+
+# Of an action, relative to the largest one: float32 sums in another order.
+TOLERANCE = 1e-4
+
+Observations = np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]
+
+
+class DeterministicPolicy(nn.Module):
+    """What ``model.predict(normalized observation, deterministic=True)`` does, as one module.
+
+    :param model: a trained model
+    :param normalization: what the model's observations were normalised with, if anything
+    """
+
+    low: th.Tensor
+    high: th.Tensor
+
+    def __init__(self, model: BaseAlgorithm, normalization: VecNormalize | None) -> None:
+        super().__init__()
+        self.policy = copy.copy(model.policy)
+        # Tracing leaves its tensors in there.
+        self.policy.action_dist = copy.copy(model.policy.action_dist)
+        self.normalization = normalization if normalization and normalization.norm_obs else None
+        if isinstance(model.action_space, spaces.Box):
+            self.register_buffer("low", th.as_tensor(model.action_space.low, device=model.device))
+            self.register_buffer("high", th.as_tensor(model.action_space.high, device=model.device))
+
+    def forward(self, observation: th.Tensor | dict[str, th.Tensor]) -> th.Tensor:
+        """Act.
+
+        :param observation: as the environment returns it, images with channels first
+        :return: most likely actions, within the bounds of the action space
+        """
+        actions = self.policy._predict(self.normalized(observation), deterministic=True)
+        if not isinstance(self.policy.action_space, spaces.Box):
+            return actions
+        actions = actions.reshape(-1, *self.low.shape)
+        if self.policy.squash_output:
+            return self.low + 0.5 * (actions + 1) * (self.high - self.low)
+        return th.clamp(actions, self.low, self.high)
+
+    def normalized(
+        self, observation: th.Tensor | dict[str, th.Tensor]
+    ) -> th.Tensor | dict[str, th.Tensor]:
+        """Normalise as ``VecNormalize`` does.
+
+        :param observation: as the environment returns it
+        :return: as the policy has been trained on it
+        """
+        if self.normalization is None:
+            return observation
+        statistics: Any = self.normalization.obs_rms
+        if not isinstance(observation, dict):
+            return self._scaled(observation, statistics)
+        keys = self.normalization.norm_obs_keys or ()
+        return observation | {key: self._scaled(observation[key], statistics[key]) for key in keys}
+
+    def _scaled(self, observation: th.Tensor, statistics: RunningMeanStd) -> th.Tensor:
+        """Shift, scale and clip in double precision."""
+        assert self.normalization is not None
+        mean = th.as_tensor(statistics.mean, device=observation.device)
+        variance = th.as_tensor(statistics.var, device=observation.device)
+        scaled = (observation.double() - mean) / th.sqrt(variance + self.normalization.epsilon)
+        limit = self.normalization.clip_obs
+        return th.clamp(scaled, -limit, limit).float()
+
+
+def export_onnx(
+    model: BaseAlgorithm,
+    path: Path,
+    observations: Observations,
+    normalization: VecNormalize | None = None,
+) -> float:
+    """
+    Write a model's deterministic policy as an ONNX file, once it has been checked.
+
+    Inputs are ``observation``, or the keys of a dict observation; the output is ``action``. The
+    first dimension of all is the batch.
+
+    :param model: a trained model
+    :param path: the file
+    :param observations: a batch of at least 2, as the environment returns them, to check with
+    :param normalization: what the model's observations were normalised with, if anything
+    :return: largest difference between an action of onnxruntime and of ``predict``
+    :raises ValueError: if the policy cannot be exported, or acts differently
+    """
+    if "lstm_states" in inspect.signature(model.policy._predict).parameters:
+        raise ValueError("A recurrent policy cannot be exported: its actions depend on the past.")
+    inputs, _ = model.policy.obs_to_tensor(observations)
+    content = _convert(DeterministicPolicy(model, normalization).eval(), inputs)
+    session = onnxruntime.InferenceSession(content)
+    feed = inputs if isinstance(inputs, dict) else {"observation": inputs}
+    actions = session.run(None, {name: tensor.numpy(force=True) for name, tensor in feed.items()})[
+        0
+    ]
+    seen = observations if normalization is None else normalization.normalize_obs(observations)
+    expected, _ = model.predict(seen, deterministic=True)
+    difference = float(np.abs(actions.reshape(expected.shape) - expected).max())
+    if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise ValueError(
+            f"The exported policy's actions differ from those of predict by {difference}: the "
+            "policy does something that the export does not follow."
+        )
+    path.write_bytes(content)
+    return difference
+
+
+def _convert(policy: DeterministicPolicy, inputs: Any) -> bytes:
+    """Trace the policy with a batch of any size."""
+    batch = {0: th.export.Dim.DYNAMIC}
+    names = list(inputs) if isinstance(inputs, dict) else ["observation"]
+    shapes = {name: batch for name in names} if isinstance(inputs, dict) else batch
+    with _traceable():
+        program = th.onnx.export(
+            policy,
+            kwargs={"observation": inputs},
+            input_names=names,
+            output_names=["action"],
+            dynamic_shapes={"observation": shapes},
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    content: bytes = program.model_proto.SerializeToString()
+    return content
+
+
+@contextmanager
+def _traceable() -> Iterator[None]:
+    """Leave out torch's checks of distributions, which depend on data, and the exporter's notes."""
+    validate = th.distributions.Distribution._validate_args
+    th.distributions.Distribution.set_default_validate_args(False)
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        th.distributions.Distribution.set_default_validate_args(validate)

@@ -1,0 +1,29 @@
+"""``sb3-trpo enjoy``: the RL Zoo's script on what ``train`` has written."""
+
+import rl_zoo3.enjoy
+
+from sb3_trpo.zoo.choice import LOGS, choose_model
+from sb3_trpo.zoo.masks import masks_in_play
+from sb3_trpo.zoo.script import run_script
+
+HELP = f"""\
+Watch a trained agent, or with --no-render let it play and print its returns.
+
+examples:
+  sb3-trpo enjoy --env CartPole-v1
+  sb3-trpo enjoy --env CartPole-v1 --exp-id 3 --n-timesteps 5000 --no-render
+
+defaults that differ from the RL Zoo's, whose own options follow:
+  --algo trpo, --folder {LOGS}
+"""
+
+
+def enjoy(words: list[str]) -> None:
+    """Let a trained agent play.
+
+    :param words: command-line options of ``rl_zoo3.enjoy``
+    """
+    words = ["--algo", "trpo", "--folder", LOGS, *words]
+    choice = choose_model("sb3-trpo enjoy", words)
+    with masks_in_play(rl_zoo3.enjoy, choice.algo):
+        run_script(rl_zoo3.enjoy.enjoy, "sb3-trpo enjoy", HELP, words, lambda parser: None)

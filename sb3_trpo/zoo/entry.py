@@ -1,0 +1,45 @@
+"""Hyperparameters as an entry of a configuration file in the RL Zoo's format."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from torch import nn
+
+
+def entry_text(env: str, hyperparameters: Mapping[str, Any]) -> str:
+    """Write hyperparameters so that ``train --conf-file`` reads them.
+
+    :param env: name of the environment
+    :param hyperparameters: as the Zoo saves them or a study finds them
+    :return: YAML
+    """
+    plain = {name: plain_value(value) for name, value in hyperparameters.items()}
+    return yaml.safe_dump({env: plain})
+
+
+def plain_value(value: Any) -> Any:
+    """Replace what YAML does not know by the Python expression that the Zoo evaluates.
+
+    :param value: of a hyperparameter
+    :return: the value itself, or the expression
+    """
+    try:
+        yaml.safe_dump(value)
+    except yaml.representer.RepresenterError:
+        return expression(value)
+    return value
+
+
+def expression(value: Any) -> str:
+    """Write a value as Python, with the names that the Zoo's ``eval`` knows.
+
+    :param value: made of dictionaries, plain values and classes of ``torch``
+    :return: the expression
+    """
+    if isinstance(value, Mapping):
+        return f"dict({', '.join(f'{key}={expression(item)}' for key, item in value.items())})"
+    if isinstance(value, type):
+        short = getattr(nn, value.__name__, None) is value
+        return f"nn.{value.__name__}" if short else f"{value.__module__}.{value.__name__}"
+    return repr(value)

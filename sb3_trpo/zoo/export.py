@@ -1,0 +1,99 @@
+"""``sb3-trpo export``: write a trained policy as an ONNX file."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rl_zoo3 import ALGOS, create_test_env, get_saved_hyperparams
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+
+from sb3_trpo.export import Observations, export_onnx
+from sb3_trpo.zoo.choice import add_choice, find_model, settings_folder
+from sb3_trpo.zoo.errors import UsageError
+from sb3_trpo.zoo.script import Parser
+
+CHECKED_STEPS = 200
+
+HELP = """\
+Write a trained agent's deterministic policy, with the normalisation of its observations, as an ONNX
+file. Its actions in onnxruntime are compared with those of predict before the file is written.
+
+examples:
+  sb3-trpo export --env CartPole-v1
+  sb3-trpo export --env CartPole-v1 --load-best --output cartpole.onnx
+"""
+
+
+def export(words: list[str]) -> None:
+    """Export a model.
+
+    :param words: command-line options
+    """
+    parser = Parser("sb3-trpo export", HELP)
+    add_choice(parser)
+    parser.add_argument("-o", "--output", type=Path, help="the file (beside the model)")
+    choice = parser.parse_args(words)
+    path = find_model(choice)
+    output = choice.output or path.with_suffix(".onnx")
+    model = ALGOS[choice.algo].load(path, device="cpu")
+    env = make_env(choice.env, settings_folder(path, choice.env))
+    observations = play(env)
+    env.close()
+    try:
+        difference = export_onnx(model, output, observations, unwrap_vec_normalize(env))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    print(f"Largest difference to predict over {CHECKED_STEPS} observations: {difference:.1g}")
+    print(f"Policy: {output}")
+
+
+def make_env(name: str, settings: Path) -> VecEnv:
+    """Make the environment that a run has been trained on.
+
+    :param name: of the environment
+    :param settings: the run's folder of hyperparameters
+    :return: one environment with the run's wrappers and normalisation
+    :raises UsageError: if what the policy saw is more than one normalised observation
+    """
+    hyperparameters, stats_path = get_saved_hyperparams(str(settings), test_mode=True)
+    if hyperparameters.get("frame_stack") and hyperparameters.get("normalize"):
+        raise UsageError(
+            f"{name} was trained on stacks of normalised frames, which the export leaves to you: "
+            "use sb3_trpo.export.export_onnx with observations that are normalised already"
+        )
+    env_kwargs = hyperparameters.pop("env_kwargs", None)
+    return create_test_env(
+        name,
+        stats_path=stats_path,
+        should_render=False,
+        hyperparams=hyperparameters,
+        env_kwargs=env_kwargs,
+    )
+
+
+def play(env: VecEnv) -> Observations:
+    """Collect observations with random actions.
+
+    :param env: one environment
+    :return: observations as the environment returns them, before normalisation
+    """
+    normalization = unwrap_vec_normalize(env)
+    seen: list[Any] = []
+    observation = env.reset()
+    env.action_space.seed(0)
+    for _ in range(CHECKED_STEPS):
+        seen.append(raw(observation, normalization))
+        observation = env.step(np.array([env.action_space.sample()]))[0]
+    if isinstance(seen[0], dict):
+        return {key: np.concatenate([each[key] for each in seen]) for key in seen[0]}
+    return np.concatenate(seen)
+
+
+def raw(observation: Any, normalization: VecNormalize | None) -> Any:
+    """Undo a normalisation.
+
+    :param observation: what the environment has just returned
+    :param normalization: the environment's normalisation, if any
+    :return: the observation before it
+    """
+    return observation if normalization is None else normalization.get_original_obs()

@@ -1,0 +1,82 @@
+"""``sb3-trpo plot``: the RL Zoo's training curves, and the pictures of each run drawn anew."""
+
+from pathlib import Path
+
+import rl_zoo3.plots.plot_train  # noqa: F401 (the package's attribute is the function)
+from matplotlib import pyplot as plt
+from rl_zoo3.plots import plot_train
+
+from sb3_trpo.zoo.choice import DEFAULT_ENV, LOGS
+from sb3_trpo.zoo.learning_curve import draw_learning_curve, training_episodes
+from sb3_trpo.zoo.runs import find_runs
+from sb3_trpo.zoo.script import Parser, replaced, run_script
+from sb3_trpo.zoo.trust_region_figure import draw_trust_region
+
+PROG = "sb3-trpo plot"
+HELP = f"""\
+Draw the training episodes of all runs of an environment in one figure, and the pictures of each
+run anew, also while it trains.
+
+examples:
+  sb3-trpo plot --env CartPole-v1
+  sb3-trpo plot --env CartPole-v1 --y-axis length --x-axis time --output lengths.png
+
+defaults that differ from the RL Zoo's, whose own options follow:
+  --algo trpo, --env {DEFAULT_ENV}, --exp-folder {LOGS}
+  --episode-window: 100, or half of the shortest run's episodes if that is less
+  the figure is written to a file; no window is opened
+"""
+
+
+def plot(words: list[str]) -> None:
+    """Draw the runs of an environment.
+
+    :param words: command-line options of ``rl_zoo3 plot_train``, and ``--output``
+    """
+    parser = Parser(PROG, HELP, add_help=False)
+    add_output(parser)
+    parser.add_argument("-a", "--algo", default="trpo")
+    parser.add_argument("-e", "--env", nargs="+", default=[DEFAULT_ENV])
+    parser.add_argument("-f", "--exp-folder", type=Path, default=LOGS)
+    choice, rest = parser.parse_known_args(words)
+    chosen = ["-a", choice.algo, "-f", str(choice.exp_folder), "-e", *choice.env]
+    window = 100
+    if not {"-h", "--help"} & set(words):
+        runs = [run for env in choice.env for run in find_runs(choice.exp_folder, choice.algo, env)]
+        window = episode_window(runs)
+    with replaced(plt, "show", lambda: plt.savefig(choice.output, dpi=150)):
+        words = [*chosen, "-w", str(window), *rest]
+        run_script(plot_train, PROG, HELP, words, add_output)
+    print(f"Picture: {choice.output}")
+    with plt.style.context("default"):  # the Zoo has changed the style for everybody
+        for run in runs:
+            draw_run(run)
+
+
+def add_output(parser: Parser) -> None:
+    """Add the option that says where the figure goes.
+
+    :param parser: parser of a command
+    """
+    parser.add_argument("-o", "--output", default="training.png", help="the figure's file")
+
+
+def episode_window(runs: list[Path]) -> int:
+    """Choose a moving window of episodes that leaves something of every run to draw.
+
+    :param runs: folders of runs
+    :return: number of episodes
+    """
+    shortest = min(len(training_episodes(run)) for run in runs)
+    return max(1, min(100, shortest // 2))
+
+
+def draw_run(run: Path) -> None:
+    """Draw the pictures of a run.
+
+    :param run: the run's folder
+    """
+    title = f"{run.parent.name.upper()} on {run.name.rpartition('_')[0]}, {run}"
+    print(f"Picture: {draw_learning_curve(run, title)}")
+    if draw_trust_region(run, title):
+        print(f"Picture: {run / 'trust_region.png'}")

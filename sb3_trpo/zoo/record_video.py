@@ -1,0 +1,44 @@
+"""``sb3-trpo record-video``: the RL Zoo's script on what ``train`` has written."""
+
+import argparse
+import runpy
+import sys
+
+import moviepy  # noqa: F401 (what gymnasium records with, without saying so)
+import rl_zoo3.utils
+
+from sb3_trpo.zoo.choice import LOGS, add_gym_packages, choose_model
+from sb3_trpo.zoo.masks import masks_in_play
+from sb3_trpo.zoo.script import Parser, replaced
+
+PROG = "sb3-trpo record-video"
+HELP = f"""\
+Record a trained agent.
+
+examples:
+  sb3-trpo record-video --env CartPole-v1
+  sb3-trpo record-video --env CartPole-v1 --load-best --n-timesteps 500 --output-folder videos
+
+defaults that differ from the RL Zoo's, whose own options follow:
+  --algo trpo, --folder {LOGS}; the video goes into the run's folder
+"""
+
+
+def record_video(words: list[str]) -> None:
+    """Record a trained agent.
+
+    :param words: command-line options of ``rl_zoo3.record_video``, and ``--gym-packages``
+    """
+    if {"-h", "--help"} & set(words):
+        print(HELP)
+    choice = choose_model(PROG, ["--folder", LOGS, *words])
+    packages = Parser(PROG, HELP, add_help=False)
+    add_gym_packages(packages)  # unknown to the script
+    _, words = packages.parse_known_args(words)
+    with (
+        replaced(sys, "argv", [PROG, "--algo", "trpo", "--folder", LOGS, *words]),
+        # The script is the body of a module, without a function to call.
+        replaced(argparse.ArgumentParser, "error", Parser.error),
+        masks_in_play(rl_zoo3.utils, choice.algo),
+    ):
+        runpy.run_module("rl_zoo3.record_video", run_name="__main__")

@@ -1,0 +1,139 @@
+"""Draw how the trust region did along a run."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from sb3_trpo.zoo.learning_curve import EVALUATION, TRAINING, label_steps
+from sb3_trpo.zoo.progress import PROGRESS
+
+STEPS = "time/total_timesteps"
+# Explained variance has no lower bound, and only values near 1 tell anything.
+LEAST_EXPLAINED = -1.0
+
+
+def draw_trust_region(run: Path, title: str) -> bool:
+    """Draw what each update of a run did.
+
+    :param run: the run's folder, with ``progress.csv`` in it
+    :param title: what was trained
+    :return: whether the run's algorithm logs a trust region; if so, the picture is
+        ``trust_region.png`` in the run's folder
+    """
+    updates = read_updates(run / PROGRESS)
+    if updates.empty:
+        return False
+    figure = Figure(figsize=(11, 6), dpi=150, layout="constrained")
+    panels = figure.subplots(2, 3)
+    drawings = (
+        draw_kl,
+        draw_backtracks,
+        draw_residual,
+        draw_improvement,
+        draw_explained_variance,
+        draw_entropy,
+    )
+    for axes, draw in zip(panels.flat, drawings, strict=True):
+        draw(axes, updates)
+        label_steps(axes)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
+    figure.suptitle(title, fontsize="medium")
+    figure.savefig(run / "trust_region.png")
+    return True
+
+
+def read_updates(path: Path) -> pd.DataFrame:
+    """Read what was logged about the updates.
+
+    :param path: ``progress.csv``; it may be missing
+    :return: a row per update with a trust region, columns by their names without ``train/``;
+        without rows for other algorithms
+    """
+    if not path.is_file() or path.stat().st_size == 0:
+        return pd.DataFrame()
+    log = pd.read_csv(path)
+    if "train/target_kl" not in log:
+        return pd.DataFrame()
+    updates = log.dropna(subset=["train/target_kl"]).set_index(STEPS)
+    return updates.filter(like="train/").rename(columns=lambda name: name.removeprefix("train/"))
+
+
+def draw_kl(axes: Axes, updates: pd.DataFrame) -> None:
+    """Draw the KL divergence of the steps and its bound.
+
+    :param axes: where to draw
+    :param updates: as :func:`read_updates` returns them
+    """
+    axes.plot(updates["target_kl"], color=EVALUATION, label="bound (target_kl)")
+    axes.plot(updates["kl_divergence_loss"], ".", color=TRAINING, label="step taken")
+    axes.set_ylabel("KL divergence (nats per state)")
+    axes.set_ylim(bottom=0)
+
+
+def draw_backtracks(axes: Axes, updates: pd.DataFrame) -> None:
+    """Draw how many candidates the line search rejected, and where it rejected all.
+
+    :param axes: where to draw
+    :param updates: as :func:`read_updates` returns them
+    """
+    accepted = updates["is_line_search_success"] == 1
+    axes.plot(updates["backtracks"][accepted], ".", color=TRAINING, label="then accepted one")
+    axes.plot(updates["backtracks"][~accepted], "x", color=EVALUATION, label="policy unchanged")
+    axes.set_ylabel("candidates rejected")
+    axes.set_ylim(-0.3, max(3, updates["backtracks"].max()) + 0.3)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def draw_residual(axes: Axes, updates: pd.DataFrame) -> None:
+    """Draw how well the conjugate gradient method solved for the direction.
+
+    :param axes: where to draw
+    :param updates: as :func:`read_updates` returns them
+    """
+    if "cg_residual" in updates:  # missing if there was no gradient to follow
+        axes.semilogy(updates["cg_residual"], ".", color=TRAINING)
+    axes.set_ylabel("relative CG residual")
+
+
+def draw_improvement(axes: Axes, updates: pd.DataFrame) -> None:
+    """Draw the predicted and the realised gain.
+
+    :param axes: where to draw
+    :param updates: as :func:`read_updates` returns them
+    """
+    axes.plot(updates["expected_improvement"], color=EVALUATION, label="predicted")
+    axes.plot(updates["actual_improvement"], ".", color=TRAINING, label="realised")
+    axes.set_ylabel("gain in surrogate advantage")
+    axes.set_ylim(bottom=min(0, updates["actual_improvement"].min()))
+
+
+def draw_explained_variance(axes: Axes, updates: pd.DataFrame) -> None:
+    """Draw how well the critic predicts the returns; what is below the panel is marked as such.
+
+    :param axes: where to draw
+    :param updates: as :func:`read_updates` returns them
+    """
+    explained = updates["explained_variance"]
+    below = explained[explained < LEAST_EXPLAINED]
+    axes.plot(explained[explained >= LEAST_EXPLAINED], ".", color=TRAINING)
+    if not below.empty:
+        floor = np.full(len(below), LEAST_EXPLAINED)
+        label = f"below {LEAST_EXPLAINED:g}, least {below.min():.2g}"
+        axes.plot(below.index, floor, "v", color=EVALUATION, label=label)
+    axes.set_ylabel("explained variance (1 = all)")
+    axes.set_ylim(max(LEAST_EXPLAINED, min(0, explained.min())) - 0.05, 1.05)
+
+
+def draw_entropy(axes: Axes, updates: pd.DataFrame) -> None:
+    """Draw the entropy of the policy.
+
+    :param axes: where to draw
+    :param updates: as :func:`read_updates` returns them
+    """
+    axes.plot(updates["entropy"], ".", color=TRAINING)
+    axes.set_ylabel("entropy of the policy (nats)")

@@ -1,0 +1,110 @@
+"""Export to ONNX."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_trpo import TRPO
+from sb3_trpo.export import export_onnx
+from tests.environments import (
+    BOX_ACTIONS,
+    DICT,
+    DISCRETE_ACTIONS,
+    IMAGE,
+    MULTI_BINARY_ACTIONS,
+    MULTI_DISCRETE_ACTIONS,
+    SMALL,
+    VECTOR,
+    ToyEnv,
+)
+
+SQUASHED: dict[str, Any] = {"use_sde": True, "policy_kwargs": {**SMALL, "squash_output": True}}
+CASES: dict[str, tuple[str, spaces.Space[Any], spaces.Space[Any], dict[str, Any]]] = {
+    "discrete": ("MlpPolicy", VECTOR, DISCRETE_ACTIONS, {}),
+    "box": ("MlpPolicy", VECTOR, BOX_ACTIONS, {}),
+    "multi_discrete": ("MlpPolicy", VECTOR, MULTI_DISCRETE_ACTIONS, {}),
+    "multi_binary": ("MlpPolicy", VECTOR, MULTI_BINARY_ACTIONS, {}),
+    "squashed_gsde": ("MlpPolicy", VECTOR, BOX_ACTIONS, SQUASHED),
+    "image": ("CnnPolicy", IMAGE, DISCRETE_ACTIONS, {}),
+    "dict": ("MultiInputPolicy", DICT, BOX_ACTIONS, {}),
+}
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in list(CASES)[1:]]
+
+
+def make_model(case: str) -> TRPO:
+    policy, observations, actions, options = CASES[case]
+    env = ToyEnv(observations, actions)
+    options = {"policy_kwargs": SMALL if policy != "CnnPolicy" else {}} | options
+    model = TRPO(policy, env, n_steps=32, batch_size=32, seed=0, **options)
+    return model.learn(32)
+
+
+def sample(space: spaces.Space[Any], count: int) -> Any:
+    space.seed(0)
+    samples = [space.sample() for _ in range(count)]
+    if isinstance(space, spaces.Dict):
+        return {key: np.stack([each[key] for each in samples]) for key in space}
+    return np.stack(samples)
+
+
+@pytest.mark.parametrize("case", ["discrete", *SLOW])
+def test_exported_policy_acts_as_predict_does(case: str, tmp_path: Path) -> None:
+    model = make_model(case)
+    path = tmp_path / "policy.onnx"
+    assert export_onnx(model, path, sample(CASES[case][1], 20)) < 1e-4
+    session = onnxruntime.InferenceSession(path)
+    observations = sample(CASES[case][1], 7)  # another batch size
+    tensors, _ = model.policy.obs_to_tensor(observations)
+    feed = tensors if isinstance(tensors, dict) else {"observation": tensors}
+    (actions,) = session.run(["action"], {name: value.numpy() for name, value in feed.items()})
+    expected, _ = model.predict(observations, deterministic=True)
+    np.testing.assert_allclose(actions.reshape(expected.shape), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["box", pytest.param("dict", marks=pytest.mark.slow)])
+def test_normalisation_is_part_of_the_exported_policy(case: str, tmp_path: Path) -> None:
+    policy, observations, actions, _ = CASES[case]
+    keys = ["position"] if case == "dict" else None
+    env = VecNormalize(
+        DummyVecEnv([lambda: ToyEnv(observations, actions)]), norm_obs_keys=keys, clip_obs=1.0
+    )
+    model = TRPO(policy, env, n_steps=32, batch_size=32, policy_kwargs=SMALL).learn(64)
+    batch = sample(observations, 20)
+    assert export_onnx(model, tmp_path / "policy.onnx", batch, env) < 1e-4
+    # With that normalisation left out, the same check fails.
+    session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
+    feed = batch if isinstance(batch, dict) else {"observation": batch}
+    (normalized,) = session.run(None, feed)
+    assert np.abs(normalized - model.predict(batch, deterministic=True)[0]).max() > 1e-4
+
+
+def test_policy_is_the_same_after_its_export(tmp_path: Path) -> None:
+    model = make_model("box")
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    export_onnx(model, tmp_path / "policy.onnx", sample(VECTOR, 4))
+    assert all((model.policy.state_dict()[name] == value).all() for name, value in before.items())
+    model.learn(32)
+
+
+def test_export_that_acts_differently_is_refused_and_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("box")
+    predict = model.predict
+    monkeypatch.setattr(model, "predict", lambda *args, **kw: (predict(*args, **kw)[0] + 0.1, None))
+    with pytest.raises(ValueError, match="differ"):
+        export_onnx(model, tmp_path / "policy.onnx", sample(VECTOR, 4))
+    assert not (tmp_path / "policy.onnx").exists()
+
+
+def test_recurrent_policy_is_refused(tmp_path: Path) -> None:
+    env = ToyEnv(VECTOR, DISCRETE_ACTIONS)
+    model = RecurrentPPO("MlpLstmPolicy", env, n_steps=16, batch_size=16)
+    with pytest.raises(ValueError, match="recurrent"):
+        export_onnx(model, tmp_path / "policy.onnx", sample(VECTOR, 4))

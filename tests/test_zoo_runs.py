@@ -1,0 +1,353 @@
+"""Runs and their pictures. The RL Zoo is imported inside the tests: it patches gymnasium."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_trpo import TRPO
+from tests.environments import BOX_ACTIONS, VECTOR, ToyEnv
+
+
+@pytest.fixture
+def few_resamplings(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sb3_trpo.zoo import aggregate
+
+    monkeypatch.setattr(aggregate, "RESAMPLINGS", 100)
+
+
+def write_evaluations(folder: Path, level: float, settings: str = "a: 1") -> Path:
+    """Write what a run with three evaluations of two episodes leaves in its folder."""
+    env = folder.name.rpartition("_")[0]
+    (folder / env).mkdir(parents=True)
+    (folder / env / "config.yml").write_text(settings)
+    results = level + np.array([[0.0, 2.0], [1.0, 3.0], [2.0, 4.0]])
+    np.savez(folder / "evaluations.npz", timesteps=np.array([10, 20, 30]), results=results)
+    return folder
+
+
+def train_with_progress(folder: Path, **options: Any) -> TRPO:
+    from sb3_trpo.zoo.progress import ProgressFile
+
+    model = TRPO("MlpPolicy", ToyEnv(VECTOR, BOX_ACTIONS), n_steps=32, batch_size=32, **options)
+    return model.learn(96, callback=ProgressFile(folder))
+
+
+def manager(folder: Path, *options: str) -> Any:
+    """Make the manager of a run without training."""
+    from sb3_trpo.zoo.manager import RunManager
+
+    args = SimpleNamespace(conf_file=None)
+    return RunManager(args, "trpo", "CartPole-v1", str(folder), *options)
+
+
+def test_runs_that_start_at_the_same_moment_have_folders_of_their_own(tmp_path: Path) -> None:
+    managers = [manager(tmp_path) for _ in range(3)]
+    assert len({each.save_path for each in managers}) == 1
+    for each in managers:
+        each.create_log_folder()
+    names = [Path(each.save_path).name for each in managers]
+    assert names == ["CartPole-v1_1", "CartPole-v1_2", "CartPole-v1_3"]
+    assert all(Path(each.params_path).is_dir() for each in managers)
+
+
+# When a model cannot be built, the Zoo leaves its environments' Monitor files open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_run_that_cannot_start_leaves_no_folder_and_touches_no_other(tmp_path: Path) -> None:
+    first, second = manager(tmp_path), manager(tmp_path)
+    first.create_log_folder()
+    second.n_timesteps = 10
+    second.custom_hyperparams = {"no_such": 1}
+    with pytest.raises(TypeError, match="no_such"):
+        second.setup_experiment()
+    assert [path.name for path in (tmp_path / "trpo").iterdir()] == ["CartPole-v1_1"]
+
+
+def test_progress_file_holds_every_update_the_last_one_included(tmp_path: Path) -> None:
+    model = train_with_progress(tmp_path)
+    log = pd.read_csv(tmp_path / "progress.csv")
+    assert log["train/n_updates"].dropna().tolist() == [1, 2, 3]
+    assert log["time/total_timesteps"].iloc[-1] == 96
+    assert all(output.__class__.__name__ != "CSVOutputFormat" for output in outputs(model))
+
+
+def outputs(model: TRPO) -> list[Any]:
+    return model.logger.output_formats
+
+
+def test_trust_region_is_drawn_from_the_progress_file(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    from sb3_trpo.zoo.trust_region_figure import draw_trust_region, read_updates
+
+    train_with_progress(tmp_path)
+    updates = read_updates(tmp_path / "progress.csv")
+    assert len(updates) == 3
+    assert (updates["kl_divergence_loss"] <= updates["target_kl"]).all()
+    assert draw_trust_region(tmp_path, "a title")
+    assert imread(tmp_path / "trust_region.png").std() > 0.05
+
+
+def test_trust_region_is_drawn_where_no_step_was_tried(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.trust_region_figure import draw_trust_region
+
+    train_with_progress(tmp_path, target_kl=0.0)
+    assert draw_trust_region(tmp_path, "a title")
+
+
+@pytest.mark.parametrize("text", [None, "", "time/total_timesteps,train/loss\n1,2\n"])
+def test_run_without_a_trust_region_has_no_such_picture(tmp_path: Path, text: str | None) -> None:
+    from sb3_trpo.zoo.trust_region_figure import draw_trust_region
+
+    if text is not None:
+        (tmp_path / "progress.csv").write_text(text)
+    assert not draw_trust_region(tmp_path, "a title")
+    assert not (tmp_path / "trust_region.png").exists()
+
+
+def test_explained_variance_off_the_scale_is_marked_as_such() -> None:
+    from matplotlib.figure import Figure
+
+    from sb3_trpo.zoo.trust_region_figure import draw_explained_variance
+
+    axes = Figure().subplots()
+    draw_explained_variance(axes, pd.DataFrame({"explained_variance": [-40.0, 0.5]}))
+    assert axes.get_ylim()[0] > -2
+    assert axes.get_legend_handles_labels()[1] == ["below -1, least -40"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("3", [3]), ("0-4", [0, 1, 2, 3, 4]), ("0-1,7", [0, 1, 7])]
+)
+def test_seeds_are_numbers_and_ranges(text: str, seeds: list[int]) -> None:
+    from sb3_trpo.zoo.seeds import parse_seeds
+
+    assert parse_seeds(text) == seeds
+
+
+def test_final_evaluation_is_the_runs_own_if_there_is_one(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.runs import read_run, save_final_evaluation
+
+    folder = write_evaluations(tmp_path / "trpo" / "Env-v1_3", level=0)
+    run = read_run(folder)
+    assert (run.algo, run.env, run.number) == ("trpo", "Env-v1", 3)
+    assert run.returns.tolist() == [1, 2, 3]
+    assert run.final.tolist() == [2, 4]
+    save_final_evaluation(folder, np.array([7.0, 9.0]))
+    assert read_run(folder).final.tolist() == [7, 9]
+
+
+@pytest.mark.usefixtures("few_resamplings")
+def test_seeds_of_one_experiment_are_one_group(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.compare import group_runs, label, table
+    from sb3_trpo.zoo.runs import read_run
+
+    logs = tmp_path / "logs"
+    folders = [
+        write_evaluations(logs / "trpo" / "Env-v1_2", 0),
+        write_evaluations(logs / "trpo" / "Env-v1_1", 10),
+        write_evaluations(logs / "trpo" / "Env-v1_3", 20, settings="a: 2"),
+        write_evaluations(logs / "ppo" / "Env-v1_1", 30),
+        write_evaluations(logs / "trpo" / "Other-v1_1", 40),
+    ]
+    groups = group_runs([read_run(folder) for folder in folders])
+    assert [label(group) for group in groups] == [
+        "logs/trpo 1, 2",
+        "logs/trpo 3",
+        "logs/ppo 1",
+        "logs/trpo 1",
+    ]
+    text = table(groups)
+    assert "8.0" in text  # the mean of 3 and 13
+    assert text.count("one run") == 3
+
+
+@pytest.mark.usefixtures("few_resamplings")
+def test_comparison_has_a_panel_per_environment(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    from sb3_trpo.zoo.compare import draw_comparison, group_runs
+    from sb3_trpo.zoo.runs import read_run
+
+    names = ["Env-v1_1", "Env-v1_2", "Other-v1_1"]
+    runs = [read_run(write_evaluations(tmp_path / "trpo" / name, 1)) for name in names]
+    pixels = imread(draw_comparison(group_runs(runs), tmp_path / "comparison.png"))
+    assert pixels.shape[:2] == (750, 2400)
+    assert pixels.std() > 0.05
+
+
+@pytest.mark.usefixtures("few_resamplings")
+def test_aggregate_is_the_interquartile_mean_within_its_interval(tmp_path: Path) -> None:
+    from rliable.metrics import aggregate_iqm
+
+    from sb3_trpo.zoo.aggregate import aggregate
+    from sb3_trpo.zoo.runs import read_run
+
+    levels = [0, 1, 2, 50]  # the outliers do not count
+    runs = [
+        read_run(write_evaluations(tmp_path / "trpo" / f"Env-v1_{level}", level))
+        for level in levels
+    ]
+    whole = aggregate(runs)
+    expected = [aggregate_iqm(np.array([[run.returns[i]] for run in runs])) for i in range(3)]
+    np.testing.assert_allclose(whole.mean, expected)
+    np.testing.assert_allclose(whole.mean, [2.5, 3.5, 4.5])
+    assert (whole.low < whole.mean).all()
+    assert (whole.mean < whole.high).all()
+    np.testing.assert_array_equal(aggregate(runs).low, whole.low)
+
+
+@pytest.mark.parametrize(
+    ("n_envs", "limits"), [(1, (8, 8)), (2, (7, 8)), (6, (6, 7)), (16, (5, 8))]
+)
+def test_every_batch_divides_every_rollout(n_envs: int, limits: tuple[int, int]) -> None:
+    from sb3_trpo.zoo.search_space import rollout_limits
+
+    least_steps, largest_batch = rollout_limits(n_envs)
+    assert (least_steps, min(largest_batch, 8)) == limits
+    assert (2**least_steps * n_envs) % 2**largest_batch == 0
+    assert 2**least_steps * n_envs >= 192
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("n_actions", [0, 3])
+def test_every_sampled_combination_builds_without_a_warning(n_envs: int, n_actions: int) -> None:
+    import optuna
+
+    from sb3_trpo.zoo.search_space import EXPLORATION, sample
+
+    env = DummyVecEnv([ToyEnv if n_actions else discrete_env] * n_envs)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    searched: set[str] = set()
+    for _ in range(12):
+        trial = study.ask()
+        hyperparameters = sample(trial, n_actions, n_envs, {})
+        searched |= set(hyperparameters)
+        model = TRPO("MlpPolicy", env, **hyperparameters)
+        assert model.use_sde <= bool(n_actions)
+    wanted = "cg_damping target_kl cg_max_steps n_critic_updates fisher_sub_sampling_factor"
+    assert set(wanted.split()) | {"use_sde", "policy_kwargs"} <= searched
+    assert set(EXPLORATION) == {"action_noise", "gsde", "gsde_4_steps", "gsde_16_steps"}
+
+
+def discrete_env() -> ToyEnv:
+    from tests.environments import DISCRETE_ACTIONS
+
+    return ToyEnv(VECTOR, DISCRETE_ACTIONS)
+
+
+def test_entry_says_the_same_after_the_zoo_has_read_it() -> None:
+    from torch import nn
+
+    from sb3_trpo.zoo.entry import entry_text
+
+    policy_kwargs = {"net_arch": {"pi": [64], "vf": [64]}, "activation_fn": nn.ReLU}
+    values = {"gamma": 0.9, "target_kl": "lin_0.02", "normalize": True}
+    text = entry_text("Env-v1", values | {"policy_kwargs": policy_kwargs})
+    entry = yaml.safe_load(text)["Env-v1"]
+    assert eval(entry.pop("policy_kwargs"), {"nn": nn}) == policy_kwargs
+    assert entry == values
+
+
+def test_workers_share_the_trials_and_sample_different_ones() -> None:
+    from sb3_trpo.zoo.optimize import worker_words
+
+    choice = SimpleNamespace(
+        jobs=4, n_trials=10, algo="trpo", env="Env-v1", folder="logs", storage="s.log",
+        study_name="study", gym_packages=[], seed=5,
+    )  # fmt: skip
+    tasks = worker_words(choice, ["--n-timesteps", "100"])  # type: ignore[arg-type]
+    trials = [int(words[words.index("--n-trials") + 1]) for words in tasks]
+    seeds = [words[words.index("--seed") + 1] for words in tasks]
+    assert (sorted(trials), sum(trials)) == ([2, 2, 3, 3], 10)
+    assert seeds == ["5", "6", "7", "8"]
+    assert all(words[-2:] == ["--n-timesteps", "100"] for words in tasks)
+
+
+def masked_env() -> Any:
+    from sb3_contrib.common.envs import InvalidActionEnvDiscrete
+
+    # One action is allowed, and it is the right one.
+    return InvalidActionEnvDiscrete(dim=30, n_invalid_actions=29, ep_length=20)
+
+
+def test_masks_are_passed_in_evaluations_and_in_play(monkeypatch: pytest.MonkeyPatch) -> None:
+    import rl_zoo3.exp_manager
+    from rl_zoo3 import ALGOS
+    from sb3_contrib import MaskablePPO
+    from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
+    from stable_baselines3.common.monitor import Monitor
+
+    from sb3_trpo.zoo.masks import evaluate_policy, masks_in_evaluations, masks_in_play
+
+    monkeypatch.setitem(ALGOS, "ppo_mask", MaskablePPO)
+    env = DummyVecEnv([lambda: Monitor(masked_env())])
+    model = MaskablePPO("MlpPolicy", env, n_steps=32, batch_size=32)
+    assert evaluate_policy(model, env, 3, True).tolist() == [20, 20, 20]
+
+    with masks_in_evaluations("ppo_mask"):
+        assert issubclass(vars(rl_zoo3.exp_manager)["EvalCallback"], MaskableEvalCallback)
+    with masks_in_evaluations("trpo"):
+        assert vars(rl_zoo3.exp_manager)["EvalCallback"] is not MaskableEvalCallback
+
+    script = SimpleNamespace(create_test_env=lambda: env)
+    with masks_in_play(script, "ppo_mask"):
+        playground = script.create_test_env()
+        loaded: Any = ALGOS["ppo_mask"]
+        player = loaded("MlpPolicy", env, n_steps=32, batch_size=32)
+        observation = playground.reset()
+        for _ in range(5):
+            action, _ = player.predict(observation, deterministic=True)
+            observation, reward, _, _ = playground.step(action)
+            assert reward == 1
+    assert ALGOS["ppo_mask"] is MaskablePPO
+
+
+@pytest.mark.parametrize("given", [{}, {"kl_reduction": "sum"}])
+def test_zoos_hyperparameters_mean_what_they_mean_in_contrib(given: dict[str, Any]) -> None:
+    import warnings
+
+    from sb3_trpo.zoo.register import ZooTRPO
+
+    options = {"n_steps": 32, "batch_size": 32} | given
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = ZooTRPO("MlpPolicy", ToyEnv(VECTOR, BOX_ACTIONS), **options)
+    assert model.kl_reduction == given.get("kl_reduction", "mean")
+    assert bool(caught) is not bool(given)
+    assert all("kl_reduction='mean'" in str(warning.message) for warning in caught)
+
+
+def test_zoos_numbers_over_a_loaded_model_change_their_meaning(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.register import ZooTRPO
+
+    TRPO("MlpPolicy", ToyEnv(VECTOR, BOX_ACTIONS), n_steps=32, batch_size=32).learn(32).save(
+        tmp_path / "model"
+    )
+    assert ZooTRPO.load(tmp_path / "model").kl_reduction == "sum"
+    with pytest.warns(UserWarning, match="kl_reduction='mean'"):
+        continued = ZooTRPO.load(tmp_path / "model", target_kl=0.02)
+    assert continued.kl_reduction == "mean"
+    told = ZooTRPO.load(tmp_path / "model", target_kl=0.02, kl_reduction="sum")
+    assert told.kl_reduction == "sum"
+
+
+def answer(words: list[str]) -> int:
+    if words == ["bad"]:
+        raise ValueError("a fault")
+    return int(words[0])
+
+
+@pytest.mark.slow
+def test_jobs_give_their_results_in_order_and_keep_tracebacks() -> None:
+    from sb3_trpo.zoo.jobs import run_jobs
+
+    assert list(run_jobs(answer, [["3"], ["1"], ["2"]], jobs=2)) == [3, 1, 2]
+    with pytest.raises(ValueError, match="a fault") as caught:
+        list(run_jobs(answer, [["bad"]], jobs=1))
+    assert "in answer" in str(caught.value.__cause__)
