@@ -27,6 +27,7 @@ import sb3_contrib
 import torch as th
 from gymnasium import spaces
 from machine import RESULTS, provenance
+from sb3_contrib.ppo_recurrent import MlpLstmPolicy
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -348,7 +349,46 @@ def scaling(repeats: int) -> list[Entry]:
     return [{"work": "train() with 8 times the states", "times": times}]
 
 
-SECTIONS = {f.__name__: f for f in (update, rollout, learn, floor, memory, scaling)}
+class SteppedPolicy(MlpLstmPolicy):
+    """Calls the LSTM once per step, as contrib's policies do where an episode starts in between."""
+
+    @staticmethod
+    def _process_sequence(  # type: ignore[override] # contrib's annotation is not what it returns
+        features: th.Tensor,
+        lstm_states: tuple[th.Tensor, th.Tensor],
+        episode_starts: th.Tensor,
+        lstm: th.nn.LSTM,
+    ) -> tuple[th.Tensor, tuple[th.Tensor, th.Tensor]]:
+        outputs = []
+        n_sequences = lstm_states[0].shape[1]
+        for step in features.reshape(n_sequences, -1, lstm.input_size).swapaxes(0, 1):
+            hidden, lstm_states = lstm(step[None], lstm_states)
+            outputs.append(hidden)
+        return th.cat(outputs).transpose(0, 1).flatten(0, 1), lstm_states
+
+
+def recurrent(repeats: int) -> list[Entry]:
+    """Time ``RecurrentTRPO.train()`` against the same update that steps the LSTM."""
+    space = spaces.Box(-1, 1, (4,), np.float32)
+    options: dict[str, Any] = {
+        "n_steps": 64,
+        "batch_size": 256,
+        "seed": 0,
+        "device": "cpu",
+        "policy_kwargs": {"lstm_hidden_size": 64},
+    }
+    actions = {}
+    for name, policy in {"sb3_contrib": SteppedPolicy, "sb3_trpo": MlpLstmPolicy}.items():
+        env = DummyVecEnv([lambda: RandomEnv(space, spaces.Discrete(2))] * 8)
+        model = sb3_trpo.RecurrentTRPO(policy, env, **options)
+        model.set_logger(Logger(None, []))
+        with_rollout(model)
+        actions[name] = partial(train_again, model, _copy(model.get_parameters()))
+    work = "RecurrentTRPO.train(), 8 sequences of 64 states, over stepping the LSTM"
+    return [{"work": work, "ratio": ratio(actions, repeats)}]
+
+
+SECTIONS = {f.__name__: f for f in (update, rollout, learn, floor, memory, scaling, recurrent)}
 
 
 def main() -> None:

@@ -2,8 +2,20 @@
 
 from sb3_contrib.trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
+from sb3_trpo.maskable import MaskableTRPO
+from sb3_trpo.maskable_recurrent import MaskableRecurrentTRPO
+from sb3_trpo.recurrent import RecurrentTRPO
 from sb3_trpo.trpo import TRPO
 
 __version__ = "0.1.0"
 
-__all__ = ["TRPO", "CnnPolicy", "MlpPolicy", "MultiInputPolicy", "__version__"]
+__all__ = [
+    "TRPO",
+    "CnnPolicy",
+    "MaskableRecurrentTRPO",
+    "MaskableTRPO",
+    "MlpPolicy",
+    "MultiInputPolicy",
+    "RecurrentTRPO",
+    "__version__",
+]

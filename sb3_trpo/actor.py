@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -11,10 +11,11 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from sb3_trpo.batch import ActorBatch, Observations, select
+from sb3_trpo.batch import ActorBatch
 from sb3_trpo.distributions import ActionDistribution, Outputs
 from sb3_trpo.layerwise import linearize, recording_layers
 from sb3_trpo.linearization import Linearization, MlpLinearization, read_plain_actor
+from sb3_trpo.sequences import Observations
 
 # States that are run through the policy to find out what belongs to the actor and how much memory a
 # state takes.
@@ -66,8 +67,7 @@ class Actor:
         """
         if self._plain is not None:
             return self._plain.evaluate(self._features(batch))
-        observations = in_fast_layout(self.policy, batch.observations)
-        return ActionDistribution(self.policy.get_distribution(cast(Any, observations)))
+        return read_distribution(self.policy, batch)
 
     def linearize(self, batch: ActorBatch) -> Linearization:
         """
@@ -90,7 +90,7 @@ class Actor:
             return MlpLinearization(self._plain, self._features(batch))
         with (
             th.enable_grad(),
-            _uncompiled(self.policy),
+            _differentiable(self.policy),
             recording_layers(self.policy) as calls,
         ):
             distribution = self.distribution(batch)
@@ -126,8 +126,24 @@ class Actor:
         with training_mode(layers), th.no_grad():
             for batch in batches:
                 if len(batch) > 1:
-                    self.policy.get_distribution(batch.observations)
+                    read_distribution(self.policy, batch)
         return True
+
+
+def read_distribution(policy: ActorCriticPolicy, batch: ActorBatch) -> ActionDistribution:
+    """
+    Ask a policy for its action distribution.
+
+    :param policy: feed-forward, maskable or recurrent
+    :param batch: states, or sequences of them
+    :return: their distribution
+    """
+    options = {} if batch.masks is None else {"action_masks": batch.masks}
+    observations, *others = batch.inputs
+    observations = in_fast_layout(policy, observations)
+    answer: Any = policy.get_distribution(observations, *others, **options)
+    # A recurrent policy returns the states of its LSTM too.
+    return ActionDistribution(answer[0] if isinstance(answer, tuple) else answer)
 
 
 @contextmanager
@@ -174,14 +190,11 @@ def read_actor(
     :raises ValueError: if no parameter that may be trained has an influence on the action
         distribution
     """
-    # A copy: what is counted below would be the whole rollout if these were a view of it.
-    index = th.arange(0, len(batch), -(-len(batch) // _PROBE_STATES))
-    states = select(batch.observations, index.to(batch.advantages.device))
-    n_states = len(index)
+    few = batch.every(-(-len(batch) // _PROBE_STATES), 0)
     candidates = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     probe = _Probe(set(), {})
-    with th.enable_grad(), _uncompiled(policy), _recording(probe, policy):
-        distribution = ActionDistribution(policy.get_distribution(states))
+    with th.enable_grad(), _differentiable(policy), _recording(probe, policy):
+        distribution = read_distribution(policy, few)
     attached = [z for z in distribution.outputs if z.requires_grad]
     if not attached:
         raise ValueError(
@@ -191,7 +204,7 @@ def read_actor(
     slopes = th.autograd.grad([z.sum() for z in attached], candidates, allow_unused=True)
     parameters = [p for p, slope in zip(candidates, slopes, strict=True) if slope is not None]
     if max_states_per_chunk is None:
-        bytes_per_state = _GRAPHS_PER_FORWARD * sum(probe.saved_bytes.values()) / n_states
+        bytes_per_state = _GRAPHS_PER_FORWARD * sum(probe.saved_bytes.values()) / len(few)
         max_states_per_chunk = max(1, int(_MEMORY_BUDGET / max(bytes_per_state, 1)))
     modules = probe.modules | _modules_with(policy, parameters)
     kl_scale = 1.0 if kl_reduction == "sum" else 1.0 / _action_dimensions(distribution)
@@ -222,6 +235,19 @@ def _action_dimensions(distribution: ActionDistribution) -> int:
     """Count the dimensions that contrib averages the KL divergence over."""
     z = tuple(output.detach() for output in distribution.outputs)
     return distribution.family.kl(z, z).shape[1]
+
+
+@contextmanager
+def _differentiable(policy: nn.Module) -> Iterator[None]:
+    """Run a policy so that it can be differentiated twice: cuDNN's recurrent layers cannot be."""
+    is_recurrent = any(isinstance(module, nn.RNNBase) for module in policy.modules())
+    enabled = th.backends.cudnn.enabled
+    th.backends.cudnn.enabled = enabled and not is_recurrent
+    try:
+        with _uncompiled(policy):
+            yield
+    finally:
+        th.backends.cudnn.enabled = enabled
 
 
 def _uncompiled(policy: nn.Module) -> AbstractContextManager[Any]:

@@ -1,35 +1,27 @@
 """What an update reads: the rollout buffer's content as tensors, and what the actor sees of it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable import buffers as maskable
+from sb3_contrib.common.recurrent import buffers as recurrent
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
+from sb3_trpo.sequences import Observations, RecurrentInputs, Sequences, cut_sequences, select
 from sb3_trpo.state_mean import state_mean
 
-Observations = th.Tensor | dict[str, th.Tensor]
-Minibatch = tuple[Observations, th.Tensor]
+# Of a recurrent critic: its inputs, and what in them is no padding.
+Features = Observations | tuple[RecurrentInputs, th.Tensor]
+Minibatch = tuple[Features, th.Tensor]
 Layout = tuple[int, int]
 
 # SB3's own constant, which keeps constant advantages from being divided by zero.
 _STD_EPSILON = 1e-8
-
-
-def select(observations: Observations, index: slice | th.Tensor) -> Observations:
-    """
-    Take some of the states.
-
-    :param observations: tensor, or dict of tensors, whose first dimension is the state
-    :param index: slice (the result is a view) or indices (a copy)
-    :return: the same structure with the selected states
-    """
-    if isinstance(observations, dict):
-        return {key: value[index] for key, value in observations.items()}
-    return observations[index]
 
 
 def rows_of(states: th.Tensor, layout: Layout) -> th.Tensor:
@@ -67,6 +59,7 @@ class ActorBatch:
         shape ``(n,)``
     :param advantages: A, shape ``(n,)``
     :param layout: which rows belong to which environment, see :func:`rows_of`
+    :param masks: which actions are allowed, shape ``(n, logits)``; ``None`` for all
     """
 
     observations: Observations
@@ -74,14 +67,24 @@ class ActorBatch:
     old_log_prob: th.Tensor
     advantages: th.Tensor
     layout: Layout
+    masks: th.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.advantages)
 
     @property
+    def inputs(self) -> tuple[Any, ...]:
+        """Return what the policy's ``get_distribution`` takes."""
+        return (self.observations,)
+
+    @property
     def weight_sum(self) -> float:
         """Return the sum of the states' weights, each being 1."""
         return float(len(self))
+
+    def weigh(self, per_state: th.Tensor) -> th.Tensor:
+        """Multiply by the states' weights, whatever the further dimensions."""
+        return per_state
 
     def weighted_sum(self, per_state: th.Tensor) -> th.Tensor:
         """
@@ -90,7 +93,7 @@ class ActorBatch:
         :param per_state: shape ``(n,)`` or ``(n, k)``
         :return: scalar or shape ``(k,)``
         """
-        return per_state.sum(dim=0)
+        return self.weigh(per_state).sum(dim=0)
 
     def select(self, index: slice | th.Tensor) -> "ActorBatch":
         """
@@ -106,6 +109,7 @@ class ActorBatch:
             self.old_log_prob[index],
             advantages,
             layout=(len(advantages), 1),
+            masks=None if self.masks is None else self.masks[index],
         )
 
     def every(self, k: int, offset: int) -> "ActorBatch":
@@ -120,6 +124,24 @@ class ActorBatch:
             return self
         states = th.arange(offset % k, len(self), k, device=self.advantages.device)
         return self.select(rows_of(states, self.layout))
+
+    def in_sequences(self, rows: th.Tensor, sequences: Sequences) -> "SequenceBatch":
+        """
+        Arrange the states for a recurrent actor.
+
+        :param rows: of the states in this batch, shape ``(n · L,)``
+        :param sequences: n sequences padded to L states
+        :return: the sequences
+        """
+        return SequenceBatch(
+            self.observations,
+            self.actions[rows],
+            self.old_log_prob[rows],
+            self.advantages[rows],
+            self.layout,
+            None if self.masks is None else self.masks[rows],
+            sequences=sequences,
+        )
 
     def chunks(self, max_states: int) -> tuple["ActorBatch", ...]:
         """
@@ -148,6 +170,53 @@ class ActorBatch:
 
 
 @dataclass(frozen=True, eq=False)
+class SequenceBatch(ActorBatch):
+    """
+    The same as n whole sequences padded to L states. Padding has weight 0.
+
+    All is padded but ``observations``, which are the whole rollout's; :attr:`inputs` gathers.
+
+    :param sequences: which ones
+    """
+
+    sequences: Sequences = field(kw_only=True)
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """Return what a recurrent policy's ``get_distribution`` takes."""
+        return self.sequences.inputs(self.observations)
+
+    @property
+    def weight_sum(self) -> float:
+        """Return the number of states without padding."""
+        return float(self.sequences.lengths.sum())
+
+    def weigh(self, per_state: th.Tensor) -> th.Tensor:
+        """Multiply padding by 0."""
+        is_padding = ~self.sequences.is_state
+        return per_state.masked_fill(is_padding.reshape(-1, *[1] * (per_state.dim() - 1)), 0.0)
+
+    def select(self, index: slice | th.Tensor) -> "SequenceBatch":
+        """Take some of the sequences, padded to the longest of them."""
+        some = self.sequences.select(index)
+        places = th.arange(len(self), device=self.advantages.device)
+        kept = places.reshape(self.sequences.rows.shape)[index, : some.rows.shape[1]]
+        return self.in_sequences(kept.flatten(), some)
+
+    def every(self, k: int, offset: int) -> "SequenceBatch":
+        """Take every k-th sequence, and at least one."""
+        n = len(self.sequences.lengths)
+        return self if k == 1 else self.select(slice(offset % min(k, n), None, k))
+
+    def chunks(self, max_states: int) -> tuple["SequenceBatch", ...]:
+        """Cut the batch between sequences; padding counts, and one sequence may be longer."""
+        n, longest = self.sequences.rows.shape
+        step = max(1, max_states // longest)
+        pieces = (self.select(slice(first, first + step)) for first in range(0, n, step))
+        return (self,) if step >= n else tuple(pieces)
+
+
+@dataclass(frozen=True, eq=False)
 class Rollout:
     """
     A rollout of N = n_steps · n_envs states.
@@ -159,6 +228,9 @@ class Rollout:
     :param returns: targets of the critic, shape ``(N,)``
     :param old_values: the critic's predictions while collecting, shape ``(N,)``
     :param layout: (n_steps, n_envs) of the rows, see :func:`rows_of`
+    :param masks: which actions were allowed, shape ``(N, logits)``; ``None`` for all
+    :param actor_sequences: of a recurrent actor
+    :param critic_sequences: the same ones with the states of the critic's LSTM
     """
 
     observations: Observations
@@ -168,12 +240,18 @@ class Rollout:
     returns: th.Tensor
     old_values: th.Tensor
     layout: Layout
+    masks: th.Tensor | None = None
+    actor_sequences: Sequences | None = None
+    critic_sequences: Sequences | None = None
 
     @property
     def actor_batch(self) -> ActorBatch:
         """Return what the actor's update reads; it shares the rollout's memory."""
-        return ActorBatch(
-            self.observations, self.actions, self.old_log_prob, self.advantages, self.layout
+        per_state = self.actions, self.old_log_prob, self.advantages
+        batch = ActorBatch(self.observations, *per_state, self.layout, self.masks)
+        sequences = self.actor_sequences
+        return (
+            batch if sequences is None else batch.in_sequences(sequences.rows.flatten(), sequences)
         )
 
 
@@ -197,6 +275,12 @@ def minibatches(
     :param features: what to hand out in the observations' place, computed once for the rollout
     :return: pairs of features and returns
     """
+    sequences = rollout.critic_sequences
+    if sequences is not None:
+        for part in chain.from_iterable(sequences.shuffled(batch_size) for _ in range(n_epochs)):
+            padded = part.inputs(rollout.observations), part.is_state
+            yield padded, rollout.returns[part.rows.flatten()[part.is_state]]
+        return
     if not is_sb3_buffer(buffer):
         for samples in chain.from_iterable(buffer.get(batch_size) for _ in range(n_epochs)):
             returns = samples.returns.flatten().to(rollout.returns.dtype)
@@ -223,7 +307,8 @@ def read_rollout(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> R
     :return: its content
     :raises ValueError: if a number of it is not finite, naming it and its step and environment
     """
-    rollout = _read_in_place(buffer, device) if is_sb3_buffer(buffer) else _read_samples(buffer)
+    is_known = is_sb3_buffer(buffer)
+    rollout = _read_in_place(buffer, device, dtype) if is_known else _read_samples(buffer)
     _check_finite(rollout, buffer)
     actions = rollout.actions
     if isinstance(buffer.action_space, spaces.Discrete):
@@ -239,6 +324,14 @@ def read_rollout(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> R
     )
 
 
+# Buffers whose arrays are read in place.
+_KNOWN: tuple[Any, ...] = (
+    *(RolloutBuffer, DictRolloutBuffer),
+    *(maskable.MaskableRolloutBuffer, maskable.MaskableDictRolloutBuffer),
+    *(recurrent.RecurrentRolloutBuffer, recurrent.RecurrentDictRolloutBuffer),
+)
+
+
 def is_sb3_buffer(buffer: RolloutBuffer) -> bool:
     """
     Tell whether a buffer hands out its arrays as SB3's own do.
@@ -248,12 +341,11 @@ def is_sb3_buffer(buffer: RolloutBuffer) -> bool:
     """
     kind = type(buffer)
     return any(
-        kind.get is known.get and kind._get_samples is known._get_samples
-        for known in (RolloutBuffer, DictRolloutBuffer)
+        kind.get is known.get and kind._get_samples is known._get_samples for known in _KNOWN
     )
 
 
-def _read_in_place(buffer: RolloutBuffer, device: th.device) -> Rollout:
+def _read_in_place(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> Rollout:
     """Wrap the arrays of one of SB3's own buffers."""
     size = buffer.buffer_size * buffer.n_envs
 
@@ -279,7 +371,44 @@ def _read_in_place(buffer: RolloutBuffer, device: th.device) -> Rollout:
         returns=rows(buffer.returns, ()),
         old_values=rows(buffer.values, ()),
         layout=layout,
+        masks=_read_masks(buffer, rows),
+        actor_sequences=_read_sequences(buffer, "pi", layout, rows, dtype),
+        critic_sequences=_read_sequences(buffer, "vf", layout, rows, dtype),
     )
+
+
+Reader = Callable[[np.ndarray, tuple[int, ...]], th.Tensor]
+
+
+def _read_masks(buffer: Any, rows: Reader) -> th.Tensor | None:
+    """Read the masks of a buffer that has them."""
+    masks = getattr(buffer, "action_masks", None)
+    if masks is None:
+        return None
+    if buffer.generator_ready and masks.ndim == 3:  # `get` of a recurrent buffer leaves them
+        masks = buffer.swap_and_flatten(masks)
+    return rows(masks.astype(bool), (buffer.mask_dims,))
+
+
+def _read_sequences(
+    buffer: Any, network: str, layout: Layout, rows: Reader, dtype: th.dtype
+) -> Sequences | None:
+    """Cut a buffer that has LSTM states into sequences."""
+    if not hasattr(buffer, "hidden_states_pi"):
+        return None
+    starts = rows(buffer.episode_starts, ()) > 0
+
+    def states(name: str) -> th.Tensor:
+        array = getattr(buffer, f"{name}_states_{network}")
+        if not buffer.generator_ready:  # (step, layer, environment, ...) until the first `get`
+            array = array.swapaxes(1, 2)
+        memory = rows(array, array.shape[-2:]).to(dtype)
+        return memory.masked_fill(starts[:, None, None], 0.0)
+
+    order = rows_of(th.arange(len(starts), device=starts.device), layout)
+    is_start = starts[order]
+    is_start[:: buffer.buffer_size] = True
+    return cut_sequences(order, is_start, (states("hidden"), states("cell")))
 
 
 def _read_samples(buffer: RolloutBuffer) -> Rollout:
@@ -293,6 +422,7 @@ def _read_samples(buffer: RolloutBuffer) -> Rollout:
         returns=samples.returns.flatten(),
         old_values=samples.old_values.flatten(),
         layout=(len(samples.actions), 1),
+        masks=getattr(samples, "action_masks", None),
     )
 
 

@@ -15,8 +15,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.adam import adam
 
 from sb3_trpo.actor import training_mode
-from sb3_trpo.batch import Minibatch, Observations, select, size_of
+from sb3_trpo.batch import Features, Minibatch, size_of
 from sb3_trpo.mlp import Mlp, Tape, critic_mlp, flat_features, pairs_of, preprocessed
+from sb3_trpo.sequences import Observations, select
 from sb3_trpo.vectors import flatten, unflatten
 
 # States that a fixed features extractor is run on at a time.
@@ -71,13 +72,17 @@ class Critic:
         parts = [select(observations, slice(start, start + _STATES_PER_PASS)) for start in starts]
         return th.cat([self.trunk(preprocessed(self.policy, part)) for part in parts])
 
-    def values(self, features: Observations) -> th.Tensor:
+    def values(self, features: Features) -> th.Tensor:
         """
         Evaluate the critic.
 
-        :param features: of n states
+        :param features: of n states, or sequences of n states in total
         :return: shape ``(n,)``
         """
+        if isinstance(features, tuple):
+            inputs, is_state = features
+            values: th.Tensor = self.policy.predict_values(*inputs)  # type: ignore[call-arg]
+            return values.flatten()[is_state]
         if self.trunk is None:
             return self.policy.predict_values(features).flatten()
         latent = self.policy.mlp_extractor.forward_critic(cast(th.Tensor, features))

@@ -27,6 +27,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch as th
+from gymnasium import spaces
+from sb3_contrib.common.maskable.distributions import (
+    MaskableCategorical,
+    MaskableDistribution,
+    make_masked_proba_distribution,
+)
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -266,6 +272,7 @@ def _family_name(distribution: td.Distribution) -> str:
 _CLOSED_FORMS: dict[type, Family] = {
     td.Normal: Gaussian(),
     td.Categorical: Categorical(),
+    MaskableCategorical: Categorical(),
     td.Bernoulli: Bernoulli(),
     list: MultiCategorical(),
 }
@@ -329,6 +336,16 @@ def head_of(distribution: Distribution) -> Head | None:
     return Head(family)
 
 
+def maskable_distribution(action_space: spaces.Space[Any]) -> MaskableDistribution:
+    """
+    Make contrib's distribution whose actions can be masked.
+
+    :param action_space: Discrete, MultiDiscrete or MultiBinary
+    :return: the distribution, without parameters yet
+    """
+    return make_masked_proba_distribution(action_space)
+
+
 class ActionDistribution:
     """
     The action distribution of a policy at n states.
@@ -340,7 +357,10 @@ class ActionDistribution:
     def __init__(self, distribution: Distribution) -> None:
         # SB3's policies keep one object and overwrite its content at the next call.
         self._distribution = copy.copy(distribution)
-        torch_distribution = getattr(distribution, "distribution", None)
+        # contrib's maskable distributions for several actions say `distributions`.
+        torch_distribution = getattr(
+            distribution, "distribution", getattr(distribution, "distributions", None)
+        )
         self.family = family_of(torch_distribution)
         self.outputs = self.family.outputs(torch_distribution)
 

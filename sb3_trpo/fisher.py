@@ -45,4 +45,5 @@ class FisherProduct:
         """Apply J, then M, then Jᵀ, summed over the states of a chunk."""
         linearization = self.actor.linearize(chunk)
         tangent = linearization.metric(linearization.jacobian_product(vector))
-        return linearization.transposed_product(tuple(self.actor.kl_scale * u for u in tangent))
+        weighted = tuple(chunk.weigh(self.actor.kl_scale * u) for u in tangent)
+        return linearization.transposed_product(weighted)

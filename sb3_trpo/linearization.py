@@ -16,7 +16,6 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_trpo.batch import Observations
 from sb3_trpo.distributions import (
     ActionDistribution,
     Gaussian,
@@ -26,6 +25,7 @@ from sb3_trpo.distributions import (
     head_of,
 )
 from sb3_trpo.mlp import Mlp, Pair, Tape, actor_mlp, flat_features, pairs_of
+from sb3_trpo.sequences import Observations
 from sb3_trpo.vectors import flatten, unflatten
 
 

@@ -25,7 +25,7 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor
 from torch import nn
 
-from sb3_trpo.batch import Observations
+from sb3_trpo.sequences import Observations
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
@@ -102,6 +102,11 @@ class TRPO(OnPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    # For one observation, and for dict observations.
+    buffer_classes: ClassVar[tuple[Any, Any]] = (RolloutBuffer, DictRolloutBuffer)
+    supported_action_spaces: ClassVar[tuple[Any, ...]] = (
+        *(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+    )
 
     def __init__(
         self,
@@ -160,12 +165,7 @@ class TRPO(OnPolicyAlgorithm):
             device=device,
             seed=seed,
             _init_setup_model=False,
-            supported_action_spaces=(
-                spaces.Box,
-                spaces.Discrete,
-                spaces.MultiDiscrete,
-                spaces.MultiBinary,
-            ),
+            supported_action_spaces=self.supported_action_spaces,
         )
         self.batch_size = batch_size
         self.cg_max_steps = cg_max_steps
@@ -193,7 +193,25 @@ class TRPO(OnPolicyAlgorithm):
         self._check_hyperparameters()
         self.target_kl = parse_schedule("target_kl", self.target_kl)
         self.cg_damping = parse_schedule("cg_damping", self.cg_damping)
-        super()._setup_model()
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        # Maskable policies do not know gSDE.
+        options = {**({"use_sde": True} if self.use_sde else {}), **self.policy_kwargs}
+        space: Any = self.observation_space
+        policy: Any = self.policy_class(space, self.action_space, self.lr_schedule, **options)
+        self.policy = policy.to(self.device)
+        self._build_buffer()
+        self._maybe_recommend_cpu()
+
+    def _build_buffer(self, **options: Any) -> None:
+        """Build the rollout buffer, whose class takes these options besides the usual ones."""
+        space: Any = self.observation_space
+        if self.rollout_buffer_class is None:
+            self.rollout_buffer_class = self.buffer_classes[isinstance(space, spaces.Dict)]
+        shared = {name: getattr(self, name) for name in ("device", "gamma", "gae_lambda", "n_envs")}
+        options = {**shared, **options, **self.rollout_buffer_kwargs}
+        sizes = self.n_steps, space, self.action_space
+        self.rollout_buffer = self.rollout_buffer_class(*sizes, **options)
 
     def _check_hyperparameters(self) -> None:
         """Refuse what cannot work, naming it, before anything is built."""
@@ -254,7 +272,10 @@ class TRPO(OnPolicyAlgorithm):
         check_observations(getattr(self._vec_normalize_env, "old_obs", None))
         check_observations(self._last_obs)
         with refusing_non_finite(env), acting_fast(self.policy):
-            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+            return self._collect(env, callback, rollout_buffer, n_rollout_steps)
+
+    # SB3's loop; a recurrent policy needs another one.
+    _collect = OnPolicyAlgorithm.collect_rollouts
 
     def train(self) -> None:
         """Update the actor within the trust region, then fit the critic, on the rollout buffer."""

@@ -48,6 +48,16 @@ class ToyEnv(gym.Env[Any, Any]):
         self.action_space = action_space
         self.episode_length = episode_length
         self.step_in_episode = 0
+        self.masks: Callable[[], np.ndarray] | None = None
+
+    def action_masks(self) -> np.ndarray:
+        """Allow what ``masks`` allows, and at first everything."""
+        if self.masks is not None:
+            return self.masks()
+        space: Any = self.action_space
+        sizes = {spaces.MultiDiscrete: "nvec", spaces.MultiBinary: "n", spaces.Discrete: "n"}
+        size = int(np.sum(getattr(space, sizes[type(space)])))
+        return np.ones(2 * size if isinstance(space, spaces.MultiBinary) else size, dtype=bool)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -34,7 +34,7 @@ def run_in_float64(policy: ActorCriticPolicy) -> ActorCriticPolicy:
         only_flattens = type(extractor) in (FlattenExtractor, CombinedExtractor)
         for module in parts if only_flattens else [extractor]:
             module.register_forward_pre_hook(_cast_to_float64)
-    if policy.use_sde:
+    if getattr(policy, "use_sde", False):
         policy.reset_noise()
     return policy
 

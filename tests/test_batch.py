@@ -1,6 +1,6 @@
 from collections.abc import Generator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,12 +12,12 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from sb3_trpo.batch import (
     ActorBatch,
     Minibatch,
-    Observations,
     Rollout,
     is_sb3_buffer,
     minibatches,
     read_rollout,
 )
+from sb3_trpo.sequences import Observations
 
 CPU = th.device("cpu")
 BOX = spaces.Box(-1.0, 1.0, (2,))
@@ -215,7 +215,7 @@ def random_state() -> np.ndarray:
     return np.array(state[1])
 
 
-def pairs(batches: list[Minibatch]) -> list[tuple[Observations, th.Tensor]]:
+def pairs(batches: list[Minibatch]) -> list[Minibatch]:
     return [(observations, returns) for observations, returns in batches]
 
 
@@ -240,7 +240,7 @@ def test_minibatches_equal_those_of_sb3s_get(kind: str, batch_size: int, swapped
     assert np.array_equal(random_state(), state)
     assert len(ours) == len(theirs)
     for (observations, returns), samples in zip(ours, theirs, strict=True):
-        assert equal(observations, samples.observations)
+        assert equal(cast(Observations, observations), samples.observations)
         assert th.equal(returns, samples.returns)
 
 

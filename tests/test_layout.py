@@ -12,7 +12,7 @@ ROOT = Path(sb3_trpo.__file__).parent
 # One number per module, lowest first. `zoo` stands for all modules of the subpackage.
 LAYERS = (
     {"vectors", "conjugate_gradient", "state_mean"},
-    {"distributions", "batch", "mlp", "linearization", "layerwise", "actor"},
+    {"sequences", "distributions", "batch", "mlp", "linearization", "layerwise", "actor"},
     {"surrogate", "fisher", "trust_region", "critic"},
     {
         "hyperparameters",
@@ -22,6 +22,8 @@ LAYERS = (
         "trpo",
         "maskable",
         "recurrent",
+        "maskable_recurrent",
+        "evaluation",
         "__init__",
     },
     {"zoo", "__main__"},
@@ -31,7 +33,7 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 # Within a layer, imports go towards the start of these lists only.
 ORDER = (
     ("conjugate_gradient", "vectors", "state_mean"),
-    ("distributions", "batch", "mlp", "linearization", "layerwise", "actor"),
+    ("sequences", "distributions", "batch", "mlp", "linearization", "layerwise", "actor"),
     (
         "hyperparameters",
         "rollout",
@@ -40,6 +42,8 @@ ORDER = (
         "trpo",
         "maskable",
         "recurrent",
+        "maskable_recurrent",
+        "evaluation",
         "__init__",
     ),
     ("zoo", "__main__"),

@@ -1,4 +1,4 @@
-"""Importing this module makes the RL Zoo's ``--algo trpo`` mean our TRPO.
+"""Importing this module makes the RL Zoo's ``--algo trpo`` mean our TRPO, and adds its variants.
 
 The Zoo's modules share three dictionaries by algorithm, so these are changed in place. Another
 algorithm needs one line in ``ALGORITHMS``.
@@ -11,7 +11,7 @@ from rl_zoo3 import ALGOS
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, MaskableTRPO, RecurrentTRPO
 from sb3_trpo.zoo.search_space import convert, sample
 
 _TRUST_REGION = {"target_kl", "cg_damping"}
@@ -60,7 +60,11 @@ def _as_contrib_means_them(hyperparameters: dict[str, Any]) -> dict[str, Any]:
     return hyperparameters | {"kl_reduction": "mean"}
 
 
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"trpo": ZooTRPO}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
+    "trpo": ZooTRPO,
+    "trpo_lstm": RecurrentTRPO,
+    "trpo_mask": MaskableTRPO,
+}
 
 ALGOS.update(ALGORITHMS)
 HYPERPARAMS_SAMPLER.update(dict.fromkeys(ALGORITHMS, sample))

@@ -1,0 +1,40 @@
+"""Evaluation with masks by SB3's own functions, which keep the states of an LSTM."""
+
+from typing import Any
+
+from sb3_contrib.common.maskable.utils import get_action_masks
+from stable_baselines3.common import callbacks, evaluation
+
+
+class Masking:
+    """
+    A maskable model that asks an environment for the masks when it predicts.
+
+    :param model: everything else is passed on to it
+    :param env: where the actions go
+    """
+
+    def __init__(self, model: Any, env: Any) -> None:
+        self._model, self._env = model, env
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def predict(self, *arguments: Any, **options: Any) -> Any:
+        """Predict as the model does, with the environment's masks."""
+        return self._model.predict(*arguments, action_masks=get_action_masks(self._env), **options)
+
+
+def evaluate_policy(model: Any, env: Any, *arguments: Any, **options: Any) -> Any:
+    """Evaluate a maskable model, recurrent or not, as SB3's function of this name does."""
+    masking: Any = Masking(model, env)
+    return evaluation.evaluate_policy(masking, env, *arguments, **options)
+
+
+class MaskableEvalCallback(callbacks.EvalCallback):
+    """SB3's ``EvalCallback`` for maskable models, recurrent or not."""
+
+    def init_callback(self, model: Any) -> None:
+        """Take the model."""
+        masking: Any = Masking(model, self.eval_env)
+        super().init_callback(masking)

@@ -1,0 +1,96 @@
+"""TRPO with invalid actions masked."""
+
+from functools import partialmethod
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium import spaces
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo.trpo import TRPO
+
+
+class MaskableTRPO(TRPO):
+    """
+    TRPO with invalid actions masked, with the interface of ``sb3_contrib.MaskablePPO``.
+
+    The environment says by its method ``action_masks`` which actions are allowed (see sb3-contrib's
+    ``ActionMasker``). KL divergence, entropy and Fisher metric are those of the distribution over
+    the allowed actions.
+
+    The arguments are those of :class:`~sb3_trpo.TRPO`; the action space is Discrete, MultiDiscrete
+    or MultiBinary, and there is no gSDE.
+    """
+
+    policy_aliases = MaskablePPO.policy_aliases
+    buffer_classes: ClassVar[tuple[Any, Any]] = (MaskableRolloutBuffer, MaskableDictRolloutBuffer)
+    supported_action_spaces = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    predict: Any = MaskablePPO.predict
+    learn: Any = partialmethod(MaskablePPO.learn, tb_log_name="MaskableTRPO")
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: Any,
+        n_rollout_steps: int,
+        use_masking: bool = True,
+    ) -> bool:
+        """
+        Collect a rollout as :meth:`TRPO.collect_rollouts` does, with masks at every step.
+
+        :param use_masking: whether to ask the environment for masks
+        :raises ValueError: if the environment has no masks, or one that allows no action
+        """
+        arguments = (env, callback, rollout_buffer, n_rollout_steps)
+        if not use_masking:
+            return super().collect_rollouts(*arguments)
+        if not is_masking_supported(env):
+            raise ValueError(
+                "The environment has no method action_masks. Wrap it in sb3-contrib's "
+                "ActionMasker, or pass use_masking=False."
+            )
+        masking = _Masking(env, rollout_buffer)
+        handle = self.policy.register_forward_pre_hook(masking, with_kwargs=True)
+        try:
+            return super().collect_rollouts(*arguments)
+        finally:
+            handle.remove()
+
+
+class _Masking:
+    """
+    Hands an environment's masks to the policy, and to the buffer, once per step of the rollout.
+
+    Further calls of the policy in a step are a callback's, with masks of its own.
+    """
+
+    def __init__(self, env: VecEnv, buffer: Any) -> None:
+        self._env, self._buffer, self._step = env, buffer, -1
+
+    def __call__(self, policy: Any, inputs: Any, options: dict[str, Any]) -> Any:
+        """Add the masks to what the policy's forward pass is called with."""
+        buffer = self._buffer
+        if self._step == buffer.pos:
+            return inputs, options
+        self._step = buffer.pos
+        masks = get_action_masks(self._env).reshape(buffer.n_envs, buffer.mask_dims)
+        _check(masks, getattr(policy.action_dist, "action_dims", [buffer.mask_dims]), buffer.pos)
+        buffer.action_masks[buffer.pos] = masks
+        return inputs, {**options, "action_masks": masks}
+
+
+def _check(masks: np.ndarray, sizes: list[int], step: int) -> None:
+    """Refuse masks of which one leaves an action dimension, a block of columns, without a value."""
+    for dimension, block in enumerate(np.split(masks, np.cumsum(sizes)[:-1], axis=1)):
+        if not block.any(axis=1).all():
+            env = int(block.any(axis=1).argmin())
+            raise ValueError(
+                f"The action mask of (step, env) = ({step}, {env}) allows no value of action "
+                f"dimension {dimension}: {block[env]}. Let the environment allow at least one, or "
+                f"end the episode before. Parameters and optimizer are unchanged."
+            )

@@ -1,0 +1,54 @@
+"""TRPO for policies with an LSTM."""
+
+from typing import Any, ClassVar
+
+import torch as th
+from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+
+from sb3_trpo.trpo import TRPO
+
+
+class RecurrentTRPO(TRPO):
+    """
+    TRPO for policies with an LSTM, with the interface of ``sb3_contrib.RecurrentPPO``.
+
+    Episodes, or the parts of them that are in a rollout, are evaluated as whole sequences; the
+    Fisher products are exact through the LSTM. A sequence starts from the LSTM's state in the
+    rollout, which is a constant. ``sub_sampling_factor`` and ``fisher_sub_sampling_factor`` take
+    every k-th sequence; ``max_states_per_chunk`` and ``batch_size`` are in whole sequences.
+
+    The arguments are those of :class:`~sb3_trpo.TRPO`; ``policy`` is a class, or one of
+    ``MlpLstmPolicy``, ``CnnLstmPolicy``, ``MultiInputLstmPolicy``.
+
+    :raises ValueError: if the policy has no LSTM, or squashes its actions
+    """
+
+    policy_aliases = RecurrentPPO.policy_aliases
+    buffer_classes: ClassVar[tuple[Any, Any]] = (RecurrentRolloutBuffer, RecurrentDictRolloutBuffer)
+    _collect: Any = RecurrentPPO.collect_rollouts
+
+    def _build_buffer(self, **options: Any) -> None:
+        """Build the rollout buffer, which has to know the LSTM, and the LSTM's first states."""
+        policy: Any = self.policy
+        if not isinstance(policy, RecurrentActorCriticPolicy):
+            raise ValueError(
+                f"The policy {type(policy).__name__} has no LSTM. Use TRPO, or a subclass of "
+                f"sb3-contrib's RecurrentActorCriticPolicy."
+            )
+        if policy.squash_output:
+            raise ValueError(
+                "squash_output=True does not go with an LSTM: sb3-contrib's recurrent rollout "
+                "does not scale squashed actions back to the action space. Leave it out."
+            )
+        lstm = policy.lstm_actor
+        shape = (lstm.num_layers, self.n_envs, lstm.hidden_size)
+        hidden, cell = th.zeros(2, *shape, device=self.device)
+        self._last_lstm_states = RNNStates((hidden, cell), (hidden, cell))
+        super()._build_buffer(hidden_state_shape=(self.n_steps, *shape), **options)
+
+    def _excluded_save_params(self) -> list[str]:
+        """List what is not saved."""
+        return [*super()._excluded_save_params(), "_last_lstm_states"]
