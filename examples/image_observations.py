@@ -17,6 +17,7 @@ model = TRPO(
     "CnnPolicy",
     env,
     n_steps=128,
+    cg_max_steps=10,
     target_kl=0.02,
     n_critic_updates=4,
     fisher_sub_sampling_factor=4,  # convolutions make Fisher products dear
