@@ -19,7 +19,7 @@ README = Path(__file__).parents[1] / "README.md"
 MATH_DIRECTIVE = re.compile(r"^\.\. math:: (.*(?:\n[ \t]+\S.*)*)", re.MULTILINE)
 ROLE = re.compile(r":(?:func|class|mod|meth):(`[^`]+`)")
 INCLUDE = re.compile(r"^<!-- README: (.+) -->$", re.MULTILINE)
-LINK_TO_FILE = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]+\)")
+LINK_TO_FILE = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)]+\)")
 
 
 def on_config(config: Any) -> Any:
@@ -61,7 +61,8 @@ def readme_section(heading: str) -> str:
     texts = dict(zip(sections[1::2], sections[2::2], strict=True))
     if heading not in texts:
         raise ValueError(f"README.md has no section '{heading}': it has {', '.join(texts)}.")
-    return LINK_TO_FILE.sub(r"\1", texts[heading]).strip()
+    text = texts[heading].replace("](docs/pages/", "](")  # pictures, as the pages see them
+    return LINK_TO_FILE.sub(r"\1", text).strip()
 
 
 class FieldListMarkdown(Extension):
