@@ -33,4 +33,5 @@ class Tracking(gym.Env[Any, Any]):
 
 check_env(Tracking())
 model = TRPO("MlpPolicy", Tracking(), gamma=0.9, target_kl=0.05, verbose=1).learn(TIMESTEPS)
-print("the way to the target at (1, -0.5):", model.predict(np.array([1.0, -0.5]))[0])
+action, _ = model.predict(np.array([1.0, -0.5]), deterministic=True)
+print("the way to the target at (1, -0.5):", action)
