@@ -12,12 +12,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from sb3_trpo.batch import ActorBatch, select
 from sb3_trpo.distributions import ActionDistribution, Outputs
-from sb3_trpo.linearization import (
-    AutogradLinearization,
-    Linearization,
-    MlpLinearization,
-    read_plain_actor,
-)
+from sb3_trpo.layerwise import linearize, recording_layers
+from sb3_trpo.linearization import Linearization, MlpLinearization, read_plain_actor
 
 # States that are run through the policy to find out what belongs to the actor and how much memory a
 # state takes.
@@ -90,8 +86,13 @@ class Actor:
         """Choose closed forms where the policy allows them."""
         if self._plain is not None:
             return MlpLinearization(self._plain, self._features(batch))
-        with th.enable_grad(), _uncompiled(self.policy):
-            return AutogradLinearization(self.distribution(batch), self.parameters)
+        with (
+            th.enable_grad(),
+            _uncompiled(self.policy),
+            recording_layers(self.policy) as calls,
+        ):
+            distribution = self.distribution(batch)
+        return linearize(self.policy, distribution, self.parameters, calls)
 
     def _features(self, batch: ActorBatch) -> th.Tensor:
         """Compute a plain network's input, once for a batch that is in use."""

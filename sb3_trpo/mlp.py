@@ -136,7 +136,7 @@ def is_plain_policy(policy: nn.Module) -> bool:
     return (
         type(policy) is ActorCriticPolicy
         and not any(name in vars(policy) for name in flow)
-        and not _has_global_hooks()
+        and not has_global_hooks()
         and type(policy.mlp_extractor) is MlpExtractor
         and is_plain(policy.mlp_extractor)
         and not {"forward_actor", "forward_critic"} & vars(policy.mlp_extractor).keys()
@@ -147,8 +147,12 @@ def is_plain_policy(policy: nn.Module) -> bool:
     )
 
 
-def _has_global_hooks() -> bool:
-    """Tell whether every module of the process has a hook, as some profilers set them."""
+def has_global_hooks() -> bool:
+    """
+    Tell whether every module of the process has a hook, as some profilers set them.
+
+    :return: whether a call of a module runs more than the module
+    """
     hooks = nn.modules.module
     kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
     return any(getattr(hooks, f"_global_{kind}") for kind in kinds)
