@@ -31,7 +31,7 @@ from sb3_trpo.trust_region import NaturalStep, natural_step
 from sb3_trpo.vectors import flatten
 
 IMAGES = Path(__file__).parent / "pages" / "images"
-UPDATE = 40
+UPDATE = 20
 TARGET_KL, DAMPING, SHRINK, CG_STEPS = 0.03, 0.1, 0.8, 15
 BLUE, RED, GREY = "#4477aa", "#cc3311", "#777777"
 
@@ -158,36 +158,23 @@ def draw_plane(update: Update) -> None:
     fisher = update.fisher(DAMPING)
     plain = _to_boundary(gradient, fisher)
     across = plain - step * float(th.dot(plain, step) / th.dot(step, step))
-    # Both axes in lengths of the parameter vector, so that angles are what they are.
     x_axis, y_axis = step / step.norm(), across / across.norm()
-    reach = 1.6 * max(float(step.norm()), float(plain.norm()))
-    side = np.linspace(-reach, reach, 61)
-    values = np.array(
-        [[update.at(float(x) * x_axis + float(y) * y_axis) for x in side] for y in side]
-    )
-    figure, (axes,) = _panels(rows=1, size=(7, 5.6))
+    # The region is far longer than wide, so each axis has a scale of its own.
+    xs = np.linspace(-1.6, 1.6, 61) * float(step.norm())
+    ys = np.linspace(-2.2, 2.2, 61) * float(_to_boundary(y_axis, fisher).norm())
+    values = np.array([[update.at(float(x) * x_axis + float(y) * y_axis) for x in xs] for y in ys])
+    model = _quadratic_model(fisher, x_axis, y_axis, xs, ys)
+    figure, (axes,) = _panels(rows=1, size=(7, 5.2))
     limit = float(np.abs(values[..., 0]).max())
-    levels = np.linspace(-limit, limit, 25)
-    colours = axes.contourf(side, side, values[..., 0], levels, cmap="RdBu")
+    colours = axes.contourf(xs, ys, values[..., 0], np.linspace(-limit, limit, 25), cmap="RdBu")
     figure.colorbar(colours, label="improvement of the surrogate", format="%.2f")
-    axes.contour(side, side, values[..., 1], [TARGET_KL], colors="black", linewidths=2)
-    axes.contour(
-        side,
-        side,
-        _quadratic_model(fisher, x_axis, y_axis, side),
-        [TARGET_KL],
-        colors="black",
-        linestyles="dashed",
-    )
-    _arrow(axes, (float(step.norm()), 0.0), "natural step s")
-    _arrow(
-        axes,
-        (float(plain @ x_axis), float(plain @ y_axis)),
-        "plain gradient,\nsame length in F + λI",
-    )
+    axes.contour(xs, ys, values[..., 1], [TARGET_KL], colors="black", linewidths=2)
+    axes.contour(xs, ys, model, [TARGET_KL], colors="black", linestyles="dashed")
+    _arrow(axes, (float(step.norm()), 0.0), "natural step")
+    _arrow(axes, (float(plain @ x_axis), float(plain @ y_axis)), "plain gradient")
     axes.plot([], [], "k-", lw=2, label=f"true region  D ≤ {TARGET_KL}")
     axes.plot([], [], "k--", label="its quadratic model, damping included")
-    axes.set(xlabel="parameter change along s", ylabel="parameter change across s", aspect="equal")
+    axes.set(xlabel="parameter change along s", ylabel="parameter change across s")
     axes.legend(loc="lower left", fontsize="small")
     figure.savefig(IMAGES / "plane.png")
 
@@ -199,12 +186,12 @@ def _to_boundary(direction: th.Tensor, fisher: FisherProduct) -> th.Tensor:
 
 
 def _quadratic_model(
-    fisher: FisherProduct, x_axis: th.Tensor, y_axis: th.Tensor, side: Array
+    fisher: FisherProduct, x_axis: th.Tensor, y_axis: th.Tensor, xs: Array, ys: Array
 ) -> Array:
     """Evaluate ½ vᵀ(F + λI)v on the plane's grid."""
     basis = th.stack([x_axis, y_axis])
     small = np.array((basis @ th.stack([fisher(axis) for axis in basis]).T).tolist())
-    points = np.stack(np.meshgrid(side, side), axis=-1)
+    points = np.stack(np.meshgrid(xs, ys), axis=-1)
     model: Array = 0.5 * np.einsum("...i,ij,...j->...", points, small, points)
     return model
 
