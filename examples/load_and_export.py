@@ -1,4 +1,4 @@
-"""Export a saved policy to ONNX. Needs ``pip install onnx onnxscript onnxruntime``."""
+"""Export a saved policy to ONNX. Needs the extra ``onnx``."""
 
 import sys
 

@@ -21,7 +21,7 @@ RUNS = [
         ["hopper/model.zip", "hopper/returns.png"],
     ),
     ("image_observations", ["64"], ["ale_py", "cv2"], ["trpo_pong.zip"]),
-    ("dict_observations", ["512"], ["cv2"], []),
+    ("dict_observations", ["512"], [], []),
     ("custom_features_extractor", ["2048"], [], []),
     ("custom_environment", ["2048"], [], []),
     ("parallel_environments", ["2048", "2"], [], []),
