@@ -281,13 +281,12 @@ def test_environment_passes_sb3s_check_after_it_was_trained_in() -> None:
 @pytest.mark.slow
 def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
-    from wandb.integration.sb3 import WandbCallback
-
+    callbacks = pytest.importorskip("wandb.integration.sb3")
     monkeypatch.setenv("WANDB_SILENT", "true")
     plain = toy_model().learn(192)
     with wandb.init(mode="offline", dir=tmp_path, project="sb3_trpo", sync_tensorboard=True) as run:
         model = toy_model(tensorboard_log=str(tmp_path / "tb"))
-        model.learn(192, callback=WandbCallback(model_save_path=str(tmp_path / "model")))
+        model.learn(192, callback=callbacks.WandbCallback(model_save_path=str(tmp_path / "model")))
     assert run.config["algo"] == "TRPO"
     assert run.config["cg_max_steps"] == 15
     assert TRPO.load(tmp_path / "model" / "model.zip", device="cpu").num_timesteps == 192
