@@ -15,7 +15,7 @@ from sb3_trpo.linearization import AutogradLinearization, MlpLinearization
 from tests import reference
 from tests.cases import CASES, Case, actor_and_batch, collected, freeze
 
-# Cases with SB3's own MlpPolicy and nothing special in it; they take the closed forms.
+# Cases whose networks are SB3's and see nothing but vectors; they take the closed forms.
 PLAIN = {
     "box",
     "discrete",
@@ -24,6 +24,8 @@ PLAIN = {
     "discrete_observation",
     "multi_discrete_observation",
     "multi_binary_observation",
+    "dict_box",
+    "dict_multi_discrete_separate",
     "empty_net_arch",
     "relu_unequal_nets",
     "frozen_layer",
