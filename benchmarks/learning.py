@@ -5,15 +5,18 @@ For every environment and seed: train with ``sb3-trpo train`` and nothing but th
 final model (never the best checkpoint) and evaluate it on 100 deterministic episodes whose seeds
 the run has not seen.
 
-    python benchmarks/learning.py --env CartPole-v1 Acrobot-v1 Pendulum-v1 --seeds 0 1 2 3 4
+    python benchmarks/learning.py --env CartPole-v1 Acrobot-v1 --seeds 5 6 7 8 9 10 11 12 13 14
 """
 
 import argparse
+import contextlib
+import io
 import json
-import subprocess
-import sys
+import multiprocessing
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,39 +27,40 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_trpo import TRPO
+from sb3_trpo.zoo.commands import main as sb3_trpo
 
 EPISODES = 100
 EVALUATION_SEED = 1_000_000
+EVALUATION_ENVS = 10
 
 
 def main() -> None:
     """Train, evaluate, print a table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--env", nargs="+", required=True)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5, 15)))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--train-options", nargs=argparse.REMAINDER, default=[])
     arguments = parser.parse_args()
     for env in arguments.env:
-        result = measure(env, arguments.seeds, arguments.jobs, arguments.train_options)
+        result = measure(env, arguments.seeds, arguments.jobs)
         (RESULTS / f"learning_{env}.json").write_text(json.dumps(result, indent=2) + "\n")
         returns = ", ".join(f"{value:.1f}" for value in result["returns"].values())
         print(f"{env}: mean {result['mean']:.1f} of {returns}", flush=True)
 
 
-def measure(env: str, seeds: list[int], jobs: int, options: list[str]) -> dict[str, Any]:
+def measure(env: str, seeds: Sequence[int], jobs: int) -> dict[str, Any]:
     """
     Train and evaluate one environment.
 
     :param env: its name
     :param seeds: one run each
     :param jobs: runs at a time
-    :param options: further options of ``sb3-trpo train``
     :return: mean return of every seed, their mean, and where they come from
     """
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
-        runs = list(pool.map(lambda seed: train(env, seed, Path(folder), options), seeds))
-        returns = {seed: evaluate(env, run, seed) for seed, run in zip(seeds, runs, strict=True)}
+    # Forked, a process would inherit torch's thread pool in an unknown state.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        returns = dict(zip(seeds, pool.map(partial(score, env), seeds), strict=True))
     return {
         **provenance(),
         "env": env,
@@ -66,21 +70,25 @@ def measure(env: str, seeds: list[int], jobs: int, options: list[str]) -> dict[s
     }
 
 
-def train(env: str, seed: int, folder: Path, options: list[str]) -> Path:
+def score(env: str, seed: int, hyperparams: Sequence[str] = ()) -> float:
     """
-    Train one run in a process of its own.
+    Train one run and evaluate its final model.
 
     :param env: name of the environment
     :param seed: of the run
-    :param folder: where all runs go; each gets a folder of its own there
-    :param options: further options of ``sb3-trpo train``
-    :return: folder of the run
+    :param hyperparams: changes of the shipped values, as ``--hyperparams`` takes them
+    :return: mean return
     """
-    target = folder / str(seed)
-    command = [sys.executable, "-m", "sb3_trpo", "train", "--env", env, "--seed", str(seed)]
-    settings = ["-f", str(target), "--num-threads", "1", "--eval-freq", "-1", "--verbose", "0"]
-    subprocess.run([*command, *settings, *options], check=True, capture_output=True)
-    return target / "trpo" / f"{env}_1"
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["train", "--env", env, "--seed", str(seed), "-f", folder, "--num-threads", "1"]
+        words += ["--eval-freq", "-1", "--verbose", "0"]
+        words += ["--hyperparams", *hyperparams] if hyperparams else []
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            status = sb3_trpo(words)
+        if status != 0:
+            raise SystemExit(output.getvalue())
+        return evaluate(env, Path(folder) / "trpo" / f"{env}_1", seed)
 
 
 def evaluate(env: str, run: Path, seed: int) -> float:
@@ -92,7 +100,7 @@ def evaluate(env: str, run: Path, seed: int) -> float:
     :param seed: of the run
     :return: mean return
     """
-    vec_env: VecEnv = make_vec_env(env, seed=EVALUATION_SEED + 1000 * seed)
+    vec_env: VecEnv = make_vec_env(env, EVALUATION_ENVS, seed=EVALUATION_SEED + 1000 * seed)
     statistics = run / env / "vecnormalize.pkl"
     if statistics.exists():
         vec_env = VecNormalize.load(str(statistics), vec_env)
