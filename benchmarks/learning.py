@@ -22,6 +22,7 @@ from typing import Any, cast
 
 import numpy as np
 from machine import RESULTS, provenance
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -70,42 +71,44 @@ def measure(env: str, seeds: Sequence[int], jobs: int) -> dict[str, Any]:
     }
 
 
-def score(env: str, seed: int, hyperparams: Sequence[str] = ()) -> float:
+def score(env: str, seed: int) -> float:
     """
     Train one run and evaluate its final model.
 
     :param env: name of the environment
     :param seed: of the run
-    :param hyperparams: changes of the shipped values, as ``--hyperparams`` takes them
     :return: mean return
     """
     with tempfile.TemporaryDirectory() as folder:
         words = ["train", "--env", env, "--seed", str(seed), "-f", folder, "--num-threads", "1"]
-        words += ["--eval-freq", "-1", "--verbose", "0"]
-        words += ["--hyperparams", *hyperparams] if hyperparams else []
         output = io.StringIO()
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            status = sb3_trpo(words)
+            status = sb3_trpo([*words, "--eval-freq", "-1", "--verbose", "0"])
         if status != 0:
-            raise SystemExit(output.getvalue())
-        return evaluate(env, Path(folder) / "trpo" / f"{env}_1", seed)
+            raise RuntimeError(output.getvalue())
+        run = Path(folder) / "trpo" / f"{env}_1"
+        model = TRPO.load(run / f"{env}.zip", device="cpu")
+        return evaluate(model, env, run / env / "vecnormalize.pkl", seed)
 
 
-def evaluate(env: str, run: Path, seed: int) -> float:
+def evaluate(
+    model: BaseAlgorithm, env: str, statistics: Path, seed: int, episodes: int = EPISODES
+) -> float:
     """
-    Evaluate a final model.
+    Evaluate a model on episodes that no run has trained on.
 
+    :param model: the trained model
     :param env: name of the environment
-    :param run: folder of the run
+    :param statistics: of the observations; the file is missing where they are not normalised
     :param seed: of the run
+    :param episodes: how many
     :return: mean return
     """
     vec_env: VecEnv = make_vec_env(env, EVALUATION_ENVS, seed=EVALUATION_SEED + 1000 * seed)
-    statistics = run / env / "vecnormalize.pkl"
     if statistics.exists():
         vec_env = VecNormalize.load(str(statistics), vec_env)
         vec_env.training = vec_env.norm_reward = False
-    mean, _ = evaluate_policy(TRPO.load(run / f"{env}.zip", device="cpu"), vec_env, EPISODES)
+    mean, _ = evaluate_policy(model, vec_env, episodes)
     vec_env.close()
     return cast(float, mean)
 
