@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from argparse import Namespace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import sb3_contrib
 import yaml
 
 from sb3_trpo import TRPO
+from tests.environments import BOX_ACTIONS, VECTOR, ToyEnv
 
 CONFIGS = sorted((Path(__file__).parents[1] / "zoo_configs").glob("*.yml"))
 ENTRIES = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS}
@@ -39,10 +41,12 @@ def environments_of(entry: str) -> list[str]:
     return EXAMPLES.get(entry, [entry])
 
 
-def require(env: str) -> None:
+def require(env: str, with_images: bool) -> None:
     """Skip the test, naming the environment, if it is not installed."""
     import rl_zoo3.import_envs  # noqa: F401 (registers Atari and others)
 
+    if with_images and find_spec("cv2") is None:
+        pytest.skip(f"{env} needs OpenCV, which is not installed")
     if env not in gym.envs.registry:
         pytest.skip(f"{env} is not installed")
     try:
@@ -123,7 +127,7 @@ def test_entry_builds_its_model(algo: str, entry: str, env: str, tmp_path: Path)
 
     import sb3_trpo.zoo.register  # noqa: F401 (imported for its effect)
 
-    require(env)
+    require(env, with_images="env_wrapper" in ENTRIES[algo][entry])
     config = next(path for path in CONFIGS if path.stem == algo)
     manager = ExperimentManager(
         Namespace(), algo, env, str(tmp_path), eval_freq=-1, verbose=0, config=str(config)
@@ -143,7 +147,7 @@ def test_entry_builds_its_model(algo: str, entry: str, env: str, tmp_path: Path)
 
 @pytest.mark.parametrize("name", EXAMPLES["atari"])
 def test_step_of_an_atari_game_is_four_frames_under_either_name(name: str) -> None:
-    require(name)
+    require(name, with_images=True)
     from sb3_trpo.zoo.atari import AtariFrames
 
     env = AtariFrames(gym.make(name))
@@ -153,3 +157,10 @@ def test_step_of_an_atari_game_is_four_frames_under_either_name(name: str) -> No
     env.step(env.action_space.sample())
     assert ale.getFrameNumber() == before + 4
     env.close()
+
+
+def test_atari_game_without_a_registered_name_is_refused() -> None:
+    from sb3_trpo.zoo.atari import AtariFrames
+
+    with pytest.raises(ValueError, match="make it with gym.make"):
+        AtariFrames(ToyEnv(VECTOR, BOX_ACTIONS, 9))

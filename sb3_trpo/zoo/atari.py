@@ -14,9 +14,13 @@ class AtariFrames(AtariWrapper):
     SB3 repeats actions on top of the environment: one step of ``ALE/Pong-v5``, which skips four
     frames already, would take sixteen.
 
-    :param env: an Atari environment
+    :param env: an Atari environment, made by its registered name
+    :raises ValueError: if it has none
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
-        is_skipping = env.unwrapped.spec.kwargs["frameskip"] != 1
+        spec = env.unwrapped.spec
+        if spec is None:
+            raise ValueError(f"{env} does not say how many frames it skips: make it with gym.make")
+        is_skipping = spec.kwargs.get("frameskip") != 1
         super().__init__(env, frame_skip=1 if is_skipping else FRAMES_PER_STEP)
