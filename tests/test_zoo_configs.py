@@ -162,5 +162,5 @@ def test_step_of_an_atari_game_is_four_frames_under_either_name(name: str) -> No
 def test_atari_game_without_a_registered_name_is_refused() -> None:
     from sb3_trpo.zoo.atari import AtariFrames
 
-    with pytest.raises(ValueError, match="make it with gym.make"):
+    with pytest.raises(ValueError, match="does not say how many frames it skips"):
         AtariFrames(ToyEnv(VECTOR, BOX_ACTIONS, 9))
