@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from machine import RESULTS, provenance
@@ -36,39 +36,35 @@ EVALUATION_ENVS = 10
 
 
 def main() -> None:
-    """Train, evaluate, print a table and write the results."""
+    """Train, evaluate, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--env", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5, 15)))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     arguments = parser.parse_args()
     for env in arguments.env:
-        result = measure(env, arguments.seeds, arguments.jobs)
-        (RESULTS / f"learning_{env}.json").write_text(json.dumps(result, indent=2) + "\n")
-        returns = ", ".join(f"{value:.1f}" for value in result["returns"].values())
-        print(f"{env}: mean {result['mean']:.1f} of {returns}", flush=True)
+        measure(env, arguments.seeds, arguments.jobs)
 
 
-def measure(env: str, seeds: Sequence[int], jobs: int) -> dict[str, Any]:
+def measure(env: str, seeds: Sequence[int], jobs: int) -> None:
     """
-    Train and evaluate one environment.
+    Train and evaluate one environment, and write what there is after every run.
 
     :param env: its name
     :param seeds: one run each
     :param jobs: runs at a time
-    :return: mean return of every seed, their mean, and where they come from
     """
+    returns: dict[int, float] = {}
     # Forked, a process would inherit torch's thread pool in an unknown state.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        returns = dict(zip(seeds, pool.map(partial(score, env), seeds), strict=True))
-    return {
-        **provenance(),
-        "env": env,
-        "episodes": EPISODES,
-        "returns": returns,
-        "mean": float(np.mean(list(returns.values()))),
-    }
+        for seed, value in zip(seeds, pool.map(partial(score, env), seeds), strict=True):
+            returns[seed] = value
+            mean = float(np.mean(list(returns.values())))
+            result = {"env": env, "episodes": EPISODES, "returns": returns, "mean": mean}
+            path = RESULTS / f"learning_{env}.json"
+            path.write_text(json.dumps(provenance() | result, indent=2) + "\n")
+            print(f"{env}, seed {seed}: {value:.1f}, mean so far {mean:.1f}", flush=True)
 
 
 def score(env: str, seed: int) -> float:
