@@ -31,6 +31,7 @@ from sb3_trpo.zoo.train import packaged_config
 
 ACCOUNT = RESULTS / "tuning.jsonl"
 EPISODES = 30
+SAME_IN_ALL = {"policy", "n_timesteps", "kl_reduction"}
 
 
 def main() -> None:
@@ -125,7 +126,9 @@ def row(record: dict[str, Any]) -> str:
     :param record: the line
     :return: the row
     """
-    setting = ", ".join(f"{name} {value}" for name, value in record["setting"].items())
+    setting = ", ".join(
+        f"{name} {value}" for name, value in record["setting"].items() if name not in SAME_IN_ALL
+    )
     returns = ", ".join(f"{seed}: {value:.1f}" for seed, value in record["returns"].items())
     return f"| {setting} | {np.mean(list(record['returns'].values())):.1f} | {returns} |"
 
