@@ -68,7 +68,9 @@ def run(arm: str, env: str, seed: int) -> dict[str, float]:
     """
     th.set_num_threads(1)
     vec_env = VecMonitor(make_vec_env(env, seed=seed))
-    model = TRPO("MlpPolicy", vec_env, seed=seed, device="cpu", stats_window_size=10**9, **ARMS[arm])
+    model = TRPO(
+        "MlpPolicy", vec_env, seed=seed, device="cpu", stats_window_size=10**9, **ARMS[arm]
+    )
     model.learn(STEPS)
     assert model.ep_info_buffer is not None
     returns = [episode["r"] for episode in model.ep_info_buffer]
@@ -96,10 +98,7 @@ def print_table() -> None:
 def _cells(runs: list[dict[str, float]]) -> list[str]:
     """Format mean ± standard error of each figure."""
     columns = [np.array([run[key] for run in runs]) for key in ("all", "last", "final")]
-    return [
-        f"{column.mean():9.1f} ±{column.std(ddof=1) / len(column) ** 0.5 if len(column) > 1 else 0:5.1f}"
-        for column in columns
-    ]
+    return [f"{c.mean():9.1f} ±{c.std(ddof=1) / len(c) ** 0.5:5.1f}" for c in columns]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from torch import nn
 from torch.nn import functional as F
@@ -17,7 +16,7 @@ from torch.optim.adam import adam
 
 from sb3_trpo.actor import training_mode
 from sb3_trpo.batch import Minibatch, Observations, select, size_of
-from sb3_trpo.mlp import Mlp, Tape, critic_mlp, flat_features, pairs_of
+from sb3_trpo.mlp import Mlp, Tape, critic_mlp, flat_features, pairs_of, preprocessed
 from sb3_trpo.vectors import flatten, unflatten
 
 # States that a fixed features extractor is run on at a time.
@@ -70,12 +69,7 @@ class Critic:
             return observations
         starts = range(0, size_of(observations), _STATES_PER_PASS)
         parts = [select(observations, slice(start, start + _STATES_PER_PASS)) for start in starts]
-        return th.cat([self.trunk(self._preprocess(part)) for part in parts])
-
-    def _preprocess(self, observations: Observations) -> Observations:
-        """Scale images and encode integers as SB3 does."""
-        space, normalize = self.policy.observation_space, self.policy.normalize_images
-        return preprocess_obs(observations, space, normalize_images=normalize)
+        return th.cat([self.trunk(preprocessed(self.policy, part)) for part in parts])
 
     def values(self, features: Observations) -> th.Tensor:
         """

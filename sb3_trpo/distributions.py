@@ -159,6 +159,15 @@ class Bernoulli(Family):
         return lambda tangent: (variance * tangent[0],)
 
 
+def _without_kl(template: td.Distribution) -> ValueError:
+    """Say that a family cannot be used, and what to do."""
+    return ValueError(
+        f"TRPO needs the KL divergence of the action distribution, and torch has none for "
+        f"{_family_name(template)}. Give it one with torch.distributions.register_kl, or use "
+        f"another distribution in the policy."
+    )
+
+
 class Generic(Family):
     """
     Any torch distribution whose KL divergence torch knows, z = its parameters.
@@ -169,16 +178,12 @@ class Generic(Family):
 
     def __init__(self, template: td.Distribution) -> None:
         self.template = template
+        if _has_learned_transform(template):
+            raise _without_kl(template)
         try:
-            if _has_learned_transform(template):
-                raise NotImplementedError
             td.kl_divergence(template, template)
         except NotImplementedError:
-            raise ValueError(
-                f"TRPO needs the KL divergence of the action distribution, and torch has none for "
-                f"{_family_name(template)}. Give it one with torch.distributions.register_kl, "
-                f"or use another distribution in the policy."
-            ) from None
+            raise _without_kl(template) from None
 
     def outputs(self, distribution: td.Distribution) -> Outputs:
         """Read the parameters that the distribution is constructed from."""

@@ -20,9 +20,9 @@ from types import MethodType
 from typing import Any, TypeVar, cast
 
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor
 from torch import nn
 
 from sb3_trpo.batch import Observations
@@ -122,10 +122,11 @@ def hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
 
 def is_plain_policy(policy: nn.Module) -> bool:
     """
-    Tell whether a policy is SB3's ``MlpPolicy`` and nothing in its data flow was replaced.
+    Tell whether a policy is SB3's own and nothing in its data flow was replaced.
 
     :param policy: any policy
-    :return: whether its networks see nothing but the flattened observation
+    :return: whether its networks see nothing but the flattened observation: ``MlpPolicy``, or
+        ``MultiInputPolicy`` without images
     """
     flow = (
         "get_distribution",
@@ -134,24 +135,44 @@ def is_plain_policy(policy: nn.Module) -> bool:
         "_get_action_dist_from_latent",
     )
     return (
-        type(policy) is ActorCriticPolicy
+        type(policy) in (ActorCriticPolicy, MultiInputActorCriticPolicy)
         and not any(name in vars(policy) for name in flow)
-        and not _has_global_hooks()
+        and not has_global_hooks()
         and type(policy.mlp_extractor) is MlpExtractor
         and is_plain(policy.mlp_extractor)
         and not {"forward_actor", "forward_critic"} & vars(policy.mlp_extractor).keys()
-        and all(
-            type(extractor) is FlattenExtractor and is_plain(extractor)
-            for extractor in (policy.pi_features_extractor, policy.vf_features_extractor)
-        )
+        and _only_flattens(cast(nn.Module, policy.pi_features_extractor))
+        and _only_flattens(cast(nn.Module, policy.vf_features_extractor))
     )
 
 
-def _has_global_hooks() -> bool:
-    """Tell whether every module of the process has a hook, as some profilers set them."""
+def _only_flattens(extractor: nn.Module) -> bool:
+    """Tell whether a features extractor has nothing to learn and nothing added to it."""
+    kinds = (FlattenExtractor, CombinedExtractor, nn.Flatten, nn.ModuleDict)
+    return is_plain(extractor) and all(type(module) in kinds for module in extractor.modules())
+
+
+def has_global_hooks() -> bool:
+    """
+    Tell whether every module of the process has a hook, as some profilers set them.
+
+    :return: whether a call of a module runs more than the module
+    """
     hooks = nn.modules.module
     kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
     return any(getattr(hooks, f"_global_{kind}") for kind in kinds)
+
+
+def preprocessed(policy: ActorCriticPolicy, observations: Observations) -> Observations:
+    """
+    Scale images and encode integers as SB3 does before a features extractor.
+
+    :param policy: any policy
+    :param observations: n states
+    :return: what the policy's features extractors take
+    """
+    space, normalize = policy.observation_space, policy.normalize_images
+    return preprocess_obs(observations, space, normalize_images=normalize)
 
 
 def flat_features(policy: ActorCriticPolicy, observations: Observations) -> th.Tensor:
@@ -162,10 +183,7 @@ def flat_features(policy: ActorCriticPolicy, observations: Observations) -> th.T
     :param observations: n states
     :return: shape ``(n, features)``, in the type of the policy's parameters
     """
-    processed = preprocess_obs(
-        observations, policy.observation_space, normalize_images=policy.normalize_images
-    )
-    features = cast(th.Tensor, policy.features_extractor(processed))
+    features = cast(th.Tensor, policy.features_extractor(preprocessed(policy, observations)))
     return features.to(policy.value_net.weight.dtype)
 
 

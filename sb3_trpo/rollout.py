@@ -36,6 +36,8 @@ from sb3_trpo.mlp import (
     pairs_of,
 )
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 class _CheckedStep:
     """
@@ -109,8 +111,10 @@ def check_observations(observations: VecEnvObs | None, step: int = 0) -> None:
 
 def _check(name: str, array: np.ndarray, step: int, first_env: int = 0) -> None:
     """Raise if an array with one row per environment has a number that is not finite."""
-    if array.dtype.kind != "f" or np.isfinite(_single(array)).all():
+    if array.dtype.kind != "f" or np.abs(array).max(initial=0) <= _LARGEST:
         return
+    if np.isfinite(_single(array)).all():
+        return  # rounded down to the largest number
     place = np.argwhere(~np.isfinite(_single(array)))[0]
     raise ValueError(
         f"The environment's {name} is not finite: {array[tuple(place)]} at (step, env) = "
@@ -169,8 +173,11 @@ class RolloutForward:
         self._actor, self._critic = _NumpyMlp(actor), _NumpyMlp(critic)
         self._sample = _sampler(policy, head)
         space = policy.observation_space
-        is_image = policy.normalize_images and is_image_space(space)
-        self._is_vector = isinstance(space, spaces.Box) and not is_image
+        parts = list(space.values()) if isinstance(space, spaces.Dict) else [space]
+        self._is_numeric = all(isinstance(part, spaces.Box) for part in parts) and not (
+            policy.normalize_images and any(map(is_image_space, parts))
+        )
+        self._keys = list(getattr(policy.features_extractor, "extractors", ()))
         self._action_shape = (-1, *cast(tuple[int, ...], policy.action_space.shape))
 
     def __call__(
@@ -198,10 +205,13 @@ class RolloutForward:
 
     def _features(self, obs: PyTorchObs) -> np.ndarray:
         """Compute the networks' input."""
-        if not self._is_vector:
+        if not self._is_numeric:
             return flat_features(self._policy, obs).numpy()
-        array = cast(th.Tensor, obs).numpy()
-        return array.reshape(len(array), -1).astype(np.float32, copy=False)
+        parts = [obs[key] for key in self._keys] if isinstance(obs, dict) else [obs]
+        rows = [
+            part.numpy().reshape(len(part), -1).astype(np.float32, copy=False) for part in parts
+        ]
+        return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
         """Give a copy of the policy its class's method."""
@@ -221,30 +231,32 @@ class _Structure:
 
     def __init__(self, policy: nn.Module) -> None:
         modules = list(policy.modules())
-        self._children = [(m._modules, name, c) for m in modules for name, c in m._modules.items()]
+        places = [(m._modules, name, child) for m in modules for name, child in m._modules.items()]
+        siblings, names, children = zip(*places, strict=True)
+        self._siblings, self._names, self._children = siblings, names, list(children)
         # The dictionaries themselves: they stay the same objects when a hook comes.
         self._hooks = [hooks for module in modules for hooks in hooks_of(module)]
 
     def is_unchanged(self) -> bool:
         """Tell whether every module is in its place and none has a hook."""
-        return not any(self._hooks) and all(
-            siblings.get(name) is child for siblings, name, child in self._children
-        )
+        children = list(map(dict.get, self._siblings, self._names))
+        return not any(self._hooks) and children == self._children
 
 
 class _NumpyMlp:
     """A chain of layers on NumPy views of its parameters."""
 
     def __init__(self, mlp: Mlp) -> None:
-        self._layers = [layer._parameters for layer in mlp.layers]
+        self._groups = [layer._parameters for layer in mlp.layers for _ in range(2)]
+        self._names = ["weight", "bias"] * len(mlp.layers)
         self._activations = [_NUMPY_ACTIVATIONS.get(type(module)) for module in mlp.activations]
         self._addresses: list[int] = []
         self._views: list[tuple[np.ndarray, np.ndarray]] = []
 
     def fits(self) -> bool:
         """Renew views of parameters whose memory was replaced; tell whether NumPy can do it."""
-        tensors = [cast(th.Tensor, group[name]) for group in self._layers for name in group]
-        addresses = [tensor.data_ptr() for tensor in tensors]
+        tensors = cast(list[th.Tensor], list(map(dict.get, self._groups, self._names)))
+        addresses = list(map(th.Tensor.data_ptr, tensors))
         if addresses != self._addresses:
             if not all(tensor.is_cpu and tensor.dtype == th.float32 for tensor in tensors):
                 return False
@@ -289,17 +301,19 @@ def _sample_gaussian(policy: ActorCriticPolicy, mean: np.ndarray) -> Sampled:
     log_std = policy.log_std.detach().numpy()
     noise = th.randn(mean.shape).numpy()
     actions = mean + np.exp(log_std) * noise
-    log_prob = -0.5 * (noise * noise).sum(axis=1) - (log_std.sum() + mean.shape[1] * _HALF_LOG_2PI)
+    constant = np.add.reduce(log_std) + mean.shape[1] * _HALF_LOG_2PI
+    log_prob = -0.5 * np.add.reduce(noise * noise, axis=1) - constant
     return th.from_numpy(actions), th.from_numpy(log_prob)
 
 
 def _sample_categorical(logits: np.ndarray) -> Sampled:
     """Draw from one categorical distribution, as ``th.multinomial`` does from these numbers."""
-    logits = logits - logits.max(axis=1, keepdims=True)
+    logits = logits - np.maximum.reduce(logits, axis=1, keepdims=True)
     probs = np.exp(logits)
     noise = th.empty(probs.shape).exponential_().numpy()
     actions = (probs / noise).argmax(axis=1)
-    log_prob = logits[np.arange(len(actions)), actions] - np.log(probs.sum(axis=1))
+    chosen = logits[np.arange(len(actions)), actions]
+    log_prob = chosen - np.log(np.add.reduce(probs, axis=1))
     return th.from_numpy(actions), th.from_numpy(log_prob)
 
 

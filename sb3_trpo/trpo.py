@@ -89,7 +89,7 @@ class TRPO(OnPolicyAlgorithm):
     :param line_search_accept_ratio: least ratio of realised to expected improvement, from 0 to
         below 1
     :param max_states_per_chunk: states whose graph is in memory at a time; ``None`` for as many as
-        take about 1 GB. Bounds the memory of the actor's update; the step stays the same to
+        take about half a GB. Bounds the memory of the actor's update; the step stays the same to
         rounding
     :raises ValueError: if an argument is out of its range
 

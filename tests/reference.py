@@ -12,7 +12,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from torch import distributions as td
 from torch import nn
 from torch.nn import functional as F
@@ -25,14 +25,15 @@ def run_in_float64(policy: ActorCriticPolicy) -> ActorCriticPolicy:
     Make an SB3 policy compute in float64, in place.
 
     ``policy.double()`` alone fails: SB3's preprocessing hands float32 to the features extractors.
-    A flattening extractor is hooked one level deeper, so that it still counts as a plain one.
+    What only flattens is hooked one level deeper, so that it still counts as plain.
     """
     policy.double()
     extractors = {policy.pi_features_extractor, policy.vf_features_extractor}
     for extractor in {*extractors, policy.features_extractor}:
-        is_flatten = type(extractor) is FlattenExtractor
-        module: Any = extractor.flatten if is_flatten else extractor
-        module.register_forward_pre_hook(_cast_to_float64)
+        parts = [module for module in extractor.modules() if type(module) is nn.Flatten]
+        only_flattens = type(extractor) in (FlattenExtractor, CombinedExtractor)
+        for module in parts if only_flattens else [extractor]:
+            module.register_forward_pre_hook(_cast_to_float64)
     if policy.use_sde:
         policy.reset_noise()
     return policy

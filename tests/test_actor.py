@@ -10,11 +10,12 @@ from torch import nn
 from sb3_trpo import TRPO
 from sb3_trpo.actor import Actor, read_actor, training_mode
 from sb3_trpo.batch import ActorBatch
+from sb3_trpo.layerwise import LayerwiseLinearization
 from sb3_trpo.linearization import AutogradLinearization, MlpLinearization
 from tests import reference
 from tests.cases import CASES, Case, actor_and_batch, collected, freeze
 
-# Cases with SB3's own MlpPolicy and nothing special in it; they take the closed forms.
+# Cases whose networks are SB3's and see nothing but vectors; they take the closed forms.
 PLAIN = {
     "box",
     "discrete",
@@ -23,12 +24,17 @@ PLAIN = {
     "discrete_observation",
     "multi_discrete_observation",
     "multi_binary_observation",
+    "dict_box",
+    "dict_multi_discrete_separate",
     "empty_net_arch",
     "relu_unequal_nets",
     "frozen_layer",
     "frozen_log_std",
     "only_log_std_trained",
 }
+
+# Cases with parameters that are not the weights of layers.
+BY_AUTOGRAD = {"gsde_expln", "batch_norm_shared", "batch_norm_separate"}
 
 
 def names_of(policy: ActorCriticPolicy, parameters: tuple[nn.Parameter, ...]) -> set[str]:
@@ -108,10 +114,11 @@ def test_unknown_distribution_is_refused() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_only_plain_policies_take_the_closed_forms(case: Case) -> None:
+def test_every_policy_takes_the_fastest_way_that_knows_it(case: Case) -> None:
     for float64 in (False, True):
         actor, batch = actor_and_batch(collected(case, float64=float64))
-        kind = MlpLinearization if case.name in PLAIN else AutogradLinearization
+        others = AutogradLinearization if case.name in BY_AUTOGRAD else LayerwiseLinearization
+        kind = MlpLinearization if case.name in PLAIN else others
         assert type(actor.linearize(batch)) is kind
 
 

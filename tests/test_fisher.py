@@ -4,7 +4,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, layerwise
 from sb3_trpo.actor import Actor
 from sb3_trpo.batch import ActorBatch
 from sb3_trpo.fisher import FisherProduct
@@ -36,8 +36,12 @@ def products(actor: Actor, chunks: tuple[ActorBatch, ...], damping: float = 0.0)
     return th.stack([fisher(unit).clone() for unit in th.eye(size, dtype=th.float64)], dim=1)
 
 
+@pytest.mark.parametrize("most_outputs", [8, 0], ids=["fastest", "autograd"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_fisher_product_equals_the_dense_hessian_of_the_mean_kl(case: Case) -> None:
+def test_fisher_product_equals_the_dense_hessian_of_the_mean_kl(
+    case: Case, most_outputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layerwise, "_MOST_OUTPUTS", most_outputs)
     actor, batch = actor_and_batch(collected(case, float64=True))
     expected = reference.dense_fisher(actor.policy, batch.observations, actor.parameters)
     assert expected.abs().max() > 1e-6
@@ -45,11 +49,14 @@ def test_fisher_product_equals_the_dense_hessian_of_the_mean_kl(case: Case) -> N
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_closed_forms_and_autograd_give_the_same_product(name: str) -> None:
+def test_closed_forms_and_autograd_give_the_same_product(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = collected(name, float64=True)
     fast, batch = actor_and_batch(model)
     matrix = products(fast, (batch,))
     without_closed_forms(model.policy)
+    monkeypatch.setattr(layerwise, "_MOST_OUTPUTS", 0)
     slow, batch = actor_and_batch(model)
     assert isinstance(fast.linearize(batch), MlpLinearization)
     assert isinstance(slow.linearize(batch), AutogradLinearization)

@@ -12,7 +12,7 @@ ROOT = Path(sb3_trpo.__file__).parent
 # One number per module, lowest first. `zoo` stands for all modules of the subpackage.
 LAYERS = (
     {"vectors", "conjugate_gradient", "state_mean"},
-    {"distributions", "batch", "mlp", "linearization", "actor"},
+    {"distributions", "batch", "mlp", "linearization", "layerwise", "actor"},
     {"surrogate", "fisher", "trust_region", "critic"},
     {"hyperparameters", "rollout", "checkpoint", "trpo", "maskable", "recurrent", "__init__"},
     {"zoo", "__main__"},
@@ -22,7 +22,7 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 # Within a layer, imports go towards the start of these lists only.
 ORDER = (
     ("conjugate_gradient", "vectors", "state_mean"),
-    ("distributions", "batch", "mlp", "linearization", "actor"),
+    ("distributions", "batch", "mlp", "linearization", "layerwise", "actor"),
     (
         "hyperparameters",
         "rollout",

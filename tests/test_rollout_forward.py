@@ -36,6 +36,8 @@ OBSERVATIONS: dict[str, spaces.Space[Any]] = {
     "multi_discrete": spaces.MultiDiscrete([3, 4]),
     "multi_binary": spaces.MultiBinary(4),
     "image": spaces.Box(0, 255, (36, 36, 1), np.uint8),
+    "dict": spaces.Dict({"one": VECTOR, "two": spaces.Box(-1, 1, (2, 2), np.float64)}),
+    "mixed_dict": spaces.Dict({"one": VECTOR, "two": spaces.Discrete(3)}),
 }
 
 
@@ -51,18 +53,24 @@ def model_of(
     # Large weights: SB3's own start is so near zero that every action looks right.
     options = {"net_arch": [16, 8], "ortho_init": False, **policy_kwargs}
     env = DummyVecEnv([make] * n_envs)
-    return TRPO("MlpPolicy", env, n_steps=32, batch_size=32, seed=0, policy_kwargs=options)
+    policy = "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy"
+    return TRPO(policy, env, n_steps=32, batch_size=32, seed=0, policy_kwargs=options)
 
 
-def observations_of(model: TRPO, n_envs: int) -> list[th.Tensor]:
+def observations_of(model: TRPO, n_envs: int) -> list[Any]:
     space = model.observation_space
     space.seed(1)
-    samples = (np.stack([space.sample() for _ in range(n_envs)]) for _ in range(20))
-    return [th.as_tensor(sample) for sample in samples]
+    samples = [[space.sample() for _ in range(n_envs)] for _ in range(20)]
+    if isinstance(space, spaces.Dict):
+        return [
+            {key: th.as_tensor(np.stack([one[key] for one in sample])) for key in space}
+            for sample in samples
+        ]
+    return [th.as_tensor(np.stack(sample)) for sample in samples]
 
 
 @th.no_grad()
-def act(policy: ActorCriticPolicy, observations: list[th.Tensor]) -> list[Any]:
+def act(policy: ActorCriticPolicy, observations: list[Any]) -> list[Any]:
     th.manual_seed(3)
     return [policy(observation) for observation in observations]
 

@@ -1,0 +1,304 @@
+"""
+Derivatives of networks of linear and convolutional layers, layer by layer.
+
+A layer is linear in its weights, so a change of them moves an output of the network by what it does
+to the layer's own output, times the slope of the network's output with respect to that. With these
+slopes computed once, every further product costs one forward pass and one weight gradient of each
+layer: half of what two backward passes through the network cost.
+
+====  ====================================================================================
+h_l   input of layer l
+o_l   output of layer l, W_l h_l + b_l, a convolution included
+S_la  slope of the a-th output of the network with respect to o_l, for every state
+====  ====================================================================================
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, NamedTuple, cast
+
+import torch as th
+from torch import nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
+
+from sb3_trpo.distributions import ActionDistribution, Outputs
+from sb3_trpo.linearization import AutogradLinearization, Linearization
+from sb3_trpo.mlp import has_global_hooks, is_plain
+from sb3_trpo.vectors import flatten, unflatten
+
+# One backward pass and one copy of all slopes for each: beyond that two passes a product are
+# cheaper as soon as the states take more than one chunk.
+_MOST_OUTPUTS = 8
+
+
+class Call(NamedTuple):
+    """
+    One run of a layer.
+
+    :param layer: linear or convolutional
+    :param inputs: h_l
+    :param version: of ``inputs``, to see whether something wrote into it later
+    :param edge: o_l in the graph
+    """
+
+    layer: nn.Linear | nn.Conv2d
+    inputs: th.Tensor
+    version: int
+    edge: GradientEdge
+
+
+@contextmanager
+def recording_layers(policy: nn.Module) -> Iterator[list[Call]]:
+    """
+    Record the linear and convolutional layers that run in a block.
+
+    :param policy: whose layers
+    :return: context manager that gives the list they are added to
+    """
+    calls: list[Call] = []
+
+    def note(layer: nn.Module, args: tuple[Any, ...], output: th.Tensor) -> None:
+        if th.is_grad_enabled() and output.requires_grad and len(args) == 1:
+            inputs = args[0].detach()
+            edge = get_gradient_edge(output)
+            calls.append(Call(cast(nn.Linear, layer), inputs, args[0]._version, edge))
+
+    kinds = () if has_global_hooks() else (nn.Linear, nn.Conv2d)
+    layers = [m for m in policy.modules() if type(m) in kinds and is_plain(m)]
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def linearize(
+    policy: nn.Module,
+    distribution: ActionDistribution,
+    parameters: Sequence[nn.Parameter],
+    calls: Sequence[Call],
+) -> Linearization:
+    """
+    Choose how a policy is differentiated.
+
+    :param policy: any policy
+    :param distribution: evaluated with gradients
+    :param parameters: θ
+    :param calls: the policy's layers that ran
+    :return: layer by layer where every parameter is the weight or the bias of a layer that ran
+        once, or the policy's log std; by autograd otherwise
+    """
+    layered = {id(parameter) for call in calls for parameter in call.layer.parameters()}
+    rest = [parameter for parameter in parameters if id(parameter) not in layered]
+    is_known = all(parameter is getattr(policy, "log_std", None) for parameter in rest)
+    if is_known and _are_simple(calls, distribution) and _enter_once(parameters, distribution):
+        return LayerwiseLinearization(distribution, parameters, calls, rest)
+    return AutogradLinearization(distribution, parameters)
+
+
+def _are_simple(calls: Sequence[Call], distribution: ActionDistribution) -> bool:
+    """Tell whether each layer ran once, on one row or image per state, towards few outputs."""
+    outputs = distribution.outputs
+    n_states = len(outputs[0])
+    return (
+        all(z.dim() == 2 for z in outputs)
+        and sum(z.shape[1] for z in outputs) <= _MOST_OUTPUTS
+        and len({call.layer for call in calls}) == len(calls) > 0
+        and all(_is_simple(call, n_states) for call in calls)
+    )
+
+
+def _is_simple(call: Call, n_states: int) -> bool:
+    """Tell whether a layer saw one row or image per state, which is still as it was."""
+    layer, h = call.layer, call.inputs
+    if isinstance(layer, nn.Conv2d) and (
+        layer.padding_mode != "zeros" or isinstance(layer.padding, str)
+    ):
+        return False
+    dimensions = 4 if isinstance(layer, nn.Conv2d) else 2
+    return h.dim() == dimensions and len(h) == n_states and h._version == call.version
+
+
+def _enter_once(parameters: Sequence[nn.Parameter], distribution: ActionDistribution) -> bool:
+    """Tell whether every parameter enters the graph at one place, where its layer runs."""
+    uses: Counter[int] = Counter()
+    waiting = [cast(Node, z.grad_fn) for z in distribution.outputs if z.requires_grad]
+    seen = set(waiting)
+    while waiting:
+        for node, _ in waiting.pop().next_functions:
+            if node is not None and hasattr(node, "variable"):
+                uses[id(node.variable)] += 1
+            elif node is not None and node not in seen:
+                seen.add(node)
+                waiting.append(node)
+    return all(uses[id(parameter)] == 1 for parameter in parameters)
+
+
+class LayerwiseLinearization(Linearization):
+    r"""
+    Derivatives of a policy whose parameters are weights of layers.
+
+    .. math:: (J v)_a = \sum_l \langle S_{la}, dW_l h_l + db_l \rangle, \quad J^T u = \Big(
+        \big(\textstyle\sum_a u_a S_{la}\big) h_l^T \Big)_l
+
+    :param distribution: evaluated with gradients
+    :param parameters: θ
+    :param calls: the layers that ran
+    :param rest: what of θ is in no layer, near the outputs, like a Gaussian's log std: left to
+        autograd
+    """
+
+    def __init__(
+        self,
+        distribution: ActionDistribution,
+        parameters: Sequence[nn.Parameter],
+        calls: Sequence[Call],
+        rest: Sequence[nn.Parameter],
+    ) -> None:
+        super().__init__(distribution)
+        self._parameters = parameters
+        self._rest = rest
+        self._by_autograd = AutogradLinearization(distribution, rest)
+        self._calls = calls
+
+    def gradient(self, value: th.Tensor) -> th.Tensor:
+        """Differentiate with respect to θ."""
+        return AutogradLinearization(self.distribution, self._parameters).gradient(value)
+
+    def jacobian_product(self, vector: th.Tensor) -> Outputs:
+        """Add up what the layers' changes do to z."""
+        changes = self._views(vector)
+        if self._rest:
+            rest = flatten([changes[id(parameter)] for parameter in self._rest])
+            tangents = self._by_autograd.jacobian_product(rest)
+        else:
+            tangents = tuple(th.zeros_like(z) for z in self.distribution.outputs)
+        with th.no_grad():
+            for layer in self._layers:
+                tangents = layer.push(changes, tangents)
+        return tangents
+
+    def transposed_product(self, tangent: Outputs) -> th.Tensor:
+        """Pull a change of z back to every layer's weights."""
+        parts = {}
+        if self._rest:
+            rest = unflatten(self._by_autograd.transposed_product(tangent), self._rest)
+            parts = dict(zip(map(id, self._rest), rest, strict=True))
+        with th.no_grad():
+            for layer in self._layers:
+                parts.update(layer.pull(tangent))
+        return flatten([parts[id(parameter)] for parameter in self._parameters])
+
+    @cached_property
+    def _layers(self) -> list["_Layer"]:
+        """Compute the slopes S of every layer, one backward pass for each output."""
+        layers = [_Layer(call, self.distribution.outputs) for call in self._calls]
+        edges = [call.edge for call in self._calls]
+        for i, z in enumerate(self.distribution.outputs):
+            for a in range(z.shape[1] if z.requires_grad else 0):
+                direction = th.zeros_like(z)
+                direction[:, a] = 1
+                slopes = th.autograd.grad(z, edges, direction, retain_graph=True, allow_unused=True)
+                if all(slope is None for slope in slopes):
+                    break  # these outputs depend on no layer, as a log std usually
+                for layer, slope in zip(layers, slopes, strict=True):
+                    layer.keep(i, a, slope)
+        return layers
+
+    def _views(self, vector: th.Tensor) -> dict[int, th.Tensor]:
+        """Cut a vector into the parameters' shapes, by the parameters' identity."""
+        views = unflatten(vector, self._parameters)
+        return dict(zip(map(id, self._parameters), views, strict=True))
+
+
+class _Layer:
+    """
+    A layer at n states: its input, and the slopes of the network's outputs.
+
+    Images are kept with their channels last, the layout in which convolutions are fastest.
+
+    :param call: one run of the layer
+    :param outputs: z
+    """
+
+    def __init__(self, call: Call, outputs: Outputs) -> None:
+        self._layer = call.layer
+        is_image = call.inputs.dim() == 4
+        layout = th.channels_last if is_image else th.contiguous_format
+        self._input = call.inputs.contiguous(memory_format=layout)
+        self._columns = [z.shape[1] for z in outputs]
+        self._slopes: list[th.Tensor | None] = [None for _ in outputs]
+        self._shape = th.Size()
+
+    def keep(self, i: int, a: int, slope: th.Tensor | None) -> None:
+        """Note the slopes of output a of z_i with respect to the layer's output."""
+        if slope is None:
+            return
+        self._shape = slope.shape
+        rows = self._to_rows(slope)
+        slopes = self._slopes[i]
+        if slopes is None:
+            slopes = self._slopes[i] = rows.new_zeros(len(rows), self._columns[i], rows.shape[1])
+        slopes[:, a] = rows
+
+    def push(self, changes: Mapping[int, th.Tensor], tangents: Outputs) -> Outputs:
+        """Add what a change of the layer's parameters does to z."""
+        weight, bias = changes.get(id(self._layer.weight)), changes.get(id(self._layer.bias))
+        if weight is None and bias is None:
+            return tangents
+        moved = self._run(th.zeros_like(self._layer.weight) if weight is None else weight, bias)
+        column = self._to_rows(moved).unsqueeze(2)
+        return tuple(
+            tangent if slopes is None else tangent + th.bmm(slopes, column).squeeze(2)
+            for tangent, slopes in zip(tangents, self._slopes, strict=True)
+        )
+
+    def pull(self, tangent: Outputs) -> dict[int, th.Tensor]:
+        """Compute the gradients of the layer's parameters, by the parameters' identity."""
+        rows = [
+            th.bmm(u.unsqueeze(1), slopes).squeeze(1)
+            for u, slopes in zip(tangent, self._slopes, strict=True)
+            if slopes is not None
+        ]
+        weight, bias = self._gradients(self._from_rows(sum(rows[1:], rows[0])))
+        return {id(self._layer.weight): weight, id(self._layer.bias): bias}
+
+    def _run(self, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
+        """Run the layer with other weights."""
+        layer = self._layer
+        if isinstance(layer, nn.Linear):
+            return F.linear(self._input, weight, bias)
+        weight = weight.contiguous(memory_format=th.channels_last)
+        return F.conv2d(self._input, weight, bias, **_geometry(layer))
+
+    def _gradients(self, slope: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Compute the gradients of weight and bias from that of the layer's output."""
+        layer = self._layer
+        if isinstance(layer, nn.Linear):
+            return slope.T @ self._input, slope.sum(dim=0)
+        weight = conv2d_weight(  # type: ignore[no-untyped-call]
+            self._input, layer.weight.shape, slope, **_geometry(layer)
+        )
+        return weight, slope.sum(dim=(0, 2, 3))
+
+    def _to_rows(self, output: th.Tensor) -> th.Tensor:
+        """Lay out what the layer returned as one row per state."""
+        return (output.movedim(1, -1) if output.dim() == 4 else output).flatten(1)
+
+    def _from_rows(self, rows: th.Tensor) -> th.Tensor:
+        """Undo :meth:`_to_rows`."""
+        if len(self._shape) == 2:
+            return rows
+        n, channels, height, width = self._shape
+        return rows.view(n, height, width, channels).movedim(-1, 1)
+
+
+def _geometry(layer: nn.Conv2d) -> dict[str, Any]:
+    """List how a convolution moves over an image."""
+    names = ("stride", "padding", "dilation", "groups")
+    return {name: getattr(layer, name) for name in names}

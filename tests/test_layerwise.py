@@ -1,0 +1,264 @@
+"""Derivatives layer by layer: the same numbers as autograd, and only where they are right."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_trpo import layerwise
+from sb3_trpo.actor import Actor
+from sb3_trpo.batch import ActorBatch
+from sb3_trpo.layerwise import LayerwiseLinearization
+from sb3_trpo.linearization import AutogradLinearization
+from sb3_trpo.vectors import flatten
+from tests.cases import BOX, CASES, DISCRETE, IMAGE, VECTOR, Case, actor_and_batch, collected
+
+# Sums of a few thousand products in double precision.
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
+
+
+class Extractor(BaseFeaturesExtractor):
+    """
+    A network of layers that a test puts together.
+
+    :param make: returns a dictionary of layers
+    :param run: computes the features from the layers and the observations
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Box,
+        make: Callable[[], dict[str, nn.Module]],
+        run: Callable[[Any, th.Tensor], th.Tensor],
+    ) -> None:
+        super().__init__(observation_space, features_dim=4)
+        self.layers = nn.ModuleDict(make())
+        self.run = run
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.run(self.layers, observations)
+
+
+def case_of(
+    make: Callable[[], dict[str, nn.Module]],
+    run: Callable[[Any, th.Tensor], th.Tensor],
+    observations: spaces.Box = VECTOR,
+    actions: spaces.Space[Any] = DISCRETE,
+) -> Case:
+    policy = "CnnPolicy" if observations is IMAGE else "MlpPolicy"
+    options = {
+        "features_extractor_class": Extractor,
+        "features_extractor_kwargs": {"make": make, "run": run},
+        "net_arch": [5],
+    }
+    return Case("custom", actions, observations, policy, options)
+
+
+def one_layer() -> dict[str, nn.Module]:
+    return {"layer": nn.Linear(3, 4), "other": nn.Linear(4, 4)}
+
+
+def products(actor: Actor, batch: ActorBatch) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    """Multiply fixed vectors by J and by Jᵀ, and differentiate something."""
+    linearization = actor.linearize(batch)
+    generator = th.Generator().manual_seed(0)
+    size = sum(parameter.numel() for parameter in actor.parameters)
+    z = linearization.distribution.outputs
+    vector = th.randn(size, generator=generator, dtype=th.float64)
+    tangent = tuple(th.randn(o.shape, generator=generator, dtype=th.float64) for o in z)
+    with th.enable_grad():
+        value = linearization.distribution.log_prob(batch.actions).square().sum()
+    return (
+        flatten(linearization.jacobian_product(vector)),
+        linearization.transposed_product(tangent),
+        linearization.gradient(value),
+    )
+
+
+def check_equal_to_autograd(case: Case | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = collected(case, float64=True)
+    actor, batch = actor_and_batch(model)
+    assert isinstance(actor.linearize(batch), LayerwiseLinearization)
+    ours = products(actor, batch)
+    monkeypatch.setattr(layerwise, "_MOST_OUTPUTS", 0)
+    actor, batch = actor_and_batch(model)
+    assert isinstance(actor.linearize(batch), AutogradLinearization)
+    for one, other in zip(ours, products(actor, batch), strict=True):
+        assert other.abs().max() > 1e-6
+        th.testing.assert_close(one, other, **cast(Any, TOLERANCE))
+
+
+def kind_of(case: Case) -> type[Any]:
+    actor, batch = actor_and_batch(collected(case, float64=True))
+    return type(actor.linearize(batch))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "box_shared",
+        "dict_box",
+        "dict_multi_discrete_separate",
+        "gsde_shared",
+        "cnn_box_separate",
+        "value_proj",
+        "beta",
+        "frozen_extractor",
+        "dropout_shared",
+    ],
+)
+def test_products_equal_those_of_autograd(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_equal_to_autograd(name, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": 2, "padding": 1},
+        {"dilation": 2},
+        {"groups": 2, "padding": (0, 2)},
+        {"bias": False, "stride": (1, 2)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("actions", [BOX, DISCRETE], ids=["box", "discrete"])
+def test_products_of_convolutions_equal_those_of_autograd(
+    options: dict[str, Any], actions: spaces.Space[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make() -> dict[str, nn.Module]:
+        return {"first": nn.Conv2d(1, 2, 3), "second": nn.Conv2d(2, 4, 3, **options)}
+
+    def run(layers: Any, images: th.Tensor) -> Any:
+        return F.relu(layers["second"](layers["first"](images).tanh())).mean(dim=(2, 3))
+
+    check_equal_to_autograd(case_of(make, run, IMAGE, actions), monkeypatch)
+
+
+def test_activation_that_overwrites_a_layers_output_is_no_trouble(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(layers: Any, x: th.Tensor) -> Any:
+        return layers["other"](F.elu(layers["layer"](x), inplace=True)).tanh_()
+
+    check_equal_to_autograd(case_of(one_layer, run), monkeypatch)
+
+
+def test_branches_and_skip_connections_are_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(layers: Any, x: th.Tensor) -> Any:
+        h = layers["layer"](x).tanh()
+        return h * layers["other"](h).sigmoid() + h
+
+    check_equal_to_autograd(case_of(one_layer, run), monkeypatch)
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_half_frozen_layers_are_no_trouble(frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make() -> dict[str, nn.Module]:
+        layers = one_layer()
+        getattr(layers["layer"], frozen).requires_grad_(False)
+        return layers
+
+    def run(layers: Any, x: th.Tensor) -> Any:
+        return layers["other"](layers["layer"](x).tanh())
+
+    check_equal_to_autograd(case_of(make, run), monkeypatch)
+
+
+def run_twice(layers: Any, x: th.Tensor) -> Any:
+    h = layers["layer"](x).tanh()
+    return layers["other"](layers["other"](h).tanh())
+
+
+def use_a_weight_elsewhere(layers: Any, x: th.Tensor) -> Any:
+    return layers["other"](layers["layer"](x).tanh()) * layers["other"].weight.norm()
+
+
+def overwrite_an_input(layers: Any, x: th.Tensor) -> Any:
+    h = layers["layer"](x)
+    y = layers["other"](h.detach())
+    h.mul_(2.0)
+    return y + h
+
+
+def run_on_part_of_the_states(layers: Any, x: th.Tensor) -> Any:
+    h = layers["layer"](x)
+    return th.cat([layers["other"](h[:-1]), h[-1:]])
+
+
+def have_a_parameter_of_its_own(layers: Any, x: th.Tensor) -> Any:
+    return layers["norm"](layers["layer"](x))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        run_twice,
+        use_a_weight_elsewhere,
+        overwrite_an_input,
+        run_on_part_of_the_states,
+        have_a_parameter_of_its_own,
+    ],
+)
+def test_what_is_not_one_layer_after_the_other_goes_through_autograd(run: Any) -> None:
+    def make() -> dict[str, nn.Module]:
+        return {**one_layer(), "norm": nn.LayerNorm(4)}
+
+    assert kind_of(case_of(make, run)) is AutogradLinearization
+
+
+@pytest.mark.parametrize("options", [{"padding": "same"}, {"padding_mode": "circular"}], ids=str)
+def test_unusual_padding_goes_through_autograd(options: dict[str, Any]) -> None:
+    def make() -> dict[str, nn.Module]:
+        return {"layer": nn.Conv2d(1, 4, 3, **({"padding": 1} | options))}
+
+    def run(layers: Any, images: th.Tensor) -> Any:
+        return layers["layer"](images).mean(dim=(2, 3))
+
+    assert kind_of(case_of(make, run, IMAGE)) is AutogradLinearization
+
+
+def test_layer_with_a_hook_goes_through_autograd() -> None:
+    def make() -> dict[str, nn.Module]:
+        layers = one_layer()
+        layers["layer"].register_forward_hook(lambda module, args, output: 2 * output)
+        return layers
+
+    def run(layers: Any, x: th.Tensor) -> Any:
+        return layers["other"](layers["layer"](x))
+
+    assert kind_of(case_of(make, run)) is AutogradLinearization
+
+
+def test_hook_on_all_modules_of_the_process_is_respected() -> None:
+    def run(layers: Any, x: th.Tensor) -> Any:
+        return layers["other"](layers["layer"](x))
+
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: output)
+    try:
+        assert kind_of(case_of(one_layer, run)) is AutogradLinearization
+    finally:
+        handle.remove()
+
+
+def test_many_outputs_go_through_autograd() -> None:
+    def run(layers: Any, x: th.Tensor) -> Any:
+        return layers["other"](layers["layer"](x))
+
+    def kind(actions: int) -> type[Any]:
+        return kind_of(case_of(one_layer, run, actions=spaces.Discrete(actions)))
+
+    assert kind(8) is LayerwiseLinearization
+    assert kind(9) is AutogradLinearization
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_no_hook_is_left_behind(case: Case) -> None:
+    actor, batch = actor_and_batch(collected(case))
+    actor.linearize(batch)
+    hooks = [hook for m in actor.policy.modules() for hook in m._forward_hooks.values()]
+    assert not hooks
