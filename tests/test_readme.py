@@ -1,6 +1,7 @@
 """The README says what there is."""
 
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.environments import BOX_ACTIONS, VECTOR, ToyEnv
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+LEARNING = sorted((ROOT / "benchmarks" / "results").glob("learning_*.json"))
 ARGUMENTS = [name for name in inspect.signature(TRPO).parameters]
 
 
@@ -40,6 +42,14 @@ def test_every_logger_key_occurs() -> None:
     keys = [key for key in model.logger.name_to_value if key.startswith("train/")]
     assert len(keys) >= 19
     assert not [key for key in keys if f"`{key}`" not in README]
+
+
+@pytest.mark.parametrize("path", LEARNING, ids=lambda path: path.stem)
+def test_every_learning_result_is_the_one_in_the_table(path: Path) -> None:
+    result = json.loads(path.read_text())
+    returns = {int(seed): value for seed, value in result["returns"].items()}
+    lowest, seeds = min(returns.values()), f"{min(returns)} to {max(returns)}"
+    assert f"| {result['env']} | {result['mean']:.1f} | {lowest:.1f} | {seeds} |" in README
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([\w./]+)\)", README))

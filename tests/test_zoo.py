@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import yaml
 
 from sb3_trpo import TRPO
 from sb3_trpo.zoo.commands import COMMANDS, main
 from sb3_trpo.zoo.errors import explain, is_usage_error, unknown_environment
 
 REPOSITORY = Path(__file__).parents[1]
-CONFIGS = sorted((REPOSITORY / "zoo_configs").glob("*.yml"))
 
 
 @pytest.fixture
@@ -114,13 +112,6 @@ def test_algorithm_without_our_configuration_uses_the_zoos(
 ) -> None:
     config = Path(zoo_arguments("--algo", "ppo")[1].config)
     assert config.parts[-3:] == ("rl_zoo3", "hyperparams", "ppo.yml")
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_entry_says_what_its_kl_means(path: Path) -> None:
-    entries = yaml.safe_load(path.read_text())
-    assert "default" in entries
-    assert [name for name, values in entries.items() if "kl_reduction" not in values] == []
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
