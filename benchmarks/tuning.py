@@ -26,7 +26,7 @@ from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.utils import set_random_seed
 
 import sb3_trpo.zoo.register  # noqa: F401 (imported for its effect)
-from sb3_trpo.zoo.train import packaged_config
+from sb3_trpo.zoo.manager import packaged_config
 
 ACCOUNT = RESULTS / "tuning.jsonl"
 EPISODES = 30

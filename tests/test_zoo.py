@@ -355,7 +355,11 @@ def test_whole_life_of_a_model(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [[], ["--conf-file", str(CONFIGS[0])]], ids=["zoo", "ours"])
+@pytest.mark.parametrize(
+    "config",
+    [[], ["--conf-file", str(REPOSITORY / "zoo_configs" / "trpo.yml")]],
+    ids=["zoo", "ours"],
+)
 def test_training_script_of_the_zoo_trains_our_class(config: list[str], tmp_path: Path) -> None:
     words = ["--algo", "trpo", "--gym-packages", "sb3_trpo.zoo.register", "-n", "1024", *config]
     done = run_module(tmp_path, "rl_zoo3.train", *words)
