@@ -1,5 +1,5 @@
 """
-What options and defaults do to learning: the evidence for shipping them as they are.
+What options and defaults do to learning.
 
 Each arm is a set of constructor arguments on top of the defaults. Every run is 200,000 steps of
 one environment, trained on the returns as they are (nothing normalised), in one thread.

@@ -159,8 +159,11 @@ class ActorBatch:
         """
         Shift and scale the advantages to mean 0 and standard deviation 1 (n - 1 in its divisor).
 
-        :return: the batch with other advantages
+        :return: the batch with other advantages; a single state, which has no spread, stays as it
+            is
         """
+        if self.weight_sum < 2:
+            return self
         mean = state_mean(lambda batch: batch.weighted_sum(batch.advantages), [self])
         variance = state_mean(
             lambda batch: batch.weighted_sum((batch.advantages - mean).square()), [self]
@@ -209,11 +212,22 @@ class SequenceBatch(ActorBatch):
         return self if k == 1 else self.select(slice(offset % min(k, n), None, k))
 
     def chunks(self, max_states: int) -> tuple["SequenceBatch", ...]:
-        """Cut the batch between sequences; padding counts, and one sequence may be longer."""
-        n, longest = self.sequences.rows.shape
-        step = max(1, max_states // longest)
-        pieces = (self.select(slice(first, first + step)) for first in range(0, n, step))
-        return (self,) if step >= n else tuple(pieces)
+        """
+        Cut the batch between sequences; padding counts, and one sequence may be longer.
+
+        Where padding would more than double the batch, the sequences, which come the longest first,
+        are put together with others that are at least half as long.
+        """
+        lengths = self.sequences.lengths.tolist()
+        if len(self) <= min(max_states, 2 * self.weight_sum):
+            return (self,)
+        pieces, first = [], 0
+        while first < len(lengths):
+            most = max(1, max_states // lengths[first])
+            similar = sum(2 * length >= lengths[first] for length in lengths[first:])
+            pieces.append(self.select(slice(first, first + min(most, similar))))
+            first += min(most, similar)
+        return tuple(pieces)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,8 @@ class Masking:
         self._model, self._env = model, env
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_model":  # of a copy that is being made
+            raise AttributeError(name)
         return getattr(self._model, name)
 
     def predict(self, *arguments: Any, **options: Any) -> Any:

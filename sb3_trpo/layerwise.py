@@ -93,12 +93,30 @@ def linearize(
     :return: layer by layer where every parameter is the weight or the bias of a layer that ran
         once, or the policy's log std; by autograd otherwise
     """
+    nodes, uses = _walk(distribution)
+    calls = [call for call in calls if call.edge.node in nodes]  # others ran aside
     layered = {id(parameter) for call in calls for parameter in call.layer.parameters()}
     rest = [parameter for parameter in parameters if id(parameter) not in layered]
     is_known = all(parameter is getattr(policy, "log_std", None) for parameter in rest)
-    if is_known and _are_simple(calls, distribution) and _enter_once(parameters, distribution):
+    enter_once = all(uses[id(parameter)] == 1 for parameter in parameters)
+    if is_known and enter_once and _are_simple(calls, distribution):
         return LayerwiseLinearization(distribution, parameters, calls, rest)
     return AutogradLinearization(distribution, parameters)
+
+
+def _walk(distribution: ActionDistribution) -> tuple[set[Node], Counter[int]]:
+    """List the nodes that z depends on, and count how often each leaf, by identity, enters."""
+    uses: Counter[int] = Counter()
+    waiting = [cast(Node, z.grad_fn) for z in distribution.outputs if z.requires_grad]
+    nodes = set(waiting)
+    while waiting:
+        for node, _ in waiting.pop().next_functions:
+            if node is not None and hasattr(node, "variable"):
+                uses[id(node.variable)] += 1
+            elif node is not None and node not in nodes:
+                nodes.add(node)
+                waiting.append(node)
+    return nodes, uses
 
 
 def _are_simple(calls: Sequence[Call], distribution: ActionDistribution) -> bool:
@@ -122,21 +140,6 @@ def _is_simple(call: Call, n_states: int) -> bool:
         return False
     dimensions = 4 if isinstance(layer, nn.Conv2d) else 2
     return h.dim() == dimensions and len(h) == n_states and h._version == call.version
-
-
-def _enter_once(parameters: Sequence[nn.Parameter], distribution: ActionDistribution) -> bool:
-    """Tell whether every parameter enters the graph at one place, where its layer runs."""
-    uses: Counter[int] = Counter()
-    waiting = [cast(Node, z.grad_fn) for z in distribution.outputs if z.requires_grad]
-    seen = set(waiting)
-    while waiting:
-        for node, _ in waiting.pop().next_functions:
-            if node is not None and hasattr(node, "variable"):
-                uses[id(node.variable)] += 1
-            elif node is not None and node not in seen:
-                seen.add(node)
-                waiting.append(node)
-    return all(uses[id(parameter)] == 1 for parameter in parameters)
 
 
 class LayerwiseLinearization(Linearization):

@@ -1,7 +1,7 @@
 """TRPO with invalid actions masked."""
 
-from functools import partialmethod
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from gymnasium import spaces
@@ -9,9 +9,12 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.trpo import TRPO
+
+SelfMaskableTRPO = TypeVar("SelfMaskableTRPO", bound="MaskableTRPO")
 
 
 class MaskableTRPO(TRPO):
@@ -30,7 +33,29 @@ class MaskableTRPO(TRPO):
     buffer_classes: ClassVar[tuple[Any, Any]] = (MaskableRolloutBuffer, MaskableDictRolloutBuffer)
     supported_action_spaces = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     predict: Any = MaskablePPO.predict
-    learn: Any = partialmethod(MaskablePPO.learn, tb_log_name="MaskableTRPO")
+
+    def learn(  # type: ignore[override] # the order is that of MaskablePPO
+        self: SelfMaskableTRPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "MaskableTRPO",
+        reset_num_timesteps: bool = True,
+        use_masking: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfMaskableTRPO:
+        """
+        Train as :meth:`TRPO.learn` does.
+
+        :param use_masking: whether to ask the environment for masks
+        :return: the trained model
+        """
+        learn: Any = MaskablePPO.learn
+        model: SelfMaskableTRPO = learn(
+            *(self, total_timesteps, callback, log_interval, tb_log_name),
+            *(reset_num_timesteps, use_masking, progress_bar),
+        )
+        return model
 
     def collect_rollouts(
         self,
@@ -54,7 +79,7 @@ class MaskableTRPO(TRPO):
                 "The environment has no method action_masks. Wrap it in sb3-contrib's "
                 "ActionMasker, or pass use_masking=False."
             )
-        masking = _Masking(env, rollout_buffer)
+        masking = _Masking(self, env, rollout_buffer)
         handle = self.policy.register_forward_pre_hook(masking, with_kwargs=True)
         try:
             return super().collect_rollouts(*arguments)
@@ -64,24 +89,42 @@ class MaskableTRPO(TRPO):
 
 class _Masking:
     """
-    Hands an environment's masks to the policy, and to the buffer, once per step of the rollout.
+    Hands an environment's masks to the policy and to the buffer, before each step of a rollout.
 
-    Further calls of the policy in a step are a callback's, with masks of its own.
+    Calls of the policy between a step and the buffer's record of it are a callback's, with masks of
+    its own. Copies and pickles of the policy, which may have no environment, get no masks from it.
+
+    :param model: collects the rollout
+    :param env: training environment
+    :param buffer: rollout buffer
     """
 
-    def __init__(self, env: VecEnv, buffer: Any) -> None:
-        self._env, self._buffer, self._step = env, buffer, -1
+    def __init__(self, model: TRPO, env: VecEnv, buffer: Any) -> None:
+        self._model, self._env, self._buffer = model, env, buffer
+        self._start = model.num_timesteps
 
     def __call__(self, policy: Any, inputs: Any, options: dict[str, Any]) -> Any:
         """Add the masks to what the policy's forward pass is called with."""
         buffer = self._buffer
-        if self._step == buffer.pos:
-            return inputs, options
-        self._step = buffer.pos
+        stepped = self._model.num_timesteps != self._start + buffer.pos * buffer.n_envs
+        if buffer.full or stepped or "action_masks" in options:
+            return None
         masks = get_action_masks(self._env).reshape(buffer.n_envs, buffer.mask_dims)
         _check(masks, getattr(policy.action_dist, "action_dims", [buffer.mask_dims]), buffer.pos)
         buffer.action_masks[buffer.pos] = masks
         return inputs, {**options, "action_masks": masks}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Give a copy of the policy a hook that does nothing."""
+        return _leave_alone
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Give an unpickled policy a hook that does nothing."""
+        return partial, (_leave_alone,)
+
+
+def _leave_alone(policy: Any, inputs: Any, options: dict[str, Any]) -> None:
+    """Change nothing about a call."""
 
 
 def _check(masks: np.ndarray, sizes: list[int], step: int) -> None:

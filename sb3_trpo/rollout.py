@@ -36,7 +36,8 @@ from sb3_trpo.mlp import (
     pairs_of,
 )
 
-_LARGEST = float(np.finfo(np.float32).max)
+# Not a Python number: half precision would take that for infinity.
+_LARGEST = np.finfo(np.float32).max
 
 
 class _CheckedStep:

@@ -216,6 +216,11 @@ class TRPO(OnPolicyAlgorithm):
     def _check_hyperparameters(self) -> None:
         """Refuse what cannot work, naming it, before anything is built."""
         check_ranges(self)
+        if "use_sde" in self.policy_kwargs:
+            raise ValueError(
+                f"policy_kwargs has use_sde={self.policy_kwargs['use_sde']}. Pass use_sde to the "
+                f"algorithm itself, which has to draw the noise."
+            )
         size = self.n_steps * self.n_envs
         if self.normalize_advantage:
             assert size > 1, (

@@ -32,6 +32,12 @@ def test_every_script_is_python(page: Path) -> None:
         ast.parse(script.replace("--8<--", "#"))
 
 
+def test_every_example_is_on_its_page() -> None:
+    text = (ROOT / "docs" / "pages" / "examples.md").read_text()
+    shown = set(re.findall(r'^--8<-- "examples/(\w+\.py)"$', text, flags=re.MULTILINE))
+    assert shown == {path.name for path in (ROOT / "examples").glob("*.py")}
+
+
 def test_every_knob_is_an_argument() -> None:
     table = (ROOT / "docs" / "pages" / "parameters.md").read_text()
     knobs = set(re.findall(r"[`\s](\w+)=", table))

@@ -168,3 +168,8 @@ def test_a_radius_set_on_a_finished_model_takes_effect_as_in_contrib(value: Any)
     model.target_kl = value
     model.train()
     assert logged(model)["train/target_kl"] == pytest.approx(0.0123)
+
+
+def test_gsde_in_policy_kwargs_is_refused() -> None:
+    with pytest.raises(ValueError, match="use_sde=True"):
+        TRPO("MlpPolicy", "Pendulum-v1", policy_kwargs={"use_sde": True})

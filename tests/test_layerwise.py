@@ -154,6 +154,17 @@ def test_branches_and_skip_connections_are_no_trouble(monkeypatch: pytest.Monkey
     check_equal_to_autograd(case_of(one_layer, run), monkeypatch)
 
 
+def test_layer_that_runs_aside_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An auxiliary head, say, whose output the policy does not use."""
+
+    def run(layers: Any, x: th.Tensor) -> Any:
+        h = layers["layer"](x).tanh()
+        layers["other"](h)
+        return h
+
+    check_equal_to_autograd(case_of(one_layer, run), monkeypatch)
+
+
 @pytest.mark.parametrize("frozen", ["weight", "bias"])
 def test_half_frozen_layers_are_no_trouble(frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def make() -> dict[str, nn.Module]:
@@ -174,6 +185,12 @@ def run_twice(layers: Any, x: th.Tensor) -> Any:
 
 def use_a_weight_elsewhere(layers: Any, x: th.Tensor) -> Any:
     return layers["other"](layers["layer"](x).tanh()) * layers["other"].weight.norm()
+
+
+def use_a_layer_aside_and_its_weight(layers: Any, x: th.Tensor) -> Any:
+    h = layers["layer"](x).tanh()
+    layers["other"](h)
+    return F.linear(h, layers["other"].weight)
 
 
 def overwrite_an_input(layers: Any, x: th.Tensor) -> Any:
@@ -197,6 +214,7 @@ def have_a_parameter_of_its_own(layers: Any, x: th.Tensor) -> Any:
     [
         run_twice,
         use_a_weight_elsewhere,
+        use_a_layer_aside_and_its_weight,
         overwrite_an_input,
         run_on_part_of_the_states,
         have_a_parameter_of_its_own,

@@ -1,7 +1,9 @@
 """Masked updates: TRPO's with all actions allowed, and nothing but the allowed ones otherwise."""
 
+import copy
 import inspect
-from typing import Any
+import pickle
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -16,6 +18,7 @@ from sb3_contrib.common.envs import (
 )
 from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from sb3_contrib.common.wrappers import ActionMasker
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_trpo import TRPO, MaskableTRPO
@@ -383,3 +386,32 @@ def test_the_same_rollout_gives_the_same_update_twice() -> None:
         np.random.seed(1)
         m.train()
     assert not changed(state_of(model), state_of(twin))
+
+
+class CallsThePolicy(BaseCallback):
+    """Calls and copies the policy wherever a callback can."""
+
+    def _call(self) -> None:
+        with th.no_grad():
+            self.model.policy(th.as_tensor(cast(Any, self.model)._last_obs))
+
+    def _on_rollout_start(self) -> None:
+        self._call()
+
+    def _on_step(self) -> bool:
+        self._call()
+        opponent = copy.deepcopy(self.model.policy)
+        pickle.loads(pickle.dumps(opponent)).predict(np.zeros(1, dtype=np.int64))
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._call()
+
+
+def test_callbacks_may_call_and_copy_the_policy_at_any_time() -> None:
+    env = InvalidActionEnvDiscrete(dim=20, n_invalid_actions=18)
+    model = MaskableTRPO("MlpPolicy", env, n_steps=32, batch_size=32, seed=0)
+    model.learn(32, callback=CallsThePolicy())
+    buffer: Any = model.rollout_buffer
+    actions = buffer.actions.reshape(-1).astype(int)
+    assert buffer.action_masks.reshape(len(actions), -1)[np.arange(len(actions)), actions].all()

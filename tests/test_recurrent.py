@@ -9,14 +9,17 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.buffers import RecurrentRolloutBuffer
 from stable_baselines3.common.envs import IdentityEnv
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from sb3_trpo import TRPO, RecurrentTRPO
 from sb3_trpo.batch import SequenceBatch
 from sb3_trpo.fisher import FisherProduct
+from sb3_trpo.sequences import Sequences
 from sb3_trpo.surrogate import improvement_and_kl, surrogate_at
 from tests import reference, stepped
 from tests.cases import TinyCnn, actor_and_batch, move_off_the_start, rollout_of
@@ -522,3 +525,37 @@ def test_a_cue_is_remembered_for_twenty_steps_by_the_lstm_only() -> None:
     plain = TRPO("MlpPolicy", env, seed=1, **RECALL).learn(RECALL_STEPS)
     chance, _ = evaluate_policy(plain, env, 200, warn=False)
     assert 0.35 <= float(chance) <= 0.65  # type: ignore[arg-type]
+
+
+def test_one_long_sequence_does_not_pad_the_short_ones_to_its_length() -> None:
+    lengths = th.tensor([40, 6, 5, 5, 4])
+    rows = th.arange(5)[:, None].expand(5, 40)
+    sequences = Sequences(rows, lengths, (th.zeros(5, 1, 1), th.zeros(5, 1, 1)))
+    zeros = th.zeros(200)
+    batch = SequenceBatch(th.zeros(5, 3), zeros, zeros, zeros, (5, 1), sequences=sequences)
+    chunks = batch.chunks(1000)
+    assert [len(chunk) for chunk in chunks] == [40, 4 * 6]
+    assert sum(chunk.weight_sum for chunk in chunks) == 60
+    assert batch.select(slice(1, None)).chunks(1000)[0].weight_sum == 20
+
+
+class NormalizingExtractor(FlattenExtractor):
+    def __init__(self, observation_space: Any) -> None:
+        super().__init__(observation_space)
+        self.norm = nn.BatchNorm1d(self.features_dim)
+
+
+def test_batch_normalisation_is_refused() -> None:
+    options = {"features_extractor_class": NormalizingExtractor}
+    with pytest.raises(ValueError, match="LayerNorm"):
+        RecurrentTRPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs=options)
+
+
+class OwnBuffer(RecurrentRolloutBuffer):
+    def get(self, batch_size: int | None = None) -> Any:
+        return super().get(batch_size)
+
+
+def test_buffer_with_a_get_of_its_own_is_refused() -> None:
+    with pytest.raises(ValueError, match="OwnBuffer"):
+        RecurrentTRPO("MlpLstmPolicy", "CartPole-v1", rollout_buffer_class=OwnBuffer)

@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
-from sb3_trpo.rollout import refusing_non_finite
+from sb3_trpo.rollout import check_observations, refusing_non_finite
 from tests.environments import (
     BOX_ACTIONS,
     CASES,
@@ -297,3 +297,11 @@ def test_ratio_is_one_at_the_old_parameters_under_running_normalisation() -> Non
             ratio = th.exp(distribution.log_prob(samples.actions) - samples.old_log_prob)
         th.testing.assert_close(ratio, th.ones_like(ratio), rtol=0, atol=1e-4)
         model.train()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_number_of_any_precision_that_is_not_finite_is_refused(dtype: Any) -> None:
+    check_observations(np.full((2, 3), 6e4, dtype))
+    for value in NOT_FINITE:
+        with pytest.raises(ValueError, match="not finite"):
+            check_observations(np.array([[0.0, value]], dtype))

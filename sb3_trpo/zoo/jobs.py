@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import redirect_stdout
 from functools import partial
 from typing import TypeVar
@@ -23,12 +23,15 @@ def run_jobs(
     :param jobs: largest number of processes at a time
     :return: results in the order of the tasks, each as soon as it is there
     """
-    with ProcessPoolExecutor(
-        max_workers=min(jobs, len(tasks)),
-        mp_context=multiprocessing.get_context("spawn"),  # torch's threads do not survive a fork
-        max_tasks_per_child=1,
-    ) as pool:
-        yield from pool.map(partial(_quietly, job), tasks)
+    with ThreadPoolExecutor(min(jobs, len(tasks))) as threads:
+        yield from threads.map(partial(_in_a_new_process, job), tasks)
+
+
+def _in_a_new_process(job: Callable[[list[str]], Result], words: list[str]) -> Result:
+    """Run a job in a process of its own, which may have children."""
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(1, mp_context=context) as process:
+        return process.submit(_quietly, job, words).result()
 
 
 def _quietly(job: Callable[[list[str]], Result], words: list[str]) -> Result:
