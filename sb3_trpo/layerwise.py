@@ -26,9 +26,9 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from sb3_trpo.distributions import ActionDistribution, Outputs
-from sb3_trpo.linearization import AutogradLinearization, Linearization
+from sb3_trpo.linearization import AutogradLinearization, Linearization, views_by_id
 from sb3_trpo.mlp import has_global_hooks, is_plain
-from sb3_trpo.vectors import flatten, unflatten
+from sb3_trpo.vectors import flatten
 
 # One backward pass and one copy of all slopes for each: beyond that two passes a product are
 # cheaper as soon as the states take more than one chunk.
@@ -175,7 +175,7 @@ class LayerwiseLinearization(Linearization):
 
     def jacobian_product(self, vector: th.Tensor) -> Outputs:
         """Add up what the layers' changes do to z."""
-        changes = self._views(vector)
+        changes = views_by_id(vector, self._parameters)
         if self._rest:
             rest = flatten([changes[id(parameter)] for parameter in self._rest])
             tangents = self._by_autograd.jacobian_product(rest)
@@ -190,8 +190,7 @@ class LayerwiseLinearization(Linearization):
         """Pull a change of z back to every layer's weights."""
         parts = {}
         if self._rest:
-            rest = unflatten(self._by_autograd.transposed_product(tangent), self._rest)
-            parts = dict(zip(map(id, self._rest), rest, strict=True))
+            parts = views_by_id(self._by_autograd.transposed_product(tangent), self._rest)
         with th.no_grad():
             for layer in self._layers:
                 parts.update(layer.pull(tangent))
@@ -212,11 +211,6 @@ class LayerwiseLinearization(Linearization):
                 for layer, slope in zip(layers, slopes, strict=True):
                     layer.keep(i, a, slope)
         return layers
-
-    def _views(self, vector: th.Tensor) -> dict[int, th.Tensor]:
-        """Cut a vector into the parameters' shapes, by the parameters' identity."""
-        views = unflatten(vector, self._parameters)
-        return dict(zip(map(id, self._parameters), views, strict=True))
 
 
 class _Layer:

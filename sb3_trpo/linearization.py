@@ -73,6 +73,17 @@ class Linearization(ABC):
         """
 
 
+def views_by_id(vector: th.Tensor, parameters: Sequence[nn.Parameter]) -> dict[int, th.Tensor]:
+    """
+    Cut a vector into the parameters' shapes.
+
+    :param vector: shape ``(P,)``
+    :param parameters: θ
+    :return: one view per parameter, by the parameter's identity
+    """
+    return dict(zip(map(id, parameters), unflatten(vector, parameters), strict=True))
+
+
 class AutogradLinearization(Linearization):
     """
     Derivatives of any policy by autograd.
@@ -237,7 +248,7 @@ class MlpLinearization(Linearization):
 
     def jacobian_product(self, vector: th.Tensor) -> Outputs:
         """Push a change of θ through the layers."""
-        views = self._views(vector)
+        views = views_by_id(vector, self._actor.parameters)
         raw = self._tape.tangent(self._pairs(views))
         if self._log_std is not None:
             change = views.get(id(self._actor.log_std))
@@ -254,17 +265,12 @@ class MlpLinearization(Linearization):
     def _pull(self, raw: th.Tensor, log_std: th.Tensor | None) -> th.Tensor:
         """Multiply by the Jacobian of (means or logits, log std) with respect to θ."""
         result = raw.new_empty(sum(parameter.numel() for parameter in self._actor.parameters))
-        views = self._views(result)
+        views = views_by_id(result, self._actor.parameters)
         self._tape.cotangent(raw, self._pairs(views))
         log_std_view = views.get(id(self._actor.log_std))
         if log_std is not None and log_std_view is not None:
             log_std_view.copy_(log_std)
         return result
-
-    def _views(self, vector: th.Tensor) -> dict[int, th.Tensor]:
-        """Cut a vector into the parameters' shapes, by the parameters' identity."""
-        parameters = self._actor.parameters
-        return dict(zip(map(id, parameters), unflatten(vector, parameters), strict=True))
 
     def _pairs(self, views: dict[int, th.Tensor]) -> list[Pair]:
         """Arrange the views by layer; frozen parameters have none."""
