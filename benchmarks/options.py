@@ -1,8 +1,9 @@
 """
-What options and defaults do to learning.
+What options and defaults do to learning, and what ideas did that the package does not have.
 
-Each arm is a set of constructor arguments on top of the defaults. Every run is 200,000 steps of
-one environment, trained on the returns as they are (nothing normalised), in one thread.
+Each arm is a set of constructor arguments on top of the defaults, and sometimes another stage of
+the update. Every run is 200,000 steps of one environment, trained on the returns as they are
+(nothing normalised), in one thread.
 
     python benchmarks/options.py --arm defaults fisher_5 --seeds 0 1 2 3 4
     python benchmarks/options.py --table
@@ -10,8 +11,14 @@ one environment, trained on the returns as they are (nothing normalised), in one
 
 import argparse
 import json
-from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+import multiprocessing
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import torch as th
@@ -21,18 +28,105 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 
 from sb3_trpo import TRPO
+from sb3_trpo.batch import Minibatch
+from sb3_trpo.conjugate_gradient import conjugate_gradient
+from sb3_trpo.critic import Critic, CriticFit
+from sb3_trpo.fisher import FisherProduct
+from sb3_trpo.mlp import Tape, pairs_of
+from sb3_trpo.trust_region import NaturalStep, natural_step
+from sb3_trpo.vectors import flatten, unflatten
 
 ENVIRONMENTS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "LunarLander-v3")
-ARMS: dict[str, dict[str, Any]] = {
-    "defaults": {},
-    "contrib": {"kl_reduction": "mean"},
-    "target_kl_0.03": {"target_kl": 0.03},
-    "target_kl_0.05": {"target_kl": 0.05},
-    "fisher_5": {"fisher_sub_sampling_factor": 5},
-}
 STEPS = 200_000
 EPISODES = 20
 FOLDER = RESULTS / "options"
+
+
+def step_of_radius(
+    fisher: FisherProduct, gradient: th.Tensor, target_kl: float, *options: Any
+) -> NaturalStep:
+    """Scale the step by xᵀFx, not xᵀ(F + λI)x, so that the KL of the full step is the radius."""
+    step = natural_step(fisher, gradient, target_kl, *options)
+    if step.cg is None or step.failure is not None:
+        return step
+    undamped = step.cg.curvature - fisher.damping * float(th.dot(step.cg.x, step.cg.x))
+    longer = (step.cg.curvature / max(undamped, 1e-3 * step.cg.curvature)) ** 0.5
+    return replace(
+        step,
+        step=longer * step.step,
+        max_step_size=longer * step.max_step_size,
+        expected_improvement=longer * step.expected_improvement,
+    )
+
+
+@th.no_grad()
+def fit_by_gauss_newton(critic: Critic, minibatches: Iterable[Minibatch]) -> CriticFit:
+    """
+    Fit a plain critic by damped Gauss-Newton steps on the minibatches, each found by CG.
+
+    The damping falls after a step that lowers the loss and rises after one that does not and is
+    taken back (Levenberg-Marquardt).
+    """
+    assert critic.mlp is not None
+    parameters = critic.mlp.parameters
+    values = flatten([parameter.detach() for parameter in parameters])
+    weights = pairs_of(unflatten(values, parameters))
+    product = th.empty_like(values)
+    damping, losses = 0.1, []
+    for features, returns in minibatches:
+        n = len(returns)
+        tape = Tape(critic.mlp, weights, n)
+
+        def pull(cotangent: th.Tensor, tape: Tape = tape) -> th.Tensor:
+            tape.cotangent(cotangent, pairs_of(unflatten(product, parameters)))
+            return product.clone()
+
+        def curve(v: th.Tensor, tape: Tape = tape, n: int = n) -> th.Tensor:
+            return (
+                pull(tape.tangent(pairs_of(unflatten(v, parameters))).clone() / n) + damping * v
+            )
+
+        error = returns.unsqueeze(1) - tape.forward(cast(th.Tensor, features))
+        losses.append(float(error.square().mean()))
+        before = values.clone()
+        values += conjugate_gradient(curve, pull(error / n), 10, 1e-3).x
+        after = (returns.unsqueeze(1) - tape.forward(cast(th.Tensor, features))).square().mean()
+        if after < losses[-1]:
+            damping = max(damping / 2, 1e-3)
+        else:
+            damping *= 4
+            values.copy_(before)
+    for parameter, value in zip(parameters, unflatten(values, parameters), strict=True):
+        parameter.copy_(value)
+    return CriticFit(float(np.mean(losses)), False)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """
+    What an arm changes.
+
+    :param options: constructor arguments
+    :param stages: what of ``sb3_trpo.trpo`` is replaced, by name
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    stages: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+
+
+GAUSS_NEWTON = {"fit_critic": fit_by_gauss_newton}
+ARMS: dict[str, Arm] = {
+    "defaults": Arm(),
+    "contrib": Arm({"kl_reduction": "mean"}),
+    "target_kl_0.03": Arm({"target_kl": 0.03}),
+    "target_kl_0.05": Arm({"target_kl": 0.05}),
+    "target_kl_0.05_damping_0.5": Arm({"target_kl": 0.05, "cg_damping": 0.5}),
+    "fisher_5": Arm({"fisher_sub_sampling_factor": 5}),
+    "realised_kl": Arm({}, {"natural_step": step_of_radius}),
+    "realised_kl_0.03": Arm({"target_kl": 0.03}, {"natural_step": step_of_radius}),
+    "gauss_newton": Arm({"n_critic_updates": 3, "batch_size": 2048}, GAUSS_NEWTON),
+    "gauss_newton_10": Arm({"n_critic_updates": 10, "batch_size": 2048}, GAUSS_NEWTON),
+}
 
 
 def main() -> None:
@@ -45,15 +139,38 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the results that there are")
     arguments = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
-    for arm in arguments.arm:
-        for env in arguments.env:
-            with ProcessPoolExecutor(arguments.jobs) as pool:
-                tasks = [pool.submit(run, arm, env, seed) for seed in arguments.seeds]
-                runs = [task.result() for task in tasks]
-            result = {**provenance(), "arm": arm, "env": env, "options": ARMS[arm], "runs": runs}
-            (FOLDER / f"{arm}_{env}.json").write_text(json.dumps(result, indent=2) + "\n")
+    cases = [
+        (arm, env, seed)
+        for arm in arguments.arm
+        for env in arguments.env
+        for seed in arguments.seeds
+    ]
+    # Forked, a process would inherit torch's thread pool in an unknown state.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
+        tasks = {pool.submit(run, *case): case for case in cases}
+        for task in as_completed(tasks):
+            arm, env, _ = tasks[task]
+            keep(arm, env, task.result())
     if arguments.table:
         print_table()
+
+
+def keep(arm: str, env: str, result: dict[str, float]) -> None:
+    """
+    Write a run's result beside those of the other seeds.
+
+    :param arm: name of the arm
+    :param env: name of the environment
+    :param result: of :func:`run`
+    """
+    path = _file(arm, env)
+    known = json.loads(path.read_text())["runs"] if path.exists() else []
+    others = [run for run in known if run["seed"] != result["seed"]]
+    runs = sorted([*others, result], key=lambda run: run["seed"])
+    entry = {"arm": arm, "env": env, "options": ARMS[arm].options, "runs": runs}
+    path.write_text(json.dumps(provenance() | entry, indent=2) + "\n")
+    print(arm, env, result, flush=True)
 
 
 def run(arm: str, env: str, seed: int) -> dict[str, float]:
@@ -69,9 +186,16 @@ def run(arm: str, env: str, seed: int) -> dict[str, float]:
     th.set_num_threads(1)
     vec_env = VecMonitor(make_vec_env(env, seed=seed))
     model = TRPO(
-        "MlpPolicy", vec_env, seed=seed, device="cpu", stats_window_size=10**9, **ARMS[arm]
+        *("MlpPolicy", vec_env),
+        seed=seed,
+        device="cpu",
+        stats_window_size=10**9,
+        **ARMS[arm].options,
     )
-    model.learn(STEPS)
+    with ExitStack() as stack:
+        for name, stage in ARMS[arm].stages.items():
+            stack.enter_context(mock.patch(f"sb3_trpo.trpo.{name}", stage))
+        model.learn(STEPS)
     assert model.ep_info_buffer is not None
     returns = [episode["r"] for episode in model.ep_info_buffer]
     lengths = [episode["l"] for episode in model.ep_info_buffer]
@@ -88,17 +212,22 @@ def run(arm: str, env: str, seed: int) -> dict[str, float]:
 def print_table() -> None:
     """Print mean and standard error over the seeds for every arm and environment."""
     for env in ENVIRONMENTS:
-        print(f"\n{env:24} {'whole run':>16} {'last 100':>16} {'deterministic':>16}")
+        print(f"\n{env:28} {'whole run':>16} {'last 100':>16} {'deterministic':>16}  seeds")
         for arm in ARMS:
-            path = FOLDER / f"{arm}_{env}.json"
-            if path.exists():
-                print(f"{arm:24} " + " ".join(_cells(json.loads(path.read_text())["runs"])))
+            if _file(arm, env).exists():
+                runs = json.loads(_file(arm, env).read_text())["runs"]
+                print(f"{arm:28} {' '.join(_cells(runs))}  {len(runs)}")
+
+
+def _file(arm: str, env: str) -> Path:
+    """Return where the results of an arm are."""
+    return FOLDER / f"{arm}_{env}.json"
 
 
 def _cells(runs: list[dict[str, float]]) -> list[str]:
     """Format mean ± standard error of each figure."""
     columns = [np.array([run[key] for run in runs]) for key in ("all", "last", "final")]
-    return [f"{c.mean():9.1f} ±{c.std(ddof=1) / len(c) ** 0.5:5.1f}" for c in columns]
+    return [f"{c.mean():9.1f} ±{np.std(c, ddof=1) / len(c) ** 0.5:5.1f}" for c in columns]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from learning import evaluate
+from learning import ALGORITHMS, evaluate
 from machine import RESULTS
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.utils import set_random_seed
@@ -37,6 +37,7 @@ def main() -> None:
     """Run the settings one after the other, or print the account."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("env", nargs="?")
+    parser.add_argument("--algo", choices=ALGORITHMS, default="trpo")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--try", dest="changes", nargs="+", type=yaml.safe_load, default=[{}])
     parser.add_argument("--table", action="store_true", help="print the account in Markdown")
@@ -45,31 +46,35 @@ def main() -> None:
         print(table([json.loads(line) for line in ACCOUNT.read_text().splitlines()]))
         return
     for change in arguments.changes:
-        record = attempt(arguments.env, arguments.seeds, change)
+        record = attempt(arguments.algo, arguments.env, arguments.seeds, change)
         with ACCOUNT.open("a") as account:
             account.write(json.dumps(record) + "\n")
         print(json.dumps(record), flush=True)
 
 
-def attempt(env: str, seeds: Sequence[int], change: dict[str, Any]) -> dict[str, Any]:
+def attempt(
+    algo: str, env: str, seeds: Sequence[int], change: dict[str, Any]
+) -> dict[str, Any]:
     """
     Train one setting on every seed.
 
+    :param algo: key of ``ALGORITHMS``
     :param env: name of the environment
     :param seeds: one run each
     :param change: hyperparameters that replace the shipped ones
     :return: a line of the account
     """
-    with open(str(packaged_config("trpo"))) as file:
+    with open(str(packaged_config(algo))) as file:
         shipped = yaml.safe_load(file)[env]
-    returns = {seed: round(quick_score(env, seed, change), 1) for seed in seeds}
+    returns = {seed: round(quick_score(algo, env, seed, change), 1) for seed in seeds}
     return {"env": env, "setting": shipped | change, "episodes": EPISODES, "returns": returns}
 
 
-def quick_score(env: str, seed: int, change: dict[str, Any]) -> float:
+def quick_score(algo: str, env: str, seed: int, change: dict[str, Any]) -> float:
     """
     Train one run without the command's evaluation and pictures, and evaluate its final model.
 
+    :param algo: key of ``ALGORITHMS``
     :param env: name of the environment
     :param seed: of the run
     :param change: hyperparameters that replace the shipped ones
@@ -82,7 +87,7 @@ def quick_score(env: str, seed: int, change: dict[str, Any]) -> float:
     ):
         manager = ExperimentManager(
             argparse.Namespace(),
-            "trpo",
+            algo,
             env,
             folder,
             eval_freq=-1,
@@ -91,7 +96,7 @@ def quick_score(env: str, seed: int, change: dict[str, Any]) -> float:
             seed=seed,
             verbose=0,
             device="cpu",
-            config=packaged_config("trpo"),
+            config=packaged_config(algo),
         )
         built = manager.setup_experiment()
         assert built is not None  # it is None for a search of the Zoo's own only

@@ -305,7 +305,7 @@ def minibatches(
         shuffled = th.as_tensor(np.random.permutation(len(rollout.returns)))
         rows = rows_of(shuffled, rollout.layout).to(rollout.returns.device)
         for some in th.split(rows, int(batch_size)):
-            yield select(prepared, some), rollout.returns[some]
+            yield select(prepared, some), rollout.returns.index_select(0, some)
 
 
 def read_rollout(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> Rollout:

@@ -24,7 +24,7 @@ from sb3_trpo.distributions import (
     Outputs,
     head_of,
 )
-from sb3_trpo.mlp import Mlp, Pair, Tape, actor_mlp, flat_features, pairs_of
+from sb3_trpo.mlp import Mlp, Pair, Tape, activated, actor_mlp, flat_features, pairs_of
 from sb3_trpo.sequences import Observations
 from sb3_trpo.vectors import flatten, unflatten
 
@@ -200,7 +200,7 @@ class PlainActor:
             raw = features
             for layer, activation in zip(self.mlp.layers, self.mlp.activations, strict=True):
                 raw = nn.functional.linear(raw, layer.weight, layer.bias)
-                raw = raw if activation is None else activation(raw)
+                raw = activated(activation, raw)
             return self.distribution(raw, self.log_std)
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from types import MethodType
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
@@ -187,6 +188,28 @@ def flat_features(policy: ActorCriticPolicy, observations: Observations) -> th.T
     return features.to(policy.value_net.weight.dtype)
 
 
+def activated(activation: nn.Module | None, h: th.Tensor) -> th.Tensor:
+    """
+    Apply an activation.
+
+    :param activation: what follows a layer
+    :param h: without a graph; overwritten
+    :return: the result
+    """
+    if activation is None:
+        return h
+    return _tanh(h) if type(activation) is nn.Tanh else cast(th.Tensor, activation(h))
+
+
+def _tanh(h: th.Tensor) -> th.Tensor:
+    """Apply tanh in place; NumPy's takes a tenth of the time of torch's."""
+    if not h.is_cpu or h.dtype not in (th.float32, th.float64):
+        return h.tanh_()
+    array = h.numpy()
+    np.tanh(array, out=array)
+    return h
+
+
 class Tape:
     """
     A chain of layers at n states: its activations, and products with its Jacobian.
@@ -227,7 +250,7 @@ class Tape:
     def _activate(self, activation: nn.Module, h: th.Tensor, slope: th.Tensor) -> None:
         """Apply an activation in place and note its slope."""
         if type(activation) is nn.Tanh:
-            h.tanh_()
+            _tanh(h)
             th.addcmul(self._one, h, h, value=-1, out=slope)
         elif type(activation) is nn.ReLU:
             h.relu_()

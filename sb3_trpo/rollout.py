@@ -36,8 +36,8 @@ from sb3_trpo.mlp import (
     pairs_of,
 )
 
-# Not a Python number: half precision would take that for infinity.
-_LARGEST = np.finfo(np.float32).max
+# The square of the largest single-precision number.
+_LARGEST_SQUARED = float(np.finfo(np.float32).max) ** 2
 
 
 class _CheckedStep:
@@ -69,7 +69,7 @@ class _CheckedStep:
         self._step += 1
         check_observations(observations, self._step)
         _check("reward", rewards, self._step)
-        for env in np.flatnonzero(dones):
+        for env in np.flatnonzero(dones) if np.count_nonzero(dones) else ():
             # At a time limit the critic reads an episode's last observation.
             last = infos[env].get("terminal_observation")
             for name, array in _named_arrays("terminal observation", last):
@@ -112,10 +112,11 @@ def check_observations(observations: VecEnvObs | None, step: int = 0) -> None:
 
 def _check(name: str, array: np.ndarray, step: int, first_env: int = 0) -> None:
     """Raise if an array with one row per environment has a number that is not finite."""
-    if array.dtype.kind != "f" or np.abs(array).max(initial=0) <= _LARGEST:
+    # A sum of squares sees every number in one call; where it overflows, a closer look is due.
+    if array.dtype.kind != "f" or float(np.vdot(array, array)) < _LARGEST_SQUARED:
         return
     if np.isfinite(_single(array)).all():
-        return  # rounded down to the largest number
+        return
     place = np.argwhere(~np.isfinite(_single(array)))[0]
     raise ValueError(
         f"The environment's {name} is not finite: {array[tuple(place)]} at (step, env) = "
@@ -194,10 +195,14 @@ class RolloutForward:
         if not (deterministic or th.is_grad_enabled()) and self._fits():
             features = self._features(obs)
             raw = self._actor(features)
-            if np.isfinite(raw).all():
+            if math.isfinite(np.vdot(raw, raw)):  # one call; too large a number is SB3's, too
                 actions, log_prob = self._sample(raw)
-                values = th.from_numpy(self._critic(features))
-                return actions.reshape(self._action_shape), values, log_prob
+                values = self._critic(features)
+                return (
+                    th.from_numpy(actions.reshape(self._action_shape)),
+                    th.from_numpy(values),
+                    th.from_numpy(log_prob),
+                )
         return ActorCriticPolicy.forward(self._policy, cast(th.Tensor, obs), deterministic)
 
     def _fits(self) -> bool:
@@ -208,11 +213,9 @@ class RolloutForward:
         """Compute the networks' input."""
         if not self._is_numeric:
             return flat_features(self._policy, obs).numpy()
-        parts = [obs[key] for key in self._keys] if isinstance(obs, dict) else [obs]
-        rows = [
-            part.numpy().reshape(len(part), -1).astype(np.float32, copy=False) for part in parts
-        ]
-        return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
+        if isinstance(obs, dict):
+            return np.concatenate([_as_rows(obs[key]) for key in self._keys], axis=1)
+        return _as_rows(obs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
         """Give a copy of the policy its class's method."""
@@ -221,6 +224,14 @@ class RolloutForward:
     def __reduce__(self) -> tuple[Any, ...]:
         """Give an unpickled policy its class's method: it has no attributes yet when this runs."""
         return getattr, (self._policy, "forward")
+
+
+def _as_rows(observations: th.Tensor) -> np.ndarray:
+    """Flatten the observation of every state, in single precision."""
+    array = observations.numpy()
+    if array.dtype != np.float32:
+        array = array.astype(np.float32)
+    return array if array.ndim == 2 else array.reshape(len(array), -1)
 
 
 class _Structure:
@@ -252,7 +263,7 @@ class _NumpyMlp:
         self._names = ["weight", "bias"] * len(mlp.layers)
         self._activations = [_NUMPY_ACTIVATIONS.get(type(module)) for module in mlp.activations]
         self._addresses: list[int] = []
-        self._views: list[tuple[np.ndarray, np.ndarray]] = []
+        self._layers: list[tuple[np.ndarray, np.ndarray, Callable[..., Any] | None]] = []
 
     def fits(self) -> bool:
         """Renew views of parameters whose memory was replaced; tell whether NumPy can do it."""
@@ -261,27 +272,33 @@ class _NumpyMlp:
         if addresses != self._addresses:
             if not all(tensor.is_cpu and tensor.dtype == th.float32 for tensor in tensors):
                 return False
-            arrays = [tensor.detach().numpy() for tensor in tensors]
-            self._views = [(weight.T, bias) for weight, bias in pairs_of(arrays)]
+            pairs = pairs_of([tensor.detach().numpy() for tensor in tensors])
+            self._layers = [
+                (weight.T, bias, activation)
+                for (weight, bias), activation in zip(pairs, self._activations, strict=True)
+            ]
             self._addresses = addresses
         return True
 
-    def __call__(self, h: np.ndarray) -> np.ndarray:
-        """Run the layers."""
-        for (weight, bias), activation in zip(self._views, self._activations, strict=True):
-            h = h @ weight
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Run the layers on n states; the result has shape (n, outputs)."""
+        # Vectors are faster than matrices of one row.
+        h = features[0] if len(features) == 1 else features
+        for weight, bias, activation in self._layers:
+            h = h.dot(weight)
             h += bias
             if activation is not None:
-                activation(h)
-        return h
+                activation(h, out=h)
+        return h.reshape(len(features), -1)
 
 
-_NUMPY_ACTIVATIONS: dict[type, Callable[[np.ndarray], Any]] = {
-    nn.Tanh: lambda h: np.tanh(h, out=h),
-    nn.ReLU: lambda h: np.maximum(h, 0.0, out=h),
+# Elementwise, in place with ``out``.
+_NUMPY_ACTIVATIONS: dict[type, Callable[..., Any]] = {
+    nn.Tanh: np.tanh,
+    nn.ReLU: partial(np.maximum, 0.0),
 }
 
-Sampled = tuple[th.Tensor, th.Tensor]
+Sampled = tuple[np.ndarray, np.ndarray]
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -300,37 +317,40 @@ def _sampler(policy: ActorCriticPolicy, head: Head) -> Callable[[np.ndarray], Sa
 def _sample_gaussian(policy: ActorCriticPolicy, mean: np.ndarray) -> Sampled:
     """Draw from independent normal distributions."""
     log_std = policy.log_std.detach().numpy()
-    noise = th.randn(mean.shape).numpy()
-    actions = mean + np.exp(log_std) * noise
-    constant = np.add.reduce(log_std) + mean.shape[1] * _HALF_LOG_2PI
-    log_prob = -0.5 * np.add.reduce(noise * noise, axis=1) - constant
-    return th.from_numpy(actions), th.from_numpy(log_prob)
+    noise = th.randn(*mean.shape).numpy()
+    log_prob = np.vecdot(noise, noise)
+    log_prob *= -0.5
+    log_prob -= np.add.reduce(log_std) + mean.shape[1] * _HALF_LOG_2PI
+    noise *= np.exp(log_std)
+    noise += mean
+    return noise, log_prob
 
 
 def _sample_categorical(logits: np.ndarray) -> Sampled:
     """Draw from one categorical distribution, as ``th.multinomial`` does from these numbers."""
+    n, size = logits.shape
     logits = logits - np.maximum.reduce(logits, axis=1, keepdims=True)
     probs = np.exp(logits)
-    noise = th.empty(probs.shape).exponential_().numpy()
+    noise = th.empty(n, size).exponential_().numpy()
     actions = (probs / noise).argmax(axis=1)
-    chosen = logits[np.arange(len(actions)), actions]
-    log_prob = chosen - np.log(np.add.reduce(probs, axis=1))
-    return th.from_numpy(actions), th.from_numpy(log_prob)
+    log_prob = logits.ravel().take(actions + np.arange(0, n * size, size))
+    log_prob -= np.log(np.add.reduce(probs, axis=1))
+    return actions, log_prob
 
 
 def _sample_multi_categorical(sizes: tuple[int, ...], logits: np.ndarray) -> Sampled:
     """Draw from every block."""
     blocks = np.split(logits, np.cumsum(sizes)[:-1], axis=1)
-    samples = [_sample_categorical(block) for block in blocks]
-    log_prob = th.stack([log_prob for _, log_prob in samples], dim=1).sum(dim=1)
-    return th.stack([actions for actions, _ in samples], dim=1), log_prob
+    actions, log_probs = zip(*map(_sample_categorical, blocks), strict=True)
+    return np.stack(actions, axis=1), np.add.reduce(log_probs)
 
 
 def _sample_bernoulli(logits: np.ndarray) -> Sampled:
     """Draw from independent binary distributions."""
     raw = th.from_numpy(logits)
     actions = th.bernoulli(raw.sigmoid())
-    return actions, -nn.functional.softplus(raw * (1 - 2 * actions)).sum(dim=1)
+    log_prob = -nn.functional.softplus(raw * (1 - 2 * actions)).sum(dim=1)
+    return actions.numpy(), log_prob.numpy()
 
 
 def fast_forward(policy: ActorCriticPolicy) -> RolloutForward | None:
