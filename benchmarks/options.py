@@ -12,7 +12,7 @@ the update. Every run is 200,000 steps of one environment, trained on the return
 import argparse
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -71,25 +71,14 @@ def fit_by_gauss_newton(critic: Critic, minibatches: Iterable[Minibatch]) -> Cri
     parameters = critic.mlp.parameters
     values = flatten([parameter.detach() for parameter in parameters])
     weights = pairs_of(unflatten(values, parameters))
-    product = th.empty_like(values)
-    damping, losses = 0.1, []
+    damping = 0.1
+    losses: list[float] = []
     for features, returns in minibatches:
-        n = len(returns)
-        tape = Tape(critic.mlp, weights, n)
-
-        def pull(cotangent: th.Tensor, tape: Tape = tape) -> th.Tensor:
-            tape.cotangent(cotangent, pairs_of(unflatten(product, parameters)))
-            return product.clone()
-
-        def curve(v: th.Tensor, tape: Tape = tape, n: int = n) -> th.Tensor:
-            return (
-                pull(tape.tangent(pairs_of(unflatten(v, parameters))).clone() / n) + damping * v
-            )
-
+        tape = Tape(critic.mlp, weights, len(returns))
         error = returns.unsqueeze(1) - tape.forward(cast(th.Tensor, features))
         losses.append(float(error.square().mean()))
         before = values.clone()
-        values += conjugate_gradient(curve, pull(error / n), 10, 1e-3).x
+        values += _gauss_newton_step(tape, parameters, error, damping)
         after = (returns.unsqueeze(1) - tape.forward(cast(th.Tensor, features))).square().mean()
         if after < losses[-1]:
             damping = max(damping / 2, 1e-3)
@@ -99,6 +88,22 @@ def fit_by_gauss_newton(critic: Critic, minibatches: Iterable[Minibatch]) -> Cri
     for parameter, value in zip(parameters, unflatten(values, parameters), strict=True):
         parameter.copy_(value)
     return CriticFit(float(np.mean(losses)), False)
+
+
+def _gauss_newton_step(
+    tape: Tape, parameters: Sequence[th.Tensor], error: th.Tensor, damping: float
+) -> th.Tensor:
+    """Solve (JᵀJ / n + damping I) x = Jᵀ error / n with ten CG steps."""
+    product = flatten(parameters)
+
+    def pull(cotangent: th.Tensor) -> th.Tensor:
+        tape.cotangent(cotangent / len(error), pairs_of(unflatten(product, parameters)))
+        return product.clone()
+
+    def curvature(v: th.Tensor) -> th.Tensor:
+        return pull(tape.tangent(pairs_of(unflatten(v, parameters)))) + damping * v
+
+    return conjugate_gradient(curvature, pull(error), 10, 1e-3).x
 
 
 @dataclass(frozen=True)
