@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -31,7 +31,8 @@ from sb3_contrib.ppo_recurrent import MlpLstmPolicy
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 import sb3_trpo
 from sb3_trpo.rollout import acting_fast
@@ -207,10 +208,28 @@ def count_operations(action: Callable[[], Any]) -> int:
     :param action: what to run once
     :return: floating-point operations
     """
-    counter = FlopCounterMode(display=False)
-    with counter:
+    with cast(Any, _CountOperations)() as counter:
         action()
-    return int(counter.get_total_flops())
+    return cast(int, counter.total)
+
+
+class _CountOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """
+    Adds up operations by torch's own formulas.
+
+    torch's ``FlopCounterMode`` sets hooks on every module, which the fast paths stand back from.
+    """
+
+    total: int = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def rollout(repeats: int) -> list[Entry]:

@@ -21,8 +21,12 @@ from sb3_trpo.sequences import Observations
 # state takes.
 _PROBE_STATES = 16
 
-# Memory that the graphs of one chunk may take where the user sets no chunk size, in bytes.
-_MEMORY_BUDGET = 420_000_000
+# Memory that graphs may take where the user sets no number of states, in bytes.
+_MEMORY_BUDGET = 480_000_000
+
+# Memory of the graph of one chunk, in bytes. Large tensors are slow: they leave the caches, and the
+# allocator returns their pages to the system.
+_CHUNK_BUDGET = 64_000_000
 
 # The Fisher product's two backward passes keep about as much again, twice, as the forward pass
 # saved.
@@ -38,7 +42,8 @@ class Actor:
         policy's order
     :param modules: the modules that the action distribution runs through
     :param kl_scale: what the KL divergence of the joint action is multiplied by
-    :param max_states_per_chunk: number of states whose graph fits into memory
+    :param max_states_per_chunk: number of states that are evaluated at a time
+    :param max_states_in_memory: number of states whose graphs may be in memory at a time
     """
 
     def __init__(
@@ -48,12 +53,14 @@ class Actor:
         modules: frozenset[nn.Module],
         kl_scale: float,
         max_states_per_chunk: int,
+        max_states_in_memory: int,
     ) -> None:
         self.policy = policy
         self.parameters = tuple(parameters)
         self.modules = modules
         self.kl_scale = kl_scale
         self.max_states_per_chunk = max_states_per_chunk
+        self.max_states_in_memory = max_states_in_memory
         self._plain = read_plain_actor(policy, self.parameters)
         self._latest: tuple[ActorBatch, Linearization] | None = None
         self._latest_features: tuple[ActorBatch, th.Tensor] | None = None
@@ -203,12 +210,17 @@ def read_actor(
         )
     slopes = th.autograd.grad([z.sum() for z in attached], candidates, allow_unused=True)
     parameters = [p for p, slope in zip(candidates, slopes, strict=True) if slope is not None]
-    if max_states_per_chunk is None:
-        bytes_per_state = _GRAPHS_PER_FORWARD * sum(probe.saved_bytes.values()) / len(few)
-        max_states_per_chunk = max(1, int(_MEMORY_BUDGET / max(bytes_per_state, 1)))
+    bytes_per_state = _GRAPHS_PER_FORWARD * sum(probe.saved_bytes.values()) / len(few)
+    in_memory = max_states_per_chunk or _states_in(_MEMORY_BUDGET, bytes_per_state)
+    per_chunk = min(in_memory, _states_in(_CHUNK_BUDGET, bytes_per_state))
     modules = probe.modules | _modules_with(policy, parameters)
     kl_scale = 1.0 if kl_reduction == "sum" else 1.0 / _action_dimensions(distribution)
-    return Actor(policy, parameters, frozenset(modules), kl_scale, max_states_per_chunk)
+    return Actor(policy, parameters, frozenset(modules), kl_scale, per_chunk, in_memory)
+
+
+def _states_in(budget: int, bytes_per_state: float) -> int:
+    """Count the states whose graphs take so much memory, and at least one."""
+    return max(1, int(budget / max(bytes_per_state, 1)))
 
 
 def in_fast_layout(policy: ActorCriticPolicy, observations: Observations) -> Observations:

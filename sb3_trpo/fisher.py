@@ -1,12 +1,13 @@
 """The Fisher matrix of the action distribution, known by its products."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch as th
 
 from sb3_trpo.actor import Actor
 from sb3_trpo.batch import ActorBatch
+from sb3_trpo.linearization import Linearization
 from sb3_trpo.state_mean import state_mean
 
 
@@ -30,6 +31,7 @@ class FisherProduct:
     actor: Actor
     chunks: Sequence[ActorBatch]
     damping: float = 0.0
+    _kept: dict[ActorBatch, Linearization] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, vector: th.Tensor) -> th.Tensor:
         """
@@ -43,7 +45,23 @@ class FisherProduct:
 
     def _weighted_sum(self, chunk: ActorBatch, vector: th.Tensor) -> th.Tensor:
         """Apply J, then M, then Jᵀ, summed over the states of a chunk."""
-        linearization = self.actor.linearize(chunk)
+        linearization = self._linearize(chunk)
         tangent = linearization.metric(linearization.jacobian_product(vector))
         weighted = tuple(chunk.weigh(self.actor.kl_scale * u) for u in tangent)
         return linearization.transposed_product(weighted)
+
+    def _linearize(self, chunk: ActorBatch) -> Linearization:
+        """Linearize the actor, for good as long as there is memory."""
+        linearization = self._kept.get(chunk)
+        if linearization is None:
+            linearization = self.actor.linearize(chunk)
+            if sum(map(len, self._kept)) + len(chunk) <= self._most_kept:
+                self._kept[chunk] = linearization
+        return linearization
+
+    @property
+    def _most_kept(self) -> int:
+        """Count the states that fit into memory beside those that do not."""
+        sizes = list(map(len, self.chunks))
+        fit = self.actor.max_states_in_memory
+        return fit if sum(sizes) <= fit else fit - max(sizes)

@@ -4,12 +4,15 @@ Derivatives of networks of linear and convolutional layers, layer by layer.
 A layer is linear in its weights, so a change of them moves an output of the network by what it does
 to the layer's own output, times the slope of the network's output with respect to that. With these
 slopes computed once, every further product costs one forward pass and one weight gradient of each
-layer: half of what two backward passes through the network cost.
+layer: half of what two backward passes through the network cost. A convolution with fewer weights
+than outputs, the usual first layer, has its Jacobian itself instead, which is smaller than the
+slopes and makes a product a matter of reading it.
 
 ====  ====================================================================================
 h_l   input of layer l
 o_l   output of layer l, W_l h_l + b_l, a convolution included
 S_la  slope of the a-th output of the network with respect to o_l, for every state
+J_la  slope of the a-th output of the network with respect to (W_l, b_l), for every state
 ====  ====================================================================================
 """
 
@@ -197,7 +200,7 @@ class LayerwiseLinearization(Linearization):
         return flatten([parts[id(parameter)] for parameter in self._parameters])
 
     @cached_property
-    def _layers(self) -> list["_Layer"]:
+    def _layers(self) -> list["_Layer | _SmallLayer"]:
         """Compute the slopes S of every layer, one backward pass for each output."""
         layers = [_Layer(call, self.distribution.outputs) for call in self._calls]
         edges = [call.edge for call in self._calls]
@@ -210,7 +213,7 @@ class LayerwiseLinearization(Linearization):
                     break  # these outputs depend on no layer, as a log std usually
                 for layer, slope in zip(layers, slopes, strict=True):
                     layer.keep(i, a, slope)
-        return layers
+        return [_SmallLayer(layer) if layer.is_small else layer for layer in layers]
 
 
 class _Layer:
@@ -224,13 +227,20 @@ class _Layer:
     """
 
     def __init__(self, call: Call, outputs: Outputs) -> None:
-        self._layer = call.layer
+        self.layer = call.layer
         is_image = call.inputs.dim() == 4
         layout = th.channels_last if is_image else th.contiguous_format
-        self._input = call.inputs.contiguous(memory_format=layout)
+        self.input = call.inputs.contiguous(memory_format=layout)
+        self.slopes: list[th.Tensor | None] = [None for _ in outputs]
         self._columns = [z.shape[1] for z in outputs]
-        self._slopes: list[th.Tensor | None] = [None for _ in outputs]
         self._shape = th.Size()
+
+    @property
+    def is_small(self) -> bool:
+        """Tell whether its Jacobian takes less memory than its slopes."""
+        layer = self.layer
+        is_plain_convolution = isinstance(layer, nn.Conv2d) and layer.groups == 1
+        return is_plain_convolution and layer.weight.numel() < self._shape[1:].numel()
 
     def keep(self, i: int, a: int, slope: th.Tensor | None) -> None:
         """Note the slopes of output a of z_i with respect to the layer's output."""
@@ -238,48 +248,48 @@ class _Layer:
             return
         self._shape = slope.shape
         rows = self._to_rows(slope)
-        slopes = self._slopes[i]
+        slopes = self.slopes[i]
         if slopes is None:
-            slopes = self._slopes[i] = rows.new_zeros(len(rows), self._columns[i], rows.shape[1])
+            slopes = self.slopes[i] = rows.new_zeros(len(rows), self._columns[i], rows.shape[1])
         slopes[:, a] = rows
 
     def push(self, changes: Mapping[int, th.Tensor], tangents: Outputs) -> Outputs:
         """Add what a change of the layer's parameters does to z."""
-        weight, bias = changes.get(id(self._layer.weight)), changes.get(id(self._layer.bias))
+        weight, bias = changes.get(id(self.layer.weight)), changes.get(id(self.layer.bias))
         if weight is None and bias is None:
             return tangents
-        moved = self._run(th.zeros_like(self._layer.weight) if weight is None else weight, bias)
+        moved = self._run(th.zeros_like(self.layer.weight) if weight is None else weight, bias)
         column = self._to_rows(moved).unsqueeze(2)
         return tuple(
             tangent if slopes is None else tangent + th.bmm(slopes, column).squeeze(2)
-            for tangent, slopes in zip(tangents, self._slopes, strict=True)
+            for tangent, slopes in zip(tangents, self.slopes, strict=True)
         )
 
     def pull(self, tangent: Outputs) -> dict[int, th.Tensor]:
         """Compute the gradients of the layer's parameters, by the parameters' identity."""
         rows = [
             th.bmm(u.unsqueeze(1), slopes).squeeze(1)
-            for u, slopes in zip(tangent, self._slopes, strict=True)
+            for u, slopes in zip(tangent, self.slopes, strict=True)
             if slopes is not None
         ]
         weight, bias = self._gradients(self._from_rows(sum(rows[1:], rows[0])))
-        return {id(self._layer.weight): weight, id(self._layer.bias): bias}
+        return {id(self.layer.weight): weight, id(self.layer.bias): bias}
 
     def _run(self, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
         """Run the layer with other weights."""
-        layer = self._layer
+        layer = self.layer
         if isinstance(layer, nn.Linear):
-            return F.linear(self._input, weight, bias)
+            return F.linear(self.input, weight, bias)
         weight = weight.contiguous(memory_format=th.channels_last)
-        return F.conv2d(self._input, weight, bias, **_geometry(layer))
+        return F.conv2d(self.input, weight, bias, **_geometry(layer))
 
     def _gradients(self, slope: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Compute the gradients of weight and bias from that of the layer's output."""
-        layer = self._layer
+        layer = self.layer
         if isinstance(layer, nn.Linear):
-            return slope.T @ self._input, slope.sum(dim=0)
+            return slope.T @ self.input, slope.sum(dim=0)
         weight = conv2d_weight(  # type: ignore[no-untyped-call]
-            self._input, layer.weight.shape, slope, **_geometry(layer)
+            self.input, layer.weight.shape, slope, **_geometry(layer)
         )
         return weight, slope.sum(dim=(0, 2, 3))
 
@@ -293,6 +303,55 @@ class _Layer:
             return rows
         n, channels, height, width = self._shape
         return rows.view(n, height, width, channels).movedim(-1, 1)
+
+
+class _SmallLayer:
+    """
+    A convolution with few weights at n states: the Jacobian of z with respect to them.
+
+    :param layer: with the slopes of all outputs
+    """
+
+    def __init__(self, layer: _Layer) -> None:
+        convolution = cast(nn.Conv2d, layer.layer)
+        self._weight, self._bias = convolution.weight, convolution.bias
+        sizes = convolution.kernel_size, convolution.dilation
+        padding = cast(tuple[int, ...], convolution.padding)  # in words is refused above
+        patches = F.unfold(layer.input, *sizes, padding, convolution.stride)
+        self._jacobians = [
+            None if slopes is None else self._jacobian(slopes, patches) for slopes in layer.slopes
+        ]
+
+    def _jacobian(self, slopes: th.Tensor, patches: th.Tensor) -> th.Tensor:
+        """Compute J, shape ``(n, a, weights and biases)``, from S in rows and the n inputs."""
+        n, a, _ = slopes.shape
+        slopes = slopes.view(n, a, patches.shape[2], len(self._weight))
+        weight = th.einsum("nalc,nkl->nack", slopes, patches).flatten(2)
+        return th.cat([weight, slopes.sum(dim=2)], dim=2)
+
+    def push(self, changes: Mapping[int, th.Tensor], tangents: Outputs) -> Outputs:
+        """Add what a change of the layer's parameters does to z."""
+        weight, bias = changes.get(id(self._weight)), changes.get(id(self._bias))
+        change = th.cat(
+            [
+                (th.zeros_like(self._weight) if weight is None else weight).flatten(),
+                self._weight.new_zeros(len(self._weight)) if bias is None else bias,
+            ]
+        )
+        return tuple(
+            tangent if jacobian is None else tangent + jacobian @ change
+            for tangent, jacobian in zip(tangents, self._jacobians, strict=True)
+        )
+
+    def pull(self, tangent: Outputs) -> dict[int, th.Tensor]:
+        """Compute the gradients of the layer's parameters, by the parameters' identity."""
+        parts = [
+            jacobian.flatten(0, 1).T @ u.flatten()
+            for u, jacobian in zip(tangent, self._jacobians, strict=True)
+            if jacobian is not None
+        ]
+        weight, bias = th.split(sum(parts[1:], parts[0]), [self._weight.numel(), len(self._weight)])
+        return {id(self._weight): weight.view_as(self._weight), id(self._bias): bias}
 
 
 def _geometry(layer: nn.Conv2d) -> dict[str, Any]:

@@ -308,14 +308,15 @@ def test_chunk_size_is_deterministic_and_takes_what_it_is_told(name: str) -> Non
     sizes.add(read_actor(model.policy, batch).max_states_per_chunk)
     assert len(sizes) == 1
     assert ballast.sum() == 0
-    assert read_actor(model.policy, batch, max_states_per_chunk=5).max_states_per_chunk == 5
+    told = read_actor(model.policy, batch, max_states_per_chunk=5)
+    assert told.max_states_per_chunk == told.max_states_in_memory == 5
 
 
 def test_bigger_networks_get_smaller_chunks() -> None:
     small, large = collected("box"), collected("box", policy_kwargs={"net_arch": [512, 512]})
-    sizes = [actor_and_batch(model)[0].max_states_per_chunk for model in (small, large)]
-    assert sizes[1] < sizes[0] / 10
-    assert sizes[1] > 2048
+    actors = [actor_and_batch(model)[0] for model in (small, large)]
+    assert actors[1].max_states_per_chunk < actors[0].max_states_per_chunk / 10
+    assert actors[1].max_states_in_memory > 2048
 
 
 def test_frozen_weights_are_not_counted_per_state() -> None:

@@ -8,7 +8,7 @@ from sb3_trpo import TRPO, layerwise
 from sb3_trpo.actor import Actor
 from sb3_trpo.batch import ActorBatch
 from sb3_trpo.fisher import FisherProduct
-from sb3_trpo.linearization import AutogradLinearization, MlpLinearization
+from sb3_trpo.linearization import AutogradLinearization, Linearization, MlpLinearization
 from sb3_trpo.surrogate import surrogate_at
 from sb3_trpo.trust_region import natural_step
 from tests import reference
@@ -124,6 +124,35 @@ def test_step_equals_the_dense_step(case: Case) -> None:
     )
     step = full_step(model, 24, cg_steps=200)
     th.testing.assert_close(step, expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("in_memory", "linearizations"),
+    [
+        (24, 4),  # all four chunks for good
+        (23, 4 + 2 + 2),  # two chunks for good, and room to build the others in
+        (7, 3 * 4),  # as many states as one chunk has
+    ],
+)
+def test_linearizations_are_kept_as_far_as_there_is_memory(
+    in_memory: int, linearizations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor, batch = actor_and_batch(collected("box", float64=True))
+    actor.max_states_in_memory = in_memory
+    built: list[int] = []
+    linearize = actor.linearize
+
+    def counted(chunk: ActorBatch) -> Linearization:
+        built.append(len(chunk))
+        return linearize(chunk)
+
+    monkeypatch.setattr(actor, "linearize", counted)
+    fisher = FisherProduct(actor, batch.chunks(7), 0.1)
+    vector = th.randn(34, dtype=th.float64)
+    products = [fisher(vector) for _ in range(3)]
+    assert all(th.equal(product, products[0]) for product in products)
+    assert sum(map(len, fisher._kept)) + 7 * (in_memory < 24) <= in_memory
+    assert len(built) == linearizations
 
 
 def test_products_do_not_depend_on_the_vectors_before_them() -> None:

@@ -137,6 +137,38 @@ def test_products_of_convolutions_equal_those_of_autograd(
     check_equal_to_autograd(case_of(make, run, IMAGE, actions), monkeypatch)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stride": 2, "padding": 1},
+        {"dilation": 2, "stride": (1, 2)},
+        {"bias": False, "padding": (0, 2)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("frozen", ["", "weight", "bias"])
+def test_convolution_with_few_weights_has_its_jacobian(
+    options: dict[str, Any], frozen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make() -> dict[str, nn.Module]:
+        layer = nn.Conv2d(1, 4, 2, **options)
+        if frozen and layer.bias is not None:
+            getattr(layer, frozen).requires_grad = False
+        return {"layer": layer}
+
+    def run(layers: Any, images: th.Tensor) -> Any:
+        return layers["layer"](images).tanh().mean(dim=(2, 3))
+
+    case = case_of(make, run, IMAGE)
+    check_equal_to_autograd(case, monkeypatch)
+    monkeypatch.undo()
+    actor, batch = actor_and_batch(collected(case, float64=True))
+    linearization = actor.linearize(batch)
+    assert isinstance(linearization, LayerwiseLinearization)
+    assert isinstance(linearization._layers[0], layerwise._SmallLayer)
+
+
 def test_activation_that_overwrites_a_layers_output_is_no_trouble(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
