@@ -23,8 +23,8 @@ from tests.environments import (
     SMALL,
     VECTOR,
     ToyEnv,
+    random_masks,
 )
-from tests.test_maskable import random_masks
 
 SQUASHED: dict[str, Any] = {"use_sde": True, "policy_kwargs": {**SMALL, "squash_output": True}}
 CASES: dict[str, tuple[str, spaces.Space[Any], spaces.Space[Any], dict[str, Any]]] = {
