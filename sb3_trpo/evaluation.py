@@ -10,17 +10,20 @@ class Masking:
     """
     A maskable model that asks an environment for the masks when it predicts.
 
-    :param model: everything else is passed on to it
+    :param model: everything else is passed on to it, what is written to an attribute included
     :param env: where the actions go
     """
 
     def __init__(self, model: Any, env: Any) -> None:
-        self._model, self._env = model, env
+        vars(self).update(_model=model, _env=env)
 
     def __getattr__(self, name: str) -> Any:
         if name == "_model":  # of a copy that is being made
             raise AttributeError(name)
         return getattr(self._model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._model, name, value)
 
     def predict(self, *arguments: Any, **options: Any) -> Any:
         """Predict as the model does, with the environment's masks."""
@@ -37,6 +40,6 @@ class MaskableEvalCallback(callbacks.EvalCallback):
     """SB3's ``EvalCallback`` for maskable models, recurrent or not."""
 
     def init_callback(self, model: Any) -> None:
-        """Take the model."""
-        masking: Any = Masking(model, self.eval_env)
-        super().init_callback(masking)
+        """Take the model; the callbacks inside this one get it as it is."""
+        super().init_callback(model)
+        self.model: Any = Masking(model, self.eval_env)

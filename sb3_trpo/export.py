@@ -44,13 +44,19 @@ class DeterministicPolicy(nn.Module):
             self.register_buffer("low", th.as_tensor(model.action_space.low, device=model.device))
             self.register_buffer("high", th.as_tensor(model.action_space.high, device=model.device))
 
-    def forward(self, observation: th.Tensor | dict[str, th.Tensor]) -> th.Tensor:
+    def forward(
+        self,
+        observation: th.Tensor | dict[str, th.Tensor],
+        action_masks: th.Tensor | None = None,
+    ) -> th.Tensor:
         """Act.
 
         :param observation: as the environment returns it, images with channels first
+        :param action_masks: which actions are allowed; a maskable model's only
         :return: most likely actions, within the bounds of the action space
         """
-        actions = self.policy._predict(self.normalized(observation), deterministic=True)
+        masks = {} if action_masks is None else {"action_masks": action_masks}
+        actions = self.policy._predict(self.normalized(observation), deterministic=True, **masks)
         if not isinstance(self.policy.action_space, spaces.Box):
             return actions
         actions = actions.reshape(-1, *self.low.shape)
@@ -89,31 +95,36 @@ def export_onnx(
     path: Path,
     observations: Observations,
     normalization: VecNormalize | None = None,
+    action_masks: np.ndarray[Any, Any] | None = None,
 ) -> float:
     """
     Write a model's deterministic policy as an ONNX file, once it has been checked.
 
-    Inputs are ``observation``, or the keys of a dict observation; the output is ``action``. The
-    first dimension of all is the batch.
+    Inputs are ``observation``, or the keys of a dict observation, and for a maskable model
+    ``action_masks``; the output is ``action``. The first dimension of all is the batch.
 
     :param model: a trained model
     :param path: the file
     :param observations: a batch of at least 2, as the environment returns them, to check with
     :param normalization: what the model's observations were normalised with, if anything
+    :param action_masks: of a maskable model, to check with, one row per observation; ``None`` for
+        all actions
     :return: largest difference between an action of onnxruntime and of ``predict``
     :raises ValueError: if the policy cannot be exported, or acts differently
     """
     if "lstm_states" in inspect.signature(model.policy._predict).parameters:
         raise ValueError("A recurrent policy cannot be exported: its actions depend on the past.")
     inputs, _ = model.policy.obs_to_tensor(observations)
-    content = _convert(DeterministicPolicy(model, normalization).eval(), inputs)
+    inputs = inputs if isinstance(inputs, dict) else {"observation": inputs}
+    masks = _masks(model, len(next(iter(inputs.values()))), action_masks)
+    content = _convert(DeterministicPolicy(model, normalization).eval(), inputs, masks)
     session = onnxruntime.InferenceSession(content)
-    feed = inputs if isinstance(inputs, dict) else {"observation": inputs}
-    actions = session.run(None, {name: tensor.numpy(force=True) for name, tensor in feed.items()})[
-        0
-    ]
+    feed = {name: tensor.numpy(force=True) for name, tensor in {**inputs, **masks}.items()}
+    actions = session.run(None, feed)[0]
     seen = observations if normalization is None else normalization.normalize_obs(observations)
-    expected, _ = model.predict(seen, deterministic=True)
+    options = {name: mask.numpy(force=True) for name, mask in masks.items()}
+    predict: Any = model.predict
+    expected, _ = predict(seen, deterministic=True, **options)
     difference = float(np.abs(actions.reshape(expected.shape) - expected).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise ValueError(
@@ -124,18 +135,32 @@ def export_onnx(
     return difference
 
 
-def _convert(policy: DeterministicPolicy, inputs: Any) -> bytes:
+def _masks(model: Any, n: int, masks: np.ndarray[Any, Any] | None) -> dict[str, th.Tensor]:
+    """Return the second argument of a maskable model; no argument for any other."""
+    if "action_masks" not in inspect.signature(model.predict).parameters:
+        return {}
+    if masks is None:
+        masks = np.ones((n, model.policy.action_net.out_features))
+    return {"action_masks": th.as_tensor(masks, dtype=th.bool, device=model.device).reshape(n, -1)}
+
+
+def _convert(
+    policy: DeterministicPolicy, inputs: dict[str, th.Tensor], masks: dict[str, th.Tensor]
+) -> bytes:
     """Trace the policy with a batch of any size."""
+    is_dict = isinstance(policy.policy.observation_space, spaces.Dict)
+
+    def arguments(inputs: dict[str, Any], masks: dict[str, Any]) -> dict[str, Any]:
+        return {**({"observation": inputs} if is_dict else inputs), **masks}
+
     batch = {0: th.export.Dim.DYNAMIC}
-    names = list(inputs) if isinstance(inputs, dict) else ["observation"]
-    shapes = {name: batch for name in names} if isinstance(inputs, dict) else batch
     with _traceable():
         program = th.onnx.export(
             policy,
-            kwargs={"observation": inputs},
-            input_names=names,
+            kwargs=arguments(inputs, masks),
+            input_names=[*inputs, *masks],
             output_names=["action"],
-            dynamic_shapes={"observation": shapes},
+            dynamic_shapes=arguments(dict.fromkeys(inputs, batch), dict.fromkeys(masks, batch)),
             dynamo=True,
             verbose=False,
         )

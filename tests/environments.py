@@ -1,7 +1,7 @@
 """Toy environments and the table of cases that the tests of whole updates go over."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -12,7 +12,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
 
 State = dict[str, th.Tensor]
 
@@ -27,6 +27,7 @@ MULTI_DISCRETE_ACTIONS = spaces.MultiDiscrete([3, 2])
 MULTI_BINARY_ACTIONS = spaces.MultiBinary(3)
 
 SMALL: dict[str, Any] = {"net_arch": [8]}
+SMALL_LSTM: dict[str, Any] = {"net_arch": [3], "lstm_hidden_size": 3}
 
 
 class ToyEnv(gym.Env[Any, Any]):
@@ -54,10 +55,7 @@ class ToyEnv(gym.Env[Any, Any]):
         """Allow what ``masks`` allows, and at first everything."""
         if self.masks is not None:
             return self.masks()
-        space: Any = self.action_space
-        sizes = {spaces.MultiDiscrete: "nvec", spaces.MultiBinary: "n", spaces.Discrete: "n"}
-        size = int(np.sum(getattr(space, sizes[type(space)])))
-        return np.ones(2 * size if isinstance(space, spaces.MultiBinary) else size, dtype=bool)
+        return np.ones(sum(sizes_of(self.action_space)), dtype=bool)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -76,12 +74,19 @@ class ToyEnv(gym.Env[Any, Any]):
 
 
 class Case(NamedTuple):
-    """One kind of policy on one kind of environment."""
+    """
+    One kind of policy on one kind of environment.
+
+    ``kwargs`` are the model's; ``kind`` is its class; with ``masks`` the allowed actions change at
+    every step.
+    """
 
     policy: str
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
     kwargs: dict[str, Any]
+    kind: type[Any] = TRPO
+    masks: bool = False
 
 
 # One case for every kind of action distribution, of observation and of sharing.
@@ -96,6 +101,79 @@ CASES: dict[str, Case] = {
 }
 
 
+def _lstm(observations: spaces.Space[Any], actions: spaces.Space[Any], **options: Any) -> Case:
+    """Make a case with an LSTM, the options being the policy's."""
+    policy = "MultiInputLstmPolicy" if observations is DICT else "MlpLstmPolicy"
+    return Case(
+        policy, observations, actions, {"policy_kwargs": {**SMALL_LSTM, **options}}, RecurrentTRPO
+    )
+
+
+def _masked(case: Case) -> Case:
+    """Make the same case with masks."""
+    kind = MaskableTRPO if case.kind is TRPO else MaskableRecurrentTRPO
+    return case._replace(kind=kind, masks=True)
+
+
+_LSTM: dict[str, Case] = {
+    "box": _lstm(VECTOR, BOX_ACTIONS),
+    "discrete": _lstm(VECTOR, DISCRETE_ACTIONS),
+    "multi_discrete": _lstm(VECTOR, MULTI_DISCRETE_ACTIONS),
+    "multi_binary": _lstm(VECTOR, MULTI_BINARY_ACTIONS),
+    "dict": _lstm(DICT, BOX_ACTIONS),
+    "gsde": _lstm(VECTOR, BOX_ACTIONS)._replace(
+        kwargs={"policy_kwargs": SMALL_LSTM, "use_sde": True}
+    ),
+    "two_layers": _lstm(VECTOR, BOX_ACTIONS, n_lstm_layers=2),
+    "shared": _lstm(VECTOR, BOX_ACTIONS, shared_lstm=True, enable_critic_lstm=False),
+    "no_critic_lstm": _lstm(VECTOR, BOX_ACTIONS, enable_critic_lstm=False),
+}
+_MASKABLE = ("discrete", "multi_discrete", "multi_binary")
+
+# Every class of the package, for what has to hold for all of them.
+EVERY: dict[str, Case] = {
+    **CASES,
+    **{f"masked_{name}": _masked(CASES[name]) for name in (*_MASKABLE, "cnn")},
+    "masked_dict": _masked(Case("MultiInputPolicy", DICT, DISCRETE_ACTIONS, {})),
+    **{f"lstm_{name}": case for name, case in _LSTM.items()},
+    **{f"masked_lstm_{name}": _masked(_LSTM[name]) for name in _MASKABLE},
+    "masked_lstm_dict": _masked(_lstm(DICT, DISCRETE_ACTIONS)),
+}
+
+
+def random_masks(space: spaces.Space[Any]) -> Callable[[int], np.ndarray]:
+    """
+    Allow each value with probability 1/2, and the first value of every dimension.
+
+    :param space: Discrete, MultiDiscrete or MultiBinary
+    :return: number of a step -> mask
+    """
+    sizes = sizes_of(space)
+    firsts = np.cumsum([0, *sizes[:-1]])
+
+    def masks(step: int) -> np.ndarray:
+        mask = np.random.default_rng(step).random(sum(sizes)) < 0.5
+        mask[firsts] = True
+        return mask
+
+    return masks
+
+
+def sizes_of(space: spaces.Space[Any]) -> list[int]:
+    """
+    Count the values of every dimension of an action as its mask has them.
+
+    :param space: Discrete, MultiDiscrete or MultiBinary
+    :return: number of values; of a bit 2
+    """
+    if isinstance(space, spaces.MultiDiscrete):
+        return [int(size) for size in space.nvec]
+    if isinstance(space, spaces.MultiBinary):
+        return [2] * int(space.shape[0])
+    assert isinstance(space, spaces.Discrete)
+    return [int(space.n)]
+
+
 def toy_envs(case: Case, n_envs: int = 1) -> DummyVecEnv:
     """
     Make the environments of a case, each with a random stream of its own.
@@ -104,26 +182,31 @@ def toy_envs(case: Case, n_envs: int = 1) -> DummyVecEnv:
     :param n_envs: number of environments
     :return: vectorized environment
     """
+    steps: Iterator[int] = iter(range(10**6))
+    masks = random_masks(case.action_space) if case.masks else None
 
     def make() -> gym.Env[Any, Any]:
-        return ToyEnv(copy.deepcopy(case.observation_space), copy.deepcopy(case.action_space))
+        env = ToyEnv(copy.deepcopy(case.observation_space), copy.deepcopy(case.action_space))
+        env.masks = None if masks is None else lambda: masks(next(steps))
+        return env
 
     return DummyVecEnv([make] * n_envs)
 
 
 def toy_model(
-    case: Case | str = "box", n_envs: int = 2, kind: type[Any] = TRPO, **kwargs: Any
+    case: Case | str = "box", n_envs: int = 2, kind: type[Any] | None = None, **kwargs: Any
 ) -> Any:
     """
     Make a small model.
 
     :param case: of the table, or its name
     :param n_envs: number of environments
-    :param kind: class of the model
+    :param kind: class of the model, if not the case's
     :param kwargs: of the model, over those of the case
     :return: the model, seeded, on the CPU
     """
-    case = CASES[case] if isinstance(case, str) else case
+    case = EVERY[case] if isinstance(case, str) else case
+    kind = kind or case.kind
     settings: dict[str, Any] = {
         "n_steps": 32,
         "batch_size": 32,
@@ -176,7 +259,7 @@ def critic_only(name: str) -> bool:
     :param name: of the parameter
     :return: whether it does
     """
-    return "value" in name or "vf_" in name
+    return "value" in name or "vf_" in name or "critic" in name
 
 
 def changed(before: State, after: State) -> set[str]:

@@ -1,13 +1,34 @@
 """
-The slow, obvious twin of whole-sequence evaluation: one state at a time, nothing padded.
+The slow, obvious twin of every evaluation: one state at a time, nothing padded or in a batch.
 
-It walks through the arrays of a rollout buffer as the rollout did and calls the policy's LSTM once
-per state.
+It walks through the arrays of a rollout buffer as the rollout did and calls the policy, with or
+without LSTM and masks, once per state.
 """
 
 from typing import Any
 
 import torch as th
+
+from tests import reference
+from tests.cases import move_off_the_start
+
+
+def collected(model: Any, float64: bool = True) -> Any:
+    """
+    Fill a model's buffer from the middle of episodes on, with weights off their start.
+
+    :param model: not trained yet
+    :param float64: whether its policy computes in float64 from then on
+    :return: the model
+    """
+    move_off_the_start(model.policy)
+    _, callback = model._setup_learn(1)
+    for _ in range(2):
+        model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    model.policy.set_training_mode(False)
+    if float64:
+        reference.run_in_float64(model.policy)
+    return model
 
 
 def states_of(model: Any) -> list[tuple[int, int]]:
@@ -38,18 +59,23 @@ def distributions(model: Any) -> list[list[Any]]:
     """
     buffer = model.rollout_buffer
     dtype = next(model.policy.parameters()).dtype
+    is_recurrent = hasattr(buffer, "hidden_states_pi")
     found = []
     memory: Any = None
     for step, env in states_of(model):
-        if step == 0:
+        if step == 0 and is_recurrent:
             arrays = buffer.hidden_states_pi, buffer.cell_states_pi
             memory = tuple(th.as_tensor(a[0, :, env : env + 1]).to(dtype) for a in arrays)
         start = th.as_tensor(buffer.episode_starts[step, env : env + 1])
         options = {}
         if hasattr(buffer, "action_masks"):
             options["action_masks"] = th.as_tensor(buffer.action_masks[step, env])[None]
-        arguments = _observation(model, step, env), memory, start
-        distribution, memory = model.policy.get_distribution(*arguments, **options)
+        observation = _observation(model, step, env)
+        if is_recurrent:
+            answer = model.policy.get_distribution(observation, memory, start, **options)
+            distribution, memory = answer
+        else:
+            distribution = model.policy.get_distribution(observation, **options)
         inner = getattr(distribution, "distributions", None) or distribution.distribution
         found.append(inner if isinstance(inner, list) else [inner])
     return found

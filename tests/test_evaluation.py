@@ -1,15 +1,18 @@
 """Evaluation with masks that keeps the states of an LSTM."""
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 from sb3_contrib.common.envs import InvalidActionEnvDiscrete
 from sb3_contrib.common.maskable import callbacks, evaluation
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trpo import MaskableRecurrentTRPO, MaskableTRPO
-from sb3_trpo.evaluation import MaskableEvalCallback, evaluate_policy
+from sb3_trpo.evaluation import MaskableEvalCallback, Masking, evaluate_policy
 from tests.environments import DISCRETE_ACTIONS
 from tests.test_maskable_recurrent import maskable_recurrent
 
@@ -69,6 +72,38 @@ def test_the_callback_evaluates_with_masks_and_saves_the_model(
     loaded = kind.load(tmp_path / "best_model", env)
     action, _ = loaded.predict(np.array(0), action_masks=np.eye(6, dtype=bool)[2])
     assert action == 2
+
+
+def test_what_is_written_to_a_masking_model_is_the_models() -> None:
+    env = DummyVecEnv([lambda: InvalidActionEnvDiscrete(dim=6, n_invalid_actions=5)])
+    model = MaskableTRPO("MlpPolicy", env, n_steps=32, batch_size=32)
+    masking: Any = Masking(model, env)
+    masking.target_kl = 0.123
+    masking.note = "new"
+    assert (model.target_kl, masking.target_kl) == (0.123, 0.123)
+    assert vars(model)["note"] == "new"
+    for same in (copy.copy(masking), copy.deepcopy(masking), pickle.loads(pickle.dumps(masking))):
+        assert same.target_kl == 0.123
+        assert same.predict(env.reset())[0].shape == (1,)
+
+
+class Halving(BaseCallback):
+    """Changes the model's settings, as schedules of one's own do."""
+
+    def _on_step(self) -> bool:
+        assert isinstance(self.model, MaskableTRPO)
+        self.model.n_critic_updates = 1
+        return True
+
+
+def test_callbacks_inside_the_callback_get_the_model_itself() -> None:
+    env = DummyVecEnv([lambda: InvalidActionEnvDiscrete(dim=6, n_invalid_actions=5)])
+    model = MaskableTRPO("MlpPolicy", env, n_steps=32, batch_size=32)
+    settings: dict[str, Any] = {"eval_freq": 16, "n_eval_episodes": 1, "warn": False, "verbose": 0}
+    inside: dict[str, Any] = {"callback_after_eval": Halving(), "callback_on_new_best": Halving()}
+    model.learn(32, callback=MaskableEvalCallback(env, **inside, **settings))
+    assert {callback.model for callback in inside.values()} == {model}
+    assert model.n_critic_updates == 1
 
 
 def test_contribs_callback_evaluates_a_feed_forward_model() -> None:

@@ -10,8 +10,9 @@ from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, MaskableTRPO
 from sb3_trpo.export import export_onnx
+from tests.cases import move_off_the_start
 from tests.environments import (
     BOX_ACTIONS,
     DICT,
@@ -22,6 +23,7 @@ from tests.environments import (
     SMALL,
     VECTOR,
     ToyEnv,
+    random_masks,
 )
 
 SQUASHED: dict[str, Any] = {"use_sde": True, "policy_kwargs": {**SMALL, "squash_output": True}}
@@ -82,6 +84,40 @@ def test_normalisation_is_part_of_the_exported_policy(case: str, tmp_path: Path)
     feed = batch if isinstance(batch, dict) else {"observation": batch}
     (normalized,) = session.run(None, feed)
     assert np.abs(normalized - model.predict(batch, deterministic=True)[0]).max() > 1e-4
+
+
+MASKED = [DISCRETE_ACTIONS, MULTI_DISCRETE_ACTIONS, MULTI_BINARY_ACTIONS]
+
+
+@pytest.mark.parametrize(
+    "actions", [DISCRETE_ACTIONS, *(pytest.param(a, marks=pytest.mark.slow) for a in MASKED[1:])]
+)
+@pytest.mark.parametrize(
+    ("policy", "observations"),
+    [("MlpPolicy", VECTOR), pytest.param("MultiInputPolicy", DICT, marks=pytest.mark.slow)],
+)
+def test_masks_are_an_input_of_an_exported_maskable_policy(
+    policy: str, observations: spaces.Space[Any], actions: spaces.Space[Any], tmp_path: Path
+) -> None:
+    env = ToyEnv(observations, actions)
+    model: Any = MaskableTRPO(policy, env, n_steps=32, batch_size=32, policy_kwargs=SMALL)
+    move_off_the_start(model.policy)
+    path = tmp_path / "policy.onnx"
+    assert export_onnx(model, path, sample(observations, 20)) == 0  # all of them allowed
+    masks = np.stack([random_masks(actions)(step) for step in range(20)])
+    batch = sample(observations, 20)
+    assert export_onnx(model, path, batch, action_masks=masks) == 0
+    tensors, _ = model.policy.obs_to_tensor(batch)
+    feed = tensors if isinstance(tensors, dict) else {"observation": tensors}
+    session = onnxruntime.InferenceSession(path)
+    observed = {name: value.numpy() for name, value in feed.items()}
+    free, bound = (
+        session.run(None, {**observed, "action_masks": allowed})[0]
+        for allowed in (np.ones_like(masks), masks)
+    )
+    assert (free != bound).any()
+    expected, _ = model.predict(batch, deterministic=True, action_masks=masks)
+    np.testing.assert_array_equal(bound.reshape(expected.shape), expected)
 
 
 def test_policy_is_the_same_after_its_export(tmp_path: Path) -> None:

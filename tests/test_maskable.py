@@ -37,8 +37,9 @@ from tests.environments import (
     Case,
     changed,
     collect,
-    copy_rollout,
     logged,
+    random_masks,
+    sizes_of,
     state_of,
     toy_model,
 )
@@ -49,12 +50,6 @@ ROUNDING = 1e-12
 
 def masked(case: Case, **kwargs: Any) -> Any:
     return toy_model(case, kind=MaskableTRPO, **kwargs)
-
-
-def logits_of(space: Any) -> int:
-    if isinstance(space, spaces.MultiDiscrete):
-        return int(space.nvec.sum())
-    return 2 * int(space.shape[0]) if isinstance(space, spaces.MultiBinary) else int(space.n)
 
 
 @pytest.mark.parametrize(
@@ -166,22 +161,6 @@ def collected(space: spaces.Space[Any], masks: Any, observations: Any = VECTOR) 
     return model
 
 
-def random_masks(space: spaces.Space[Any]) -> Any:
-    """Allow each value with probability 1/2, and the first value of every dimension."""
-    firsts = {
-        spaces.Discrete: [0],
-        spaces.MultiDiscrete: [0, 3],
-        spaces.MultiBinary: [0, 2, 4],
-    }[type(space)]
-
-    def masks(step: int) -> np.ndarray:
-        mask = np.random.default_rng(step).random(logits_of(space)) < 0.5
-        mask[firsts] = True
-        return mask
-
-    return masks
-
-
 SPACES = [DISCRETE_ACTIONS, MULTI_DISCRETE_ACTIONS, MULTI_BINARY_ACTIONS]
 OBSERVATIONS = [VECTOR, IMAGE, DICT]
 
@@ -192,7 +171,7 @@ def test_fisher_product_equals_the_hessian_of_the_kl_over_the_allowed_actions(
 ) -> None:
     model = collected(space, random_masks(space))
     actor, batch = actor_and_batch(model)
-    sizes = {spaces.MultiDiscrete: [3, 2], spaces.MultiBinary: [2, 2, 2]}.get(type(space), [4])
+    sizes = sizes_of(space)
     rows = read_rollout(model.rollout_buffer, model.device, th.float64).masks
     assert rows is not None
     assert not rows.all()
@@ -225,14 +204,14 @@ def test_an_update_respects_radius_and_masks(
 ) -> None:
     model = collected(space, random_masks(space), observations)
     buffer = model.rollout_buffer
-    masks = buffer.action_masks.copy().reshape(-1, logits_of(space))
+    masks = buffer.action_masks.copy().reshape(-1, sum(sizes_of(space)))
     before = state_of(model)
     model.train()
     assert logged(model)["train/is_line_search_success"] == 1.0
     assert 0 < logged(model)["train/kl_divergence_loss"] <= model.target_kl
     assert changed(before, state_of(model))
     actions = buffer.actions.reshape(len(masks), -1).astype(int)
-    sizes = {spaces.MultiDiscrete: [3, 2], spaces.MultiBinary: [2, 2, 2]}.get(type(space), [4])
+    sizes = sizes_of(space)
     columns = actions + np.cumsum([0, *sizes[:-1]])
     assert np.take_along_axis(masks, columns, axis=1).all()
 
@@ -339,16 +318,6 @@ def test_predict_takes_masks_for_one_and_for_several_environments() -> None:
         assert state is None
 
 
-def test_saved_and_loaded_it_goes_on_as_before(tmp_path: Any) -> None:
-    env = InvalidActionEnvDiscrete(dim=6, n_invalid_actions=3)
-    model = MaskableTRPO("MlpPolicy", env, n_steps=32, batch_size=32, seed=0).learn(32)
-    model.save(tmp_path / "model")
-    loaded = MaskableTRPO.load(tmp_path / "model", env)
-    assert not changed(state_of(model), state_of(loaded))
-    loaded.learn(64, reset_num_timesteps=False)
-    assert logged(loaded)["train/n_updates"] == 3
-
-
 @pytest.mark.slow
 def test_masks_come_from_environments_in_processes_of_their_own() -> None:
     env = SubprocVecEnv([lambda: InvalidActionEnvDiscrete(dim=6, n_invalid_actions=3)] * 2)
@@ -375,17 +344,6 @@ def test_a_callbacks_own_calls_of_the_policy_do_not_touch_the_rollouts_masks() -
         model.learn(8, callback=act)
         seen.append(model.rollout_buffer.action_masks)
     assert np.array_equal(kept[0], expected[0])
-
-
-def test_the_same_rollout_gives_the_same_update_twice() -> None:
-    model = collected(DISCRETE_ACTIONS, random_masks(DISCRETE_ACTIONS))
-    twin = masked(Case("MlpPolicy", VECTOR, DISCRETE_ACTIONS, {}))
-    reference.run_in_float64(twin.policy)
-    copy_rollout(model, twin)
-    for m in (model, twin):
-        np.random.seed(1)
-        m.train()
-    assert not changed(state_of(model), state_of(twin))
 
 
 class CallsThePolicy(BaseCallback):

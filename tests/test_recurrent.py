@@ -18,18 +18,15 @@ from torch import nn
 
 from sb3_trpo import TRPO, RecurrentTRPO
 from sb3_trpo.batch import SequenceBatch
-from sb3_trpo.fisher import FisherProduct
 from sb3_trpo.sequences import Sequences
-from sb3_trpo.surrogate import improvement_and_kl, surrogate_at
+from sb3_trpo.surrogate import surrogate_at
 from tests import reference, stepped
 from tests.cases import TinyCnn, actor_and_batch, move_off_the_start, rollout_of
 from tests.environments import (
-    BOX_ACTIONS,
-    DICT,
     DISCRETE_ACTIONS,
+    EVERY,
     IMAGE,
-    MULTI_BINARY_ACTIONS,
-    MULTI_DISCRETE_ACTIONS,
+    SMALL_LSTM,
     VECTOR,
     Case,
     all_finite,
@@ -41,7 +38,6 @@ from tests.environments import (
     toy_model,
 )
 
-SMALL = {"net_arch": [3], "lstm_hidden_size": 3}
 CRITICS: dict[str, dict[str, Any]] = {
     "separate": {},
     "shared": {"shared_lstm": True, "enable_critic_lstm": False},
@@ -49,12 +45,8 @@ CRITICS: dict[str, dict[str, Any]] = {
 }
 SMALL_IMAGE = spaces.Box(0, 255, (1, 8, 8), np.uint8)
 CASES = {
-    "box": Case("MlpLstmPolicy", VECTOR, BOX_ACTIONS, {}),
-    "discrete": Case("MlpLstmPolicy", VECTOR, DISCRETE_ACTIONS, {}),
-    "multi_discrete": Case("MlpLstmPolicy", VECTOR, MULTI_DISCRETE_ACTIONS, {}),
-    "multi_binary": Case("MlpLstmPolicy", VECTOR, MULTI_BINARY_ACTIONS, {}),
-    "gsde": Case("MlpLstmPolicy", VECTOR, BOX_ACTIONS, {"use_sde": True}),
-    "dict": Case("MultiInputLstmPolicy", DICT, BOX_ACTIONS, {}),
+    name: EVERY[f"lstm_{name}"]
+    for name in ("box", "discrete", "multi_discrete", "multi_binary", "gsde", "dict")
 }
 
 # Sums over some twenty states through an LSTM, in float64.
@@ -63,7 +55,7 @@ ROUNDING = 1e-10
 
 def recurrent(case: str | Case, options: dict[str, Any] | None = None, **kwargs: Any) -> Any:
     settings = {"n_steps": 12, "batch_size": 8, **kwargs}
-    policy_kwargs = {**SMALL, **(options or {})}
+    policy_kwargs = {**SMALL_LSTM, **(options or {})}
     chosen = CASES[case] if isinstance(case, str) else case
     return toy_model(chosen, kind=RecurrentTRPO, policy_kwargs=policy_kwargs, **settings)
 
@@ -71,16 +63,7 @@ def recurrent(case: str | Case, options: dict[str, Any] | None = None, **kwargs:
 def collected(
     case: str | Case, options: dict[str, Any] | None = None, float64: bool = True, **kwargs: Any
 ) -> Any:
-    """Fill a buffer that starts in the middle of episodes, with weights off their start."""
-    model = recurrent(case, options, **kwargs)
-    move_off_the_start(model.policy)
-    _, callback = model._setup_learn(1)
-    for _ in range(2):
-        model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-    model.policy.set_training_mode(False)
-    if float64:
-        reference.run_in_float64(model.policy)
-    return model
+    return stepped.collected(recurrent(case, options, **kwargs), float64)
 
 
 def sequences_by_hand(model: Any) -> list[list[int]]:
@@ -121,55 +104,14 @@ def test_whole_padded_sequences_are_evaluated_as_the_states_one_by_one(case: str
         th.testing.assert_close(output[where], expected, rtol=ROUNDING, atol=ROUNDING)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_surrogate_gradient_and_kl_equal_the_stepped_twins(case: str) -> None:
-    model = collected(case)
-    actor, batch = actor_and_batch(model)
-    surrogate = surrogate_at(actor, batch.chunks(9))
-    value = stepped.surrogate(model)
-    expected = reference.dense_gradient(value, actor.parameters)
-    assert surrogate.value == pytest.approx(reference.number(value), abs=1e-9)
-    th.testing.assert_close(surrogate.gradient, expected, rtol=1e-7, atol=1e-9)
-    with th.no_grad():
-        old = stepped.distributions(model)
-        reference.add_to(actor.parameters, 0.05 * th.randn_like(expected))
-        improvement, kl = improvement_and_kl(actor, surrogate.old)
-        assert kl == pytest.approx(float(stepped.mean_kl(model, old)), rel=1e-8)
-        gain = float(stepped.surrogate(model)) - reference.number(value)
-    assert improvement == pytest.approx(gain, rel=1e-6, abs=1e-9)
-
-
-@pytest.mark.parametrize(("case", "layers"), [("box", 2), ("discrete", 1), ("gsde", 1)])
-def test_fisher_product_equals_the_dense_hessian_through_the_lstm(case: str, layers: int) -> None:
-    options = {"n_lstm_layers": layers, "lstm_hidden_size": 2, "net_arch": []}
-    model = collected(case, options, n_steps=6, batch_size=12)
-    actor, batch = actor_and_batch(model)
-    with th.no_grad():
-        old = stepped.distributions(model)
-    expected = reference.dense_hessian(stepped.mean_kl(model, old), actor.parameters)
-    fisher = FisherProduct(actor, (batch,))
-    found = th.stack([fisher(unit) for unit in th.eye(len(expected), dtype=th.float64)], dim=1)
-    names = {name for name, p in model.policy.named_parameters() if p in set(actor.parameters)}
-    assert {"lstm_actor.weight_hh_l0", f"lstm_actor.weight_ih_l{layers - 1}"} <= names
-    assert expected.abs().max() > 1e-4
-    th.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
-
-
 @pytest.mark.parametrize("size", [1, 10, 30])
 @pytest.mark.parametrize("case", ["box", "discrete", "dict"])
-def test_chunks_are_whole_sequences_and_give_the_same_numbers(case: str, size: int) -> None:
-    model = collected(case)
-    actor, batch = actor_and_batch(model)
+def test_chunks_are_whole_sequences(case: str, size: int) -> None:
+    _, batch = actor_and_batch(collected(case))
     chunks = batch.chunks(size)
     rows = [row for chunk in chunks for row in chunk.sequences.rows[:, 0].tolist()]  # type: ignore[attr-defined]
     assert rows == batch.sequences.rows[:, 0].tolist()  # type: ignore[attr-defined]
     assert sum(chunk.weight_sum for chunk in chunks) == batch.weight_sum == 24
-    whole, cut = surrogate_at(actor, (batch,), 0.1), surrogate_at(actor, chunks, 0.1)
-    assert cut.value == pytest.approx(whole.value, rel=ROUNDING)
-    th.testing.assert_close(cut.gradient, whole.gradient, rtol=ROUNDING, atol=ROUNDING)
-    vector = th.randn_like(whole.gradient)
-    products = [FisherProduct(actor, c, 0.1)(vector) for c in ((batch,), chunks)]
-    th.testing.assert_close(products[1], products[0], rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_padding_has_no_influence() -> None:
@@ -308,17 +250,6 @@ def test_updates_stay_in_the_trust_region_and_move_actor_and_critic(case: str, c
 
 
 @pytest.mark.parametrize("critic", CRITICS)
-def test_the_critics_fit_never_moves_the_actor(critic: str) -> None:
-    model = recurrent("box", CRITICS[critic], target_kl=0.0, learning_rate=0.1)
-    collect(model)
-    before = state_of(model)
-    model.train()
-    moved = changed(before, state_of(model))
-    assert moved
-    assert not {n for n in moved if not ("value" in n or "critic" in n)}
-
-
-@pytest.mark.parametrize("critic", CRITICS)
 def test_the_critic_is_fitted_to_the_returns_of_whole_sequences(critic: str) -> None:
     model = collected("discrete", CRITICS[critic], n_critic_updates=1, target_kl=0.0)
     model.batch_size = 10**6  # one minibatch: its loss is that of all states
@@ -338,21 +269,6 @@ def test_the_critic_is_fitted_to_the_returns_of_whole_sequences(critic: str) -> 
             errors.append(float(values[-1]) - buffer.returns[step, env])
     model.train()
     assert logged(model)["train/value_loss"] == pytest.approx(np.mean(np.square(errors)), rel=1e-6)
-
-
-def test_rejected_step_leaves_the_actor_bitwise_unchanged() -> None:
-    model = collected("box", float64=False, target_kl=5.0, line_search_accept_ratio=0.999)
-    model.line_search_max_iter = 2
-    before = state_of(model)
-    model.train()
-    assert logged(model)["train/actor_update"] == "line_search_failed"
-    moved = changed(before, state_of(model))
-    assert not {n for n in moved if not ("value" in n or "critic" in n)}
-
-
-def test_same_seed_gives_bitwise_the_same_parameters() -> None:
-    states = [state_of(recurrent("gsde", seed=5).learn(48)) for _ in range(2)]
-    assert not changed(*states)
 
 
 @pytest.mark.parametrize("factor", [2, 7, 10**3])
@@ -388,7 +304,7 @@ def test_images_train() -> None:
 
 def test_normalised_observations_train() -> None:
     env = VecNormalize(DummyVecEnv([lambda: IdentityBox()] * 2))
-    model = RecurrentTRPO("MlpLstmPolicy", env, n_steps=16, batch_size=16, policy_kwargs=SMALL)
+    model = RecurrentTRPO("MlpLstmPolicy", env, n_steps=16, batch_size=16, policy_kwargs=SMALL_LSTM)
     model.learn(64)
     assert all_finite(model)
 
@@ -504,7 +420,7 @@ RECALL: dict[str, Any] = {
     "n_steps": 42,
     "batch_size": 336,
     "gamma": 1.0,
-    "gae_lambda": 1.0,
+    "gae_lambda": 0.9,
     "target_kl": 0.1,
     "cg_damping": 1e-3,
     "n_critic_updates": 4,
@@ -512,16 +428,36 @@ RECALL: dict[str, Any] = {
     "device": "cpu",
 }
 RECALL_STEPS = 30 * 42 * 32
+RECALL_LSTM = {"lstm_hidden_size": 16, "net_arch": []}
+
+
+def open_forget_gates(policy: Any) -> None:
+    """
+    Let an LSTM remember from the start.
+
+    A gate that starts half open has forgotten a cue after twenty steps, 0.5^20, and most seeds get
+    no gradient to learn from. With a bias of 3 half of it is left.
+    """
+    size = policy.lstm_actor.hidden_size
+    with th.no_grad():
+        for lstm in (policy.lstm_actor, policy.lstm_critic):
+            lstm.bias_ih_l0[size : 2 * size] += 3.0
 
 
 @pytest.mark.slow
-def test_a_cue_is_remembered_for_twenty_steps_by_the_lstm_only() -> None:
+@pytest.mark.parametrize("seed", range(5))
+def test_a_cue_is_remembered_for_twenty_steps(seed: int) -> None:
     env = DummyVecEnv([Recall] * 32)
-    options = {"lstm_hidden_size": 16, "net_arch": []}
-    model = RecurrentTRPO("MlpLstmPolicy", env, policy_kwargs=options, seed=1, **RECALL)
+    model = RecurrentTRPO("MlpLstmPolicy", env, policy_kwargs=RECALL_LSTM, seed=seed, **RECALL)
+    open_forget_gates(model.policy)
     model.learn(RECALL_STEPS)
     success, _ = evaluate_policy(model, env, 100, warn=False)
     assert float(success) >= 0.95  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_cue_is_not_remembered_without_an_lstm() -> None:
+    env = DummyVecEnv([Recall] * 32)
     plain = TRPO("MlpPolicy", env, seed=1, **RECALL).learn(RECALL_STEPS)
     chance, _ = evaluate_policy(plain, env, 200, warn=False)
     assert 0.35 <= float(chance) <= 0.65  # type: ignore[arg-type]

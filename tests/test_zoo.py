@@ -354,6 +354,71 @@ def test_whole_life_of_a_model(
     assert "Largest difference to predict" in capsys.readouterr().out
 
 
+MASKED_ENV = """
+import gymnasium as gym
+import numpy as np
+
+class Masked(gym.Env):
+    \"""Two of five actions are allowed, and worth nothing and 1; others end it all.\"""
+    observation_space, action_space = gym.spaces.Box(0, 1, (5,)), gym.spaces.Discrete(5)
+
+    def _observe(self):
+        self.allowed = self.np_random.choice(5, 2, replace=False)
+        return np.eye(5, dtype=np.float32)[self.allowed[0]]
+
+    def action_masks(self):
+        return np.isin(np.arange(5), self.allowed)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observe(), {}
+
+    def step(self, action):
+        assert action in self.allowed, f"{action} is not in {self.allowed}"
+        self.steps += 1
+        reward = float(action == self.allowed[0])
+        return self._observe(), reward, False, self.steps == 20, {}
+
+gym.register("Masked-v0", entry_point=Masked)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["trpo_mask", "trpo_mask_lstm"])
+def test_whole_life_of_a_masked_model(algo: str, tmp_path: Path) -> None:
+    (tmp_path / "masked_env.py").write_text(MASKED_ENV)
+    chosen = ["--algo", algo, "--env", "Masked-v0", "--gym-packages", "masked_env"]
+
+    def run(command: str, *words: str) -> str:
+        done = run_command(tmp_path, command, *chosen, *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    # Its assertion ends a command that takes a forbidden action.
+    short = ["-n", "2048", "--eval-freq", "1024", "--seed", "0"]
+    out = run("train", *short)
+    assert "Final evaluation: mean return" in out
+    runs = tmp_path / "logs" / algo
+    assert (runs / "Masked-v0_1" / "trust_region.png").stat().st_size > 100
+
+    out = run("enjoy", "--no-render", "-n", "100", "--stochastic")
+    assert "Mean reward:" in out
+
+    out = run("continue", *short)
+    assert "Loading pretrained agent" in out
+    assert (runs / "Masked-v0_2" / "Masked-v0.zip").is_file()
+
+    out = run("optimize", "--n-timesteps", "1024", "--n-trials", "2", "--jobs", "1", "--seed", "0")
+    assert "Best of 2 trials" in out
+
+    done = run_command(tmp_path, "export", *chosen)
+    if algo == "trpo_mask":
+        assert "Largest difference to predict" in done.stdout, done.stderr
+    else:
+        assert "A recurrent policy cannot be exported" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "config",

@@ -276,36 +276,47 @@ def masked_env() -> Any:
     return InvalidActionEnvDiscrete(dim=30, n_invalid_actions=29, ep_length=20)
 
 
-def test_masks_are_passed_in_evaluations_and_in_play(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["ppo_mask", "trpo_mask", "trpo_mask_lstm"])
+def test_masks_are_passed_in_evaluations_and_in_play(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import rl_zoo3.exp_manager
     from rl_zoo3 import ALGOS
     from sb3_contrib import MaskablePPO
-    from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
     from stable_baselines3.common.monitor import Monitor
 
+    import sb3_trpo.zoo.register  # noqa: F401 (imported for its effect)
+    from sb3_trpo.evaluation import MaskableEvalCallback
     from sb3_trpo.zoo.masks import evaluate_policy, masks_in_evaluations, masks_in_play
 
     monkeypatch.setitem(ALGOS, "ppo_mask", MaskablePPO)
+    algorithm: Any = ALGOS[kind]
     env = DummyVecEnv([lambda: Monitor(masked_env())])
-    model = MaskablePPO("MlpPolicy", env, n_steps=32, batch_size=32)
+    policy = "MlpLstmPolicy" if kind.endswith("lstm") else "MlpPolicy"
+    model = algorithm(policy, env, n_steps=32, batch_size=32)
     assert evaluate_policy(model, env, 3, True).tolist() == [20, 20, 20]
 
-    with masks_in_evaluations("ppo_mask"):
+    with masks_in_evaluations(kind):
         assert issubclass(vars(rl_zoo3.exp_manager)["EvalCallback"], MaskableEvalCallback)
+        assert issubclass(vars(rl_zoo3.exp_manager)["TrialEvalCallback"], MaskableEvalCallback)
     with masks_in_evaluations("trpo"):
         assert vars(rl_zoo3.exp_manager)["EvalCallback"] is not MaskableEvalCallback
 
-    script = SimpleNamespace(create_test_env=lambda: env)
-    with masks_in_play(script, "ppo_mask"):
+    model.save(tmp_path / "model")
+    script = SimpleNamespace(create_test_env=lambda: env, ALGOS=ALGOS)
+    with masks_in_play(script, kind):
         playground = script.create_test_env()
-        loaded: Any = ALGOS["ppo_mask"]
-        player = loaded("MlpPolicy", env, n_steps=32, batch_size=32)
-        observation = playground.reset()
+        player: Any = script.ALGOS[kind].load(tmp_path / "model", device="cpu")
+        observation, state, start = playground.reset(), None, np.ones(1, dtype=bool)
         for _ in range(5):
-            action, _ = player.predict(observation, deterministic=True)
-            observation, reward, _, _ = playground.step(action)
+            action, state = player.predict(
+                observation, state=state, episode_start=start, deterministic=True
+            )
+            observation, reward, start, _ = playground.step(action)
             assert reward == 1
-    assert ALGOS["ppo_mask"] is MaskablePPO
+    assert (state is None) == (policy == "MlpPolicy")
+    assert script.ALGOS is ALGOS
+    assert ALGOS[kind] is algorithm
 
 
 @pytest.mark.parametrize("given", [{}, {"kl_reduction": "sum"}])

@@ -4,12 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from rl_zoo3 import ALGOS, create_test_env, get_saved_hyperparams
+from sb3_contrib.common.maskable.utils import get_action_masks
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_trpo.export import Observations, export_onnx
 from sb3_trpo.zoo.choice import add_choice, find_model, settings_folder
 from sb3_trpo.zoo.errors import UsageError
+from sb3_trpo.zoo.masks import takes_masks
 from sb3_trpo.zoo.script import Parser
 
 CHECKED_STEPS = 200
@@ -37,10 +41,10 @@ def export(words: list[str]) -> None:
     output = choice.output or path.with_suffix(".onnx")
     model = ALGOS[choice.algo].load(path, device="cpu")
     env = make_env(choice.env, settings_folder(path, choice.env))
-    observations = play(env)
+    observations, masks = play(model, env)
     env.close()
     try:
-        difference = export_onnx(model, output, observations, unwrap_vec_normalize(env))
+        difference = export_onnx(model, output, observations, unwrap_vec_normalize(env), masks)
     except ValueError as error:
         raise UsageError(str(error)) from error
     print(f"Largest difference to predict over {CHECKED_STEPS} observations: {difference:.1g}")
@@ -71,22 +75,30 @@ def make_env(name: str, settings: Path) -> VecEnv:
     )
 
 
-def play(env: VecEnv) -> Observations:
-    """Collect observations with random actions.
+def play(model: Any, env: VecEnv) -> tuple[Observations, npt.NDArray[np.bool_] | None]:
+    """Collect observations.
 
+    :param model: chooses the actions at random
     :param env: one environment
-    :return: observations as the environment returns them, before normalisation
+    :return: observations as the environment returns them, before normalisation; masks, if the model
+        takes any
     """
     normalization = unwrap_vec_normalize(env)
     seen: list[Any] = []
+    masks: list[npt.NDArray[np.bool_]] = []
     observation = env.reset()
-    env.action_space.seed(0)
+    set_random_seed(0)
     for _ in range(CHECKED_STEPS):
         seen.append(raw(observation, normalization))
-        observation = env.step(np.array([env.action_space.sample()]))[0]
+        options = {}
+        if takes_masks(type(model)):
+            masks.append(get_action_masks(env))
+            options["action_masks"] = masks[-1]
+        observation = env.step(model.predict(observation, **options)[0])[0]
+    together = np.concatenate(masks) if masks else None
     if isinstance(seen[0], dict):
-        return {key: np.concatenate([each[key] for each in seen]) for key in seen[0]}
-    return np.concatenate(seen)
+        return {key: np.concatenate([each[key] for each in seen]) for key in seen[0]}, together
+    return np.concatenate(seen), together
 
 
 def raw(observation: Any, normalization: VecNormalize | None) -> Any:

@@ -3,20 +3,19 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import rl_zoo3.exp_manager
 from rl_zoo3 import ALGOS
 from rl_zoo3.callbacks import TrialEvalCallback
-from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
-from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_masked_policy
-from sb3_contrib.common.maskable.utils import get_action_masks
+from stable_baselines3.common import evaluation
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.evaluation import evaluate_policy as evaluate_plain_policy
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo.evaluation import MaskableEvalCallback, Masking
 from sb3_trpo.zoo.script import replaced
 
 
@@ -33,6 +32,16 @@ def takes_masks(algorithm: type[BaseAlgorithm]) -> bool:
     return "action_masks" in inspect.signature(algorithm.predict).parameters
 
 
+def player_of(model: BaseAlgorithm, env: VecEnv) -> Any:
+    """Let a model ask for the masks that it needs.
+
+    :param model: a trained model
+    :param env: where it acts
+    :return: what predicts as the model does, and needs no masks
+    """
+    return Masking(model, env) if takes_masks(type(model)) else model
+
+
 def evaluate_policy(
     model: BaseAlgorithm, env: VecEnv, episodes: int, deterministic: bool
 ) -> npt.NDArray[np.float64]:
@@ -44,9 +53,8 @@ def evaluate_policy(
     :param deterministic: whether to take the most likely action
     :return: returns of the episodes
     """
-    evaluate = evaluate_masked_policy if takes_masks(type(model)) else evaluate_plain_policy
-    returns, _ = evaluate(
-        cast(Any, model), env, episodes, deterministic, return_episode_rewards=True
+    returns, _ = evaluation.evaluate_policy(
+        player_of(model, env), env, episodes, deterministic, return_episode_rewards=True
     )
     return np.array(returns)
 
@@ -72,27 +80,25 @@ def masks_in_play(module: Any, algo: str) -> Iterator[None]:
     The script makes an environment and loads a model, and then only calls ``predict`` with the
     observation. The model that it loads here asks that environment for the masks.
 
-    :param module: where the script finds ``create_test_env``
+    :param module: where the script finds ``create_test_env`` and ``ALGOS``
     :param algo: the algorithm's key in ``rl_zoo3.ALGOS``
     """
     if not takes_masks(ALGOS[algo]):
         yield
         return
-    algorithm: Any = ALGOS[algo]
-    create_test_env = module.create_test_env
+    algorithm, create_test_env = ALGOS[algo], module.create_test_env
     made: list[VecEnv] = []
 
     def create_and_remember(*arguments: Any, **options: Any) -> VecEnv:
         made.append(create_test_env(*arguments, **options))
         return made[-1]
 
-    class Player(algorithm):  # type: ignore[misc]
-        def predict(self, *arguments: Any, **options: Any) -> Any:
-            return super().predict(*arguments, **options, action_masks=get_action_masks(made[-1]))
+    def load(*arguments: Any, **options: Any) -> Any:
+        return player_of(algorithm.load(*arguments, **options), made[-1])
 
-    with replaced(module, "create_test_env", create_and_remember):
-        ALGOS[algo] = Player
-        try:
-            yield
-        finally:
-            ALGOS[algo] = algorithm
+    algorithms = {**ALGOS, algo: SimpleNamespace(load=load)}
+    with (
+        replaced(module, "create_test_env", create_and_remember),
+        replaced(module, "ALGOS", algorithms),
+    ):
+        yield

@@ -11,7 +11,7 @@ from rl_zoo3 import ALGOS
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_trpo import TRPO, MaskableTRPO, RecurrentTRPO
+from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
 from sb3_trpo.zoo.search_space import convert, sample
 
 _TRUST_REGION = {"target_kl", "cg_damping"}
@@ -64,6 +64,7 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
     "trpo": ZooTRPO,
     "trpo_lstm": RecurrentTRPO,
     "trpo_mask": MaskableTRPO,
+    "trpo_mask_lstm": MaskableRecurrentTRPO,
 }
 
 ALGOS.update(ALGORITHMS)
