@@ -120,17 +120,18 @@ class Arm:
 
 
 GAUSS_NEWTON = {"fit_critic": fit_by_gauss_newton}
+ONE_MINIBATCH = {"n_critic_updates": 3, "batch_size": 2048}
+PAPER = {"target_kl": 0.01, "cg_damping": 0.1}
 ARMS: dict[str, Arm] = {
     "defaults": Arm(),
-    "contrib": Arm({"kl_reduction": "mean"}),
-    "target_kl_0.03": Arm({"target_kl": 0.03}),
-    "target_kl_0.05": Arm({"target_kl": 0.05}),
-    "target_kl_0.05_damping_0.5": Arm({"target_kl": 0.05, "cg_damping": 0.5}),
+    "paper": Arm(PAPER),  # 0.01 nats, however many action dimensions there are
+    "paper_target_kl_0.05": Arm(PAPER | {"target_kl": 0.05}),
+    "paper_fisher_5": Arm(PAPER | {"fisher_sub_sampling_factor": 5}),
+    "paper_realised_kl": Arm(PAPER, {"natural_step": step_of_radius}),
+    "paper_gauss_newton": Arm(PAPER | ONE_MINIBATCH, GAUSS_NEWTON),
     "fisher_5": Arm({"fisher_sub_sampling_factor": 5}),
     "realised_kl": Arm({}, {"natural_step": step_of_radius}),
-    "realised_kl_0.03": Arm({"target_kl": 0.03}, {"natural_step": step_of_radius}),
-    "gauss_newton": Arm({"n_critic_updates": 3, "batch_size": 2048}, GAUSS_NEWTON),
-    "gauss_newton_10": Arm({"n_critic_updates": 10, "batch_size": 2048}, GAUSS_NEWTON),
+    "gauss_newton": Arm(ONE_MINIBATCH, GAUSS_NEWTON),
 }
 
 
@@ -173,7 +174,7 @@ def keep(arm: str, env: str, result: dict[str, float]) -> None:
     known = json.loads(path.read_text())["runs"] if path.exists() else []
     others = [run for run in known if run["seed"] != result["seed"]]
     runs = sorted([*others, result], key=lambda run: run["seed"])
-    entry = {"arm": arm, "env": env, "options": ARMS[arm].options, "runs": runs}
+    entry = {"arm": arm, "env": env, "options": dict(ARMS[arm].options), "runs": runs}
     path.write_text(json.dumps(provenance() | entry, indent=2) + "\n")
     print(arm, env, result, flush=True)
 

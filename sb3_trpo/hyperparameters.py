@@ -41,7 +41,7 @@ def parse_schedule(name: str, value: float | str | Schedule) -> float | Schedule
     return value if callable(value) else float(value)
 
 
-def value_at(name: str, value: float | str | Schedule, progress: float) -> float:
+def value_at(name: str, value: float | str | Schedule | None, progress: float) -> float:
     """
     Read a hyperparameter that may be a schedule.
 
@@ -51,6 +51,8 @@ def value_at(name: str, value: float | str | Schedule, progress: float) -> float
     :return: the number that it stands for now, finite and at least 0
     :raises ValueError: if it is not
     """
+    if value is None:
+        raise ValueError(f"{name}=None stands for a default only when a model is made. Set it.")
     if isinstance(value, str):
         number = _linear_start(name, value) * progress
     else:
@@ -93,10 +95,9 @@ def _is_number(is_allowed: Callable[[float], bool]) -> Callable[[Any], bool]:
 
 
 def _is_number_or_schedule(value: Any) -> bool:
-    """Tell whether a value can be read at every update."""
-    return (
-        isinstance(value, str) or callable(value) or _is_number(lambda number: number >= 0)(value)
-    )
+    """Tell whether a value can be read at every update, or is not set."""
+    is_number = _is_number(lambda number: number >= 0)
+    return value is None or isinstance(value, str) or callable(value) or is_number(value)
 
 
 # Hyperparameter -> the allowed values in words, and as a test.
@@ -107,7 +108,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "gae_lambda": ("a number from 0 to 1", _is_number(lambda number: 0 <= number <= 1)),
     "cg_max_steps": ("an integer of at least 1", _is_integer(1)),
     "cg_damping": (
-        "a number of at least 0, a schedule, or a string like 'lin_0.1'",
+        "None, a number of at least 0, a schedule, or a string like 'lin_0.1'",
         _is_number_or_schedule,
     ),
     "cg_residual_tol": ("a number from 0 to below 1", _is_number(lambda number: 0 <= number < 1)),
@@ -122,7 +123,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "n_critic_updates": ("an integer of at least 0", _is_integer(0)),
     "target_kl": (
-        "a number of at least 0, a schedule, or a string like 'lin_0.02'",
+        "None, a number of at least 0, a schedule, or a string like 'lin_0.02'",
         _is_number_or_schedule,
     ),
     "sub_sampling_factor": ("an integer of at least 1", _is_integer(1)),

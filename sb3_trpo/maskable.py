@@ -32,6 +32,7 @@ class MaskableTRPO(TRPO):
     policy_aliases = MaskablePPO.policy_aliases
     buffer_classes: ClassVar[tuple[Any, Any]] = (MaskableRolloutBuffer, MaskableDictRolloutBuffer)
     supported_action_spaces = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    averaged_action_spaces = ()
     predict: Any = MaskablePPO.predict
 
     def learn(  # type: ignore[override] # the order is that of MaskablePPO

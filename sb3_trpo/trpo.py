@@ -1,5 +1,6 @@
 """Trust Region Policy Optimization as a Stable-Baselines3 algorithm."""
 
+import math
 import pathlib
 import warnings
 from collections.abc import Iterator
@@ -29,6 +30,10 @@ from sb3_trpo.trust_region import LineSearch, NaturalStep, backtrack, natural_st
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
+# sb3-contrib's, per dimension of Box and MultiBinary actions.
+DEFAULT_TARGET_KL = 0.01
+DEFAULT_CG_DAMPING = 0.1
+
 # So many updates in a row that leave the policy as it is are reported.
 _SKIPS_BEFORE_WARNING = 10
 
@@ -53,7 +58,7 @@ class TRPO(OnPolicyAlgorithm):
     :param gamma: discount factor, from 0 to 1
     :param cg_max_steps: largest number of conjugate gradient steps, at least 1
     :param cg_damping: λ ≥ 0, added to the Fisher matrix's diagonal; number, schedule or
-        ``"lin_0.1"``
+        ``"lin_0.1"``; ``None`` for 0.1 per dimension of Box and MultiBinary actions, 0.1 for others
     :param line_search_shrinking_factor: α, by which a rejected step is multiplied, between 0 and 1
     :param line_search_max_iter: largest number of candidates; 0 takes the full step untested
         (natural policy gradient)
@@ -68,7 +73,8 @@ class TRPO(OnPolicyAlgorithm):
     :param normalize_advantage: whether to shift and scale the advantages to mean 0 and standard
         deviation 1
     :param target_kl: δ ≥ 0, radius of the trust region in nats per state; number, schedule or
-        ``"lin_0.02"``; 0 leaves the actor alone
+        ``"lin_0.02"``; 0 leaves the actor alone; ``None`` for 0.01 per dimension of Box and
+        MultiBinary actions, 0.01 for others
     :param sub_sampling_factor: use every k-th state only for the whole actor update (the critic
         uses all)
     :param stats_window_size: episodes that the logged return, length and success rate are averaged
@@ -108,6 +114,9 @@ class TRPO(OnPolicyAlgorithm):
         *(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
     )
 
+    # Where sb3-contrib averages the KL divergence over action dimensions.
+    averaged_action_spaces: ClassVar[tuple[Any, ...]] = (spaces.Box, spaces.MultiBinary)
+
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -117,7 +126,7 @@ class TRPO(OnPolicyAlgorithm):
         batch_size: int = 128,
         gamma: float = 0.99,
         cg_max_steps: int = 15,
-        cg_damping: float | str | Schedule = 0.1,
+        cg_damping: float | str | Schedule | None = None,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 10,
         n_critic_updates: int = 10,
@@ -127,7 +136,7 @@ class TRPO(OnPolicyAlgorithm):
         rollout_buffer_class: type[RolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         normalize_advantage: bool = True,
-        target_kl: float | str | Schedule = 0.01,
+        target_kl: float | str | Schedule | None = None,
         sub_sampling_factor: int = 1,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -191,8 +200,7 @@ class TRPO(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         """Check all hyperparameters, then build buffer and policy."""
         self._check_hyperparameters()
-        self.target_kl = parse_schedule("target_kl", self.target_kl)
-        self.cg_damping = parse_schedule("cg_damping", self.cg_damping)
+        self._set_trust_region()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         # Maskable policies do not know gSDE.
@@ -202,6 +210,18 @@ class TRPO(OnPolicyAlgorithm):
         self.policy = policy.to(self.device)
         self._build_buffer()
         self._maybe_recommend_cpu()
+
+    def _set_trust_region(self) -> None:
+        """Parse radius and damping; one that is not set is what sb3-contrib's amounts to."""
+        is_averaged = isinstance(self.action_space, self.averaged_action_spaces)
+        is_summed = is_averaged and self.kl_reduction == "sum"
+        dimensions = math.prod(self.action_space.shape or ()) if is_summed else 1
+        defaults = {"target_kl": DEFAULT_TARGET_KL, "cg_damping": DEFAULT_CG_DAMPING}
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            setattr(
+                self, name, parse_schedule(name, default * dimensions if value is None else value)
+            )
 
     def _build_buffer(self, **options: Any) -> None:
         """Build the rollout buffer, whose class takes these options besides the usual ones."""

@@ -211,6 +211,8 @@ def toy_model(
         "n_steps": 32,
         "batch_size": 32,
         "n_critic_updates": 2,
+        "target_kl": 0.01,
+        "cg_damping": 0.1,
         "policy_kwargs": SMALL,
         "seed": 1,
         "device": "cpu",

@@ -17,7 +17,6 @@ NOT_SCHEDULES: list[Any] = [
     -0.1,
     math.nan,
     math.inf,
-    None,
     True,
     "0.02",
     "lin",
@@ -57,11 +56,11 @@ GOOD: dict[str, list[Any]] = {
     "gamma": [0, 0.0, 1, 1.0, np.float32(0.5)],
     "gae_lambda": [0, 0.0, 1, 1.0, np.float64(0.5)],
     "cg_max_steps": [1, np.int32(3)],
-    "cg_damping": [0, 0.0, 10, "lin_0.1", LinearSchedule(0.1, 0.0, 1.0), np.float32(0.1)],
+    "cg_damping": [None, 0, 0.0, 10, "lin_0.1", LinearSchedule(0.1, 0.0, 1.0), np.float32(0.1)],
     "line_search_shrinking_factor": [0.01, 0.99, np.float32(0.5)],
     "line_search_max_iter": [0, 1, np.int64(3)],
     "n_critic_updates": [0, 1, np.int64(3)],
-    "target_kl": [0, 0.0, 1, "lin_0.02", "lin_1e-3", lambda p: 0.01 * p, np.float32(0.01)],
+    "target_kl": [None, 0, 0.0, 1, "lin_0.02", "lin_1e-3", lambda p: 0.01 * p, np.float32(0.01)],
     "sub_sampling_factor": [1, 32, np.int64(2)],
     "kl_reduction": ["sum", "mean"],
     "ent_coef": [0, 0.0, 0.01, -0.01, np.float32(0.1)],
@@ -113,7 +112,8 @@ def test_good_value_passes_and_trains(name: str, value: Any) -> None:
     model = toy_model(**{"n_critic_updates": 1, **settings})
     collect(model)
     model.train()
-    assert getattr(model, name) == value or isinstance(value, str)
+    is_parsed = value is None or isinstance(value, str)
+    assert is_parsed or getattr(model, name) == value
 
 
 def test_the_message_has_the_value_and_the_range() -> None:
@@ -126,6 +126,14 @@ def test_a_value_injected_after_construction_is_checked_when_the_model_is_set_up
     model.target_kl = -1.0
     with pytest.raises(ValueError, match="target_kl"):
         model._setup_model()
+
+
+def test_a_default_that_was_taken_away_after_set_up_is_an_error() -> None:
+    model = toy_model()
+    collect(model)
+    model.target_kl = None
+    with pytest.raises(ValueError, match="target_kl=None"):
+        model.train()
 
 
 def test_a_string_becomes_sb3s_linear_schedule() -> None:
