@@ -10,16 +10,19 @@ process of its own.
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import statistics
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import gymnasium as gym
 import numpy as np
@@ -30,11 +33,15 @@ from machine import RESULTS, provenance
 from sb3_contrib.ppo_recurrent import MlpLstmPolicy
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import sb3_trpo
+from sb3_trpo.fisher import FisherProduct
+from sb3_trpo.linearization import PlainActor
+from sb3_trpo.mlp import Tape
 from sb3_trpo.rollout import acting_fast
 
 Algorithm = sb3_trpo.TRPO | sb3_contrib.TRPO
@@ -185,6 +192,7 @@ def _update(name: str, policy: str, env: Any, options: dict[str, Any], repeats: 
         "work": f"train(), {name}",
         "ratio": ratio(actions, repeats),
         "operations": {kind: count_operations(action) for kind, action in actions.items()},
+        "calls": {kind: count_calls(action) for kind, action in actions.items()},
     }
 
 
@@ -211,6 +219,49 @@ def count_operations(action: Callable[[], Any]) -> int:
     with cast(Any, _CountOperations)() as counter:
         action()
     return cast(int, counter.total)
+
+
+# What is called how often in an update: owner, and name of the function.
+COUNTED: dict[str, list[tuple[Any, str]]] = {
+    "fisher_products": [
+        (FisherProduct, "__call__"),
+        (sb3_contrib.TRPO, "hessian_vector_product"),
+    ],
+    "forward_passes": [
+        (Tape, "forward"),
+        (PlainActor, "evaluate"),
+        (ActorCriticPolicy, "get_distribution"),
+        (ActorCriticPolicy, "evaluate_actions"),
+        (ActorCriticPolicy, "predict_values"),
+    ],
+    "backward_passes": [(Tape, "cotangent"), (th.autograd, "_engine_run_backward")],
+}
+
+
+def count_calls(action: Callable[[], Any]) -> dict[str, int]:
+    """
+    Count Fisher products and passes through networks, which no noise can change.
+
+    :param action: what to run once
+    :return: how often each of ``COUNTED`` ran
+    """
+    counts: Counter[str] = Counter()
+
+    def counting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            counts[name] += 1
+            return function(*arguments, **options)
+
+        return call
+
+    with ExitStack() as stack:
+        for name, places in COUNTED.items():
+            for owner, attribute in places:
+                replacement = counting(name, getattr(owner, attribute))
+                stack.enter_context(mock.patch.object(owner, attribute, replacement))
+        action()
+    return {name: counts[name] for name in COUNTED}
 
 
 class _CountOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
