@@ -52,9 +52,7 @@ def main() -> None:
         print(json.dumps(record), flush=True)
 
 
-def attempt(
-    algo: str, env: str, seeds: Sequence[int], change: dict[str, Any]
-) -> dict[str, Any]:
+def attempt(algo: str, env: str, seeds: Sequence[int], change: dict[str, Any]) -> dict[str, Any]:
     """
     Train one setting on every seed.
 
