@@ -38,7 +38,7 @@ class Baseline(NamedTuple):
     """by environment: mean over seeds of the Zoo's last evaluation, 20 deterministic episodes"""
 
 
-# `python -m rl_zoo3.train --algo trpo --env ENV --seed SEED --eval-episodes 20`, and `ppo_lstm`, over
+# `python -m rl_zoo3.train --algo trpo --env ENV --seed SEED --eval-episodes 20`, or ppo_lstm, over
 # seeds 0 to 4 (PendulumNoVel-v1: 0 to 3).
 BASELINES = {
     "trpo": Baseline(

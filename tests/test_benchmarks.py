@@ -44,6 +44,8 @@ def test_result_of_another_algorithm_is_not_mixed_with(learning: Any) -> None:
 @pytest.mark.slow
 # When a model cannot be built, the Zoo leaves its environments' Monitor files open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+# tqdm says that its rich progress bar is new.
+@pytest.mark.filterwarnings("ignore:rich is experimental")
 def test_changed_hyperparameters_are_trained_with(learning: Any) -> None:
     from training import final_return
 
