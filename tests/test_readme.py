@@ -55,6 +55,15 @@ def test_every_learning_result_is_the_one_in_the_table(path: Path) -> None:
     assert row in README
 
 
+@pytest.mark.slow
+# tqdm says that its rich progress bar is new.
+@pytest.mark.filterwarnings("ignore:rich is experimental")
+@pytest.mark.parametrize("script", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
+def test_every_script_runs(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(re.sub(r"\d+_000", "1024", script), {})
+
+
 @pytest.mark.parametrize("target", re.findall(r"\]\(([\w./]+)\)", README))
 def test_every_file_that_is_linked_exists(target: str) -> None:
     assert (ROOT / target).exists()
