@@ -3,51 +3,57 @@ Returns that the shipped configuration reaches.
 
 For every environment and seed: train with ``sb3-trpo train`` and nothing but the defaults, take the
 final model (never the best checkpoint) and evaluate it on 100 deterministic episodes whose seeds
-the run has not seen.
+the run has not seen. Seeds that an environment's result already has are kept.
 
     python benchmarks/learning.py --env CartPole-v1 Acrobot-v1 --seeds 5 6 7 8 9 10 11 12 13 14
     python benchmarks/learning.py --algo trpo_lstm --env CartPoleNoVel-v1 --seeds 0 1 2 3 4
     python benchmarks/learning.py --table
+    python benchmarks/learning.py --table --algo trpo_lstm
 """
 
 import argparse
-import contextlib
-import io
 import json
 import multiprocessing
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple
 
 import numpy as np
-import rl_zoo3.import_envs  # noqa: F401 (registers the environments without velocities)
 from machine import RESULTS, provenance
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from training import ALGORITHMS, final_return
 
-from sb3_trpo import TRPO, RecurrentTRPO
-from sb3_trpo.zoo.commands import main as sb3_trpo
+from sb3_trpo.zoo.compare import ranges
 
-ALGORITHMS: dict[str, type[TRPO]] = {"trpo": TRPO, "trpo_lstm": RecurrentTRPO}
 EPISODES = 100
-EVALUATION_SEED = 1_000_000
-EVALUATION_ENVS = 10
 
-# What sb3-contrib reaches with the RL Zoo's values: the mean over seeds 0 to 4 of the Zoo's last
-# evaluation, 20 deterministic episodes (rl_zoo3 2.9.2, `python -m rl_zoo3.train --algo trpo`).
-CONTRIB = {
-    "CartPole-v1": 495.6,
-    "Acrobot-v1": -85.6,
-    "Pendulum-v1": -165.0,
-    "MountainCar-v0": -108.6,
-    "MountainCarContinuous-v0": 74.0,
-    "LunarLander-v3": 23.9,
-    "LunarLanderContinuous-v3": 223.3,
+
+class Baseline(NamedTuple):
+    """What sb3-contrib reaches with the RL Zoo's values (rl_zoo3 2.9.2)."""
+
+    algorithm: str
+    """class of sb3-contrib"""
+    means: dict[str, float]
+    """by environment: mean over seeds of the Zoo's last evaluation, 20 deterministic episodes"""
+
+
+# `python -m rl_zoo3.train --algo trpo --env ENV --seed SEED --eval-episodes 20`, or ppo_lstm, over
+# seeds 0 to 4 (PendulumNoVel-v1: 0 to 3).
+BASELINES = {
+    "trpo": Baseline(
+        "TRPO",
+        {
+            "CartPole-v1": 495.6,
+            "Acrobot-v1": -85.6,
+            "Pendulum-v1": -165.0,
+            "MountainCar-v0": -108.6,
+            "MountainCarContinuous-v0": 74.0,
+            "LunarLander-v3": 23.9,
+            "LunarLanderContinuous-v3": 223.3,
+        },
+    ),
+    "trpo_lstm": Baseline("RecurrentPPO", {"CartPoleNoVel-v1": 480.9, "PendulumNoVel-v1": -208.1}),
 }
 
 
@@ -63,7 +69,7 @@ def main() -> None:
     for env in arguments.env:
         measure(arguments.algo, env, arguments.seeds, arguments.jobs)
     if arguments.table:
-        print(table())
+        print(table(arguments.algo))
 
 
 def measure(algo: str, env: str, seeds: Sequence[int], jobs: int) -> None:
@@ -75,82 +81,82 @@ def measure(algo: str, env: str, seeds: Sequence[int], jobs: int) -> None:
     :param seeds: one run each
     :param jobs: runs at a time
     """
-    returns: dict[int, float] = {}
+    read_returns(algo, env)  # a result that cannot be added to is noticed before hours of training
+    score = partial(final_return, algo, env, episodes=EPISODES)
     # Forked, a process would inherit torch's thread pool in an unknown state.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        for seed, value in zip(seeds, pool.map(partial(score, algo, env), seeds), strict=True):
-            returns[seed] = value
-            mean = float(np.mean(list(returns.values())))
-            result = {
-                "algo": algo,
-                "env": env,
-                "episodes": EPISODES,
-                "returns": returns,
-                "mean": mean,
-            }
-            path = RESULTS / f"learning_{env}.json"
-            path.write_text(json.dumps(provenance() | result, indent=2) + "\n")
+        for seed, value in zip(seeds, pool.map(score, seeds), strict=True):
+            mean = add_return(algo, env, seed, value)
             print(f"{env}, seed {seed}: {value:.1f}, mean so far {mean:.1f}", flush=True)
 
 
-def score(algo: str, env: str, seed: int) -> float:
+def result_path(env: str) -> Path:
     """
-    Train one run and evaluate its final model.
+    Name the file of an environment's result.
+
+    :param env: name of the environment
+    :return: path, whether the file is there or not
+    """
+    return RESULTS / f"learning_{env}.json"
+
+
+def read_returns(algo: str, env: str) -> dict[int, float]:
+    """
+    Read the returns that there are.
+
+    :param algo: key of ``ALGORITHMS``
+    :param env: name of the environment
+    :return: by seed, in the order of the seeds; empty if nothing was measured
+    :raises ValueError: if they are another algorithm's
+    """
+    path = result_path(env)
+    if not path.exists():
+        return {}
+    result = json.loads(path.read_text())
+    measured = result.get("algo", "trpo")
+    if measured != algo:
+        raise ValueError(
+            f"{path} holds what {measured} has reached: move it away to measure {algo}"
+        )
+    return dict(sorted((int(seed), value) for seed, value in result["returns"].items()))
+
+
+def add_return(algo: str, env: str, seed: int, value: float) -> float:
+    """
+    Write the return of a run beside those of the seeds that were measured before.
 
     :param algo: key of ``ALGORITHMS``
     :param env: name of the environment
     :param seed: of the run
-    :return: mean return
+    :param value: its return
+    :return: mean return over all seeds
     """
-    with tempfile.TemporaryDirectory() as folder:
-        words = ["train", "--algo", algo, "--env", env, "--seed", str(seed), "-f", folder]
-        output = io.StringIO()
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            status = sb3_trpo([*words, "--num-threads", "1", "--eval-freq", "-1", "--verbose", "0"])
-        if status != 0:
-            raise RuntimeError(output.getvalue())
-        run = Path(folder) / algo / f"{env}_1"
-        model = ALGORITHMS[algo].load(run / f"{env}.zip", device="cpu")
-        return evaluate(model, env, run / env / "vecnormalize.pkl", seed)
+    returns = dict(sorted({**read_returns(algo, env), seed: value}.items()))
+    mean = float(np.mean(list(returns.values())))
+    result = {"algo": algo, "env": env, "episodes": EPISODES, "returns": returns, "mean": mean}
+    result_path(env).write_text(json.dumps(provenance() | result, indent=2) + "\n")
+    return mean
 
 
-def evaluate(
-    model: BaseAlgorithm, env: str, statistics: Path, seed: int, episodes: int = EPISODES
-) -> float:
-    """
-    Evaluate a model on episodes that no run has trained on.
-
-    :param model: the trained model
-    :param env: name of the environment
-    :param statistics: of the observations; the file is missing where they are not normalised
-    :param seed: of the run
-    :param episodes: how many
-    :return: mean return
-    """
-    vec_env: VecEnv = make_vec_env(env, EVALUATION_ENVS, seed=EVALUATION_SEED + 1000 * seed)
-    if statistics.exists():
-        vec_env = VecNormalize.load(str(statistics), vec_env)
-        vec_env.training = vec_env.norm_reward = False
-    mean, _ = evaluate_policy(model, vec_env, episodes)
-    vec_env.close()
-    return cast(float, mean)
-
-
-def table() -> str:
+def table(algo: str) -> str:
     """
     Write the results that there are as Markdown.
 
+    :param algo: key of ``BASELINES``
     :return: one row per environment
     """
-    rows = ["| environment | mean | lowest | seeds | `sb3_contrib.TRPO` |", "|---|---|---|---|---|"]
-    for env, baseline in CONTRIB.items():
-        path = RESULTS / f"learning_{env}.json"
-        if path.exists():
-            returns: dict[str, float] = json.loads(path.read_text())["returns"]
+    baseline = BASELINES[algo]
+    rows = [
+        f"| environment | mean | lowest | seeds | `sb3_contrib.{baseline.algorithm}` |",
+        "|---|---|---|---|---|",
+    ]
+    for env, contrib in baseline.means.items():
+        returns = read_returns(algo, env)
+        if returns:
             mean, lowest = np.mean(list(returns.values())), min(returns.values())
-            seeds = f"{min(map(int, returns))} to {max(map(int, returns))}"
-            rows.append(f"| {env} | {mean:.1f} | {lowest:.1f} | {seeds} | {baseline} |")
+            seeds = ", ".join(ranges(list(returns))).replace("-", " to ")
+            rows.append(f"| {env} | {mean:.1f} | {lowest:.1f} | {seeds} | {contrib} |")
     return "\n".join(rows)
 
 

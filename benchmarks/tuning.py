@@ -10,22 +10,15 @@ reports comes from seeds that had no part in it.
 """
 
 import argparse
-import contextlib
-import io
 import json
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from learning import ALGORITHMS, evaluate
 from machine import RESULTS
-from rl_zoo3.exp_manager import ExperimentManager
-from stable_baselines3.common.utils import set_random_seed
+from training import ALGORITHMS, final_return
 
-import sb3_trpo.zoo.register  # noqa: F401 (imported for its effect)
 from sb3_trpo.zoo.manager import packaged_config
 
 ACCOUNT = RESULTS / "tuning.jsonl"
@@ -64,45 +57,8 @@ def attempt(algo: str, env: str, seeds: Sequence[int], change: dict[str, Any]) -
     """
     with open(str(packaged_config(algo))) as file:
         shipped = yaml.safe_load(file)[env]
-    returns = {seed: round(quick_score(algo, env, seed, change), 1) for seed in seeds}
+    returns = {seed: round(final_return(algo, env, seed, EPISODES, change), 1) for seed in seeds}
     return {"env": env, "setting": shipped | change, "episodes": EPISODES, "returns": returns}
-
-
-def quick_score(algo: str, env: str, seed: int, change: dict[str, Any]) -> float:
-    """
-    Train one run without the command's evaluation and pictures, and evaluate its final model.
-
-    :param algo: key of ``ALGORITHMS``
-    :param env: name of the environment
-    :param seed: of the run
-    :param change: hyperparameters that replace the shipped ones
-    :return: mean return
-    """
-    set_random_seed(seed)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        contextlib.redirect_stdout(io.StringIO()),
-    ):
-        manager = ExperimentManager(
-            argparse.Namespace(),
-            algo,
-            env,
-            folder,
-            eval_freq=-1,
-            log_interval=-2,  # never
-            hyperparams=change,
-            seed=seed,
-            verbose=0,
-            device="cpu",
-            config=packaged_config(algo),
-        )
-        built = manager.setup_experiment()
-        assert built is not None  # it is None for a search of the Zoo's own only
-        model, _ = built
-        manager.learn(model)
-        manager.save_trained_model(model)
-        statistics = Path(manager.params_path) / "vecnormalize.pkl"
-        return evaluate(model, env, statistics, seed, EPISODES)
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:

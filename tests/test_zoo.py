@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -140,24 +141,35 @@ def test_help_of_train_shows_examples_and_the_zoos_options(
     [
         (["fly"], ["'fly'", "train"]),
         (["train", "--env", "CartPol-v1"], ["CartPol-v1", "CartPole-v1", "CartPole-v0"]),
-        (["train", "--conf-file", "no.yml"], ["no.yml"]),
+        (["train", "--conf-file", "no.yml"], ["No such file or directory: 'no.yml'"]),
         (["train", "--gym-packages", "no_such_package"], ["no_such_package"]),
         (["train", "--hyperparams", "policy:MlpPolicy"], ["quotes"]),
-        (["train", "--hyperparams", "cg_dampign:0.1"], ["cg_dampign", "--hyperparams"]),
+        (["train", "--hyperparams", "cg_dampign:0.1"], ["cg_dampign", "names are cg_damping;"]),
+        (["train", "--hyperparams", "normalise:True"], ["normalise", "names are normalize"]),
+        (["train", "--env-kwargs", "foo:1"], ["foo", "--env-kwargs"]),
+        (["train", "--hyperparams", "target_kl=1"], ["name:value", "target_kl:0.02"]),
+        (["train", "--hyperparams", "learning_rate:-1"], ["learning rate", "-1"]),
+        (["train", "-n", "0"], ["--n-timesteps", "at least 1", "0"]),
+        (["train", "--seeds", "0-1", "--jobs", "0"], ["--jobs", "at least 1", "0"]),
         (["train", "--hyperparams", "cg_damping:-1"], ["cg_damping", "-1"]),
         (["train", "--sed", "1"], ["--sed", "--seed", "--help"]),
         (["train", "--seeds", "a-b"], ["a-b", "0-4"]),
         (["train", "--seeds", "0-1", "--seed=3"], ["--seed", "--seeds"]),
         (["train", "--seeds", "0-1", "--eval-freq", "-1"], ["--eval-freq", "--seeds"]),
         (["continue"], ["logs/trpo", "sb3-trpo train --algo trpo --env CartPole-v1"]),
+        (["continue", "-i", "nowhere.zip"], ["no model 'nowhere.zip'"]),
         (["continue", "-i", "model.zip"], ["config.yml", "--conf-file"]),
         (["enjoy", "--env", "Pendulum-v1"], ["sb3-trpo train --algo trpo --env Pendulum-v1"]),
         (["enjoy", "--env", "Pendulm-v1"], ["Pendulm-v1", "Pendulum-v1"]),
+        (["enjoy", "--algo", "trop"], ["unknown algorithm 'trop'", "names are trpo"]),
         (["record-video"], ["logs/trpo", "sb3-trpo train"]),
         (["plot", "--env", "Pendulum-v1"], ["Pendulum-v1", "sb3-trpo train"]),
         (["compare", "somewhere"], ["somewhere", "evaluations.npz"]),
         (["compare"], ["RUN", "sb3-trpo compare --help"]),
+        (["plot", "--algo", "trop"], ["unknown algorithm 'trop'", "names are trpo"]),
         (["optimize", "--env", "Pendulm-v1"], ["Pendulm-v1", "Pendulum-v1"]),
+        (["optimize", "--algo", "trop"], ["unknown algorithm 'trop'", "names are trpo"]),
+        (["optimize", "--n-trials", "0"], ["--n-trials", "at least 1", "0"]),
         (["export", "--exp-id", "7"], ["CartPole-v1_7", "sb3-trpo train"]),
     ],
     ids=lambda value: " ".join(value),
@@ -172,6 +184,7 @@ def test_mistake_is_one_sentence_and_status_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.zip").touch()
     assert main(words) == 2
     message = capsys.readouterr().err
     assert message.startswith("sb3-trpo: error: ")
@@ -237,6 +250,23 @@ def test_message_is_one_line_and_never_empty() -> None:
     assert explain(ValueError("two\n  lines")).startswith("two lines")
     assert explain(AssertionError()).startswith("AssertionError")
     assert explain(KeyError("n_timesteps")).startswith("KeyError: 'n_timesteps'")
+
+
+def test_missing_package_of_an_environment_is_told_whenever_it_is_noticed() -> None:
+    """CartPole imports what draws it when it draws first: in the middle of a recording."""
+    namespace: dict[str, Any] = {"__name__": "gymnasium.envs"}
+    exec("import gymnasium as gym\n", namespace)
+    exec("def render():\n    raise gym.error.DependencyNotInstalled('pip install x')\n", namespace)
+    with pytest.raises(gym.error.DependencyNotInstalled) as caught:
+        namespace["render"]()
+    assert is_usage_error(caught.value)
+    with pytest.raises(gym.error.DependencyNotInstalled) as caught:
+        raise gym.error.DependencyNotInstalled("by an environment of the user's own")
+    assert not is_usage_error(caught.value)
+
+
+def test_missing_atari_games_are_told_with_the_line_that_installs_them() -> None:
+    assert "pip install 'gymnasium[atari]'" in unknown_environment("ALE/NoSuchGame-v5")
 
 
 def test_environment_without_neighbours_is_told_so() -> None:

@@ -100,6 +100,23 @@ def test_trust_region_is_drawn_where_no_step_was_tried(tmp_path: Path) -> None:
     assert draw_trust_region(tmp_path, "a title")
 
 
+def test_update_that_was_asked_for_no_step_is_not_drawn_as_a_failed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A linear schedule ends at a bound of 0, which a red cross would make look like a fault."""
+    from sb3_trpo.zoo import trust_region_figure
+
+    drawn: list[int] = []
+    monkeypatch.setattr(
+        trust_region_figure, "draw_backtracks", lambda axes, updates: drawn.append(len(updates))
+    )
+    train_with_progress(tmp_path, target_kl="lin_0.02")
+    updates = trust_region_figure.read_updates(tmp_path / "progress.csv")
+    assert updates["target_kl"].iloc[-1] == 0
+    assert trust_region_figure.draw_trust_region(tmp_path, "a title")
+    assert drawn == [len(updates) - 1]
+
+
 @pytest.mark.parametrize("text", [None, "", "time/total_timesteps,train/loss\n1,2\n"])
 def test_run_without_a_trust_region_has_no_such_picture(tmp_path: Path, text: str | None) -> None:
     from sb3_trpo.zoo.trust_region_figure import draw_trust_region
@@ -165,6 +182,34 @@ def test_seeds_of_one_experiment_are_one_group(tmp_path: Path) -> None:
     text = table(groups)
     assert "8.0" in text  # the mean of 3 and 13
     assert text.count("one run") == 3
+
+
+@pytest.mark.parametrize(
+    ("numbers", "texts"),
+    [([1], ["1"]), ([1, 2], ["1", "2"]), ([1, 2, 3, 7, 9, 10], ["1-3", "7", "9", "10"])],
+)
+def test_numbers_of_many_runs_are_written_as_ranges(numbers: list[int], texts: list[str]) -> None:
+    from sb3_trpo.zoo.compare import ranges
+
+    assert ranges(numbers) == texts
+
+
+def test_figure_of_the_training_says_how_many_episodes_a_point_is_the_mean_of(
+    tmp_path: Path,
+) -> None:
+    from matplotlib import pyplot as plt
+
+    from sb3_trpo.zoo.plot import save
+
+    axes = plt.figure().subplots()
+    axes.plot([0, 1], [0, 1], label="a run")
+    axes.set_title("Reward")
+    save(str(tmp_path / "training.png"), window=7)
+    title, legend = axes.get_title(), axes.get_legend()
+    assert legend is not None
+    assert legend.get_window_extent().x0 >= axes.get_window_extent().x1  # beside the curves
+    plt.close()
+    assert title == "Reward, mean of 7 episodes"
 
 
 @pytest.mark.usefixtures("few_resamplings")

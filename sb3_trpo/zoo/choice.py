@@ -9,10 +9,11 @@ from pathlib import Path
 import gymnasium as gym
 import rl_zoo3.import_envs  # noqa: F401 (registers environments)
 from huggingface_sb3 import EnvironmentName
+from rl_zoo3 import ALGOS
 from rl_zoo3.utils import get_model_path
 
 import sb3_trpo.zoo.register  # noqa: F401 (imported for its effect)
-from sb3_trpo.zoo.errors import UsageError, unknown_environment
+from sb3_trpo.zoo.errors import UsageError, nearest, unknown_environment
 from sb3_trpo.zoo.script import Parser
 
 LOGS = "logs"  # where `train` writes
@@ -55,15 +56,28 @@ def add_gym_packages(parser: Parser) -> None:
 
 
 def check_environment(choice: argparse.Namespace) -> None:
-    """Import the packages of the user's environments and look the environment up.
+    """Import the packages of the user's environments and look environment and algorithm up.
 
     :param choice: parsed options of :func:`add_environment`
-    :raises UsageError: if it is not registered
+    :raises UsageError: if one of them is not registered
     """
+    check_algorithm(choice.algo)
     for package in choice.gym_packages:
         importlib.import_module(package)
     if choice.env not in gym.envs.registry:
         raise UsageError(unknown_environment(choice.env))
+
+
+def check_algorithm(name: str) -> None:
+    """Look an algorithm up.
+
+    :param name: its key in ``rl_zoo3.ALGOS``
+    :raises UsageError: if there is none
+    """
+    if name not in ALGOS:
+        raise UsageError(
+            f"unknown algorithm '{name}': {nearest(name, ALGOS)}; all are {', '.join(ALGOS)}"
+        )
 
 
 def choose_model(prog: str, words: list[str]) -> argparse.Namespace:

@@ -63,8 +63,22 @@ def label(group: Group) -> str:
     :return: logs folder, algorithm, and numbers of the runs
     """
     folder = group[0].folder.resolve().parent
-    numbers = ", ".join(str(number) for number in sorted(run.number for run in group))
-    return f"{folder.parent.name}/{folder.name} {numbers}"
+    numbers = sorted(run.number for run in group)
+    return f"{folder.parent.name}/{folder.name} {', '.join(ranges(numbers))}"
+
+
+def ranges(numbers: list[int]) -> list[str]:
+    """Write numbers as a reader of many of them wants to see them.
+
+    :param numbers: in order
+    :return: ranges of three and more, like ``2-5``, and the numbers between these
+    """
+    starts = [i for i, number in enumerate(numbers) if i == 0 or numbers[i - 1] + 1 != number]
+    texts: list[str] = []
+    for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
+        part = [str(number) for number in numbers[start:end]]
+        texts += [f"{part[0]}-{part[-1]}"] if len(part) > 2 else part
+    return texts
 
 
 def table(groups: list[Group]) -> str:
@@ -73,7 +87,9 @@ def table(groups: list[Group]) -> str:
     :param groups: as :func:`group_runs` returns them
     :return: a table with a row per group
     """
-    return str(pd.DataFrame([row(group) for group in groups]).to_string(index=False))
+    rows = pd.DataFrame([row(group) for group in groups])
+    widths = {name: len(name) + 2 for name in rows}  # one space is also inside the names
+    return str(rows.to_string(index=False, col_space=widths))
 
 
 def row(group: Group) -> dict[str, str | int]:
@@ -112,7 +128,8 @@ def draw_comparison(groups: list[Group], path: Path) -> Path:
         axes.set_title(f"{environment}: mean return of each evaluation", fontsize="medium")
         axes.set_ylabel(RETURN_LABEL)
         label_steps(axes)
-        axes.legend(fontsize="small")
+        # Below the panel: on it, many runs leave no place for a legend.
+        axes.legend(fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     figure.savefig(path)
     return path
 
@@ -127,7 +144,7 @@ def draw_group(axes: Axes, group: Group) -> None:
     if len(group) == 1:
         axes.plot(whole.steps, whole.mean, label=f"{label(group)}, one run")
         return
-    name = f"{label(group)}, interquartile mean and {CONFIDENCE:.0%} confidence"
+    name = f"{label(group)}, interquartile mean, {CONFIDENCE:.0%} confidence, and each run (thin)"
     (line,) = axes.plot(whole.steps, whole.mean, label=name)
     color = line.get_color()
     axes.fill_between(whole.steps, whole.low, whole.high, color=color, alpha=0.2, lw=0)

@@ -1,13 +1,20 @@
 """Tell the user's mistakes from faults, and say them in one sentence."""
 
 import difflib
+import inspect
+import re
 import traceback
+from collections.abc import Callable, Iterable
 
 import gymnasium as gym
 
 # Where a wrong option, value, file or environment name is noticed.
-TOOLS = {"sb3_trpo", "rl_zoo3", "stable_baselines3", "sb3_contrib", "gymnasium", "optuna"}
-PLUMBING = {"argparse", "importlib", "runpy", "sqlalchemy", "yaml"}
+TOOLS = {"sb3_trpo", "rl_zoo3", "stable_baselines3", "sb3_contrib", "gymnasium", "optuna", "wandb"}
+PLUMBING = {"argparse", "importlib", "runpy", "sqlalchemy", "yaml", "torch", "matplotlib", "PIL"}
+
+# Keys of a configuration that the RL Zoo takes out before it builds the model.
+ZOO_KEYS = ("n_envs", "n_timesteps", "normalize", "frame_stack", "env_wrapper", "callback")
+UNEXPECTED = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 
 
 class UsageError(Exception):
@@ -26,9 +33,11 @@ def is_usage_error(error: Exception) -> bool:
     if isinstance(error, UsageError):
         return True
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    modules = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames}
+    modules = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
+    if isinstance(error, gym.error.DependencyNotInstalled):  # can be noticed at the first picture
+        return modules[-1] in TOOLS
     training = any(frame.f_code.co_name == "learn" for frame in frames)
-    return modules <= TOOLS | PLUMBING and not training
+    return set(modules) <= TOOLS | PLUMBING and not training
 
 
 def explain(error: Exception) -> str:
@@ -40,19 +49,32 @@ def explain(error: Exception) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, UsageError):
         return message
-    if "not found in gym registry" in message:
-        return unknown_environment(message.split()[0])
-    if "Could not parse SQLAlchemy URL" in message:
-        return f"{message}: --storage takes a file ending in .log or a URL like sqlite:///study.db"
-    if "No trials are completed yet" in message:
-        return "no trial came to its end: add trials, or see with --verbose 2 why they stop"
-    if isinstance(error, NameError):
-        return f"{message}: text needs quotes of its own, as in -params \"policy:'MlpPolicy'\""
-    if "unexpected keyword argument" in message:
-        return f"{message}: see --hyperparams, --env-kwargs and the configuration file"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror}: '{error.filename}'"
+    for kind, part, reword in REWORDED:
+        if isinstance(error, kind) and part in message:
+            return reword(message)
     if not message or not isinstance(error, (ValueError, AssertionError, gym.error.Error)):
         message = f"{type(error).__name__}: {message}"  # the message alone may say too little
     return f"{message} (--debug shows where)"
+
+
+def unexpected_argument(message: str) -> str:
+    """Word the error for a hyperparameter, or another keyword argument, that does not exist.
+
+    :param message: Python's
+    :return: one sentence, with the nearest names if it is a hyperparameter of ours
+    """
+    import sb3_trpo
+
+    where = "see --hyperparams, --env-kwargs and the configuration file"
+    found = UNEXPECTED.search(message)
+    algorithm = getattr(sb3_trpo, found.group(1), None) if found else None
+    if found is None or algorithm is None:
+        return f"{message}: {where}"
+    names = [*inspect.signature(algorithm).parameters, *ZOO_KEYS]
+    name = found.group(2)
+    return f"{found.group(1)} has no hyperparameter '{name}': {nearest(name, names)}; {where}"
 
 
 def unknown_environment(name: str) -> str:
@@ -61,6 +83,51 @@ def unknown_environment(name: str) -> str:
     :param name: the unknown environment's name
     :return: one sentence with the nearest registered names
     """
-    nearest = difflib.get_close_matches(name, gym.envs.registry)
-    found = f"the nearest names are {', '.join(nearest)}" if nearest else "no name is near it"
-    return f"unknown environment '{name}': {found}; --gym-packages imports a package of your own"
+    found = nearest(name, gym.envs.registry)
+    remedy = "--gym-packages imports a package of your own"
+    if name.startswith("ALE/") or "NoFrameskip" in name:
+        remedy = "Atari games need pip install 'gymnasium[atari]'"
+    return f"unknown environment '{name}': {found}; {remedy}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Say which names a misspelled one may stand for.
+
+    :param name: the misspelled name
+    :param names: those that there are
+    :return: a clause of a sentence
+    """
+    found = difflib.get_close_matches(name, names)
+    return f"the nearest names are {', '.join(found)}" if found else "no name is near it"
+
+
+# Kind of an error, part of its message, and what is said instead of the message.
+REWORDED: tuple[tuple[type[Exception], str, Callable[[str], str]], ...] = (
+    (Exception, "not found in gym registry", lambda text: unknown_environment(text.split()[0])),
+    (
+        Exception,
+        "Could not parse SQLAlchemy URL",
+        lambda text: (
+            f"{text}: --storage takes a file ending in .log or a URL like sqlite:///study.db"
+        ),
+    ),
+    (
+        Exception,
+        "No trials are completed yet",
+        lambda text: "no trial came to its end: add trials, or see with --verbose 2 why they stop",
+    ),
+    (Exception, "unexpected keyword argument", unexpected_argument),
+    # The Zoo evaluates what follows a colon.
+    (
+        NameError,
+        "",
+        lambda text: f"{text}: text needs quotes of its own, as in -params \"policy:'MlpPolicy'\"",
+    ),
+    (
+        SyntaxError,
+        "",
+        lambda text: (
+            "--hyperparams and --env-kwargs take name:value, as in --hyperparams target_kl:0.02"
+        ),
+    ),
+)

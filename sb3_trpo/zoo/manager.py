@@ -13,6 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import sync_envs_normalization
 
 import sb3_trpo.zoo.register  # noqa: F401 (imported for its effect)
+from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.learning_curve import draw_learning_curve
 from sb3_trpo.zoo.masks import evaluate_policy, masks_in_evaluations
 from sb3_trpo.zoo.progress import ProgressFile
@@ -24,6 +25,7 @@ EVALUATIONS = 20
 FINAL_EPISODES = 20
 # Stands for "no --eval-freq given"; every negative number means "never" to the Zoo.
 UNSET_EVAL_FREQ = -(2**31)
+UNSET_N_TIMESTEPS = -1  # the Zoo's default
 # The periodic evaluations start from the run's own seed; the final one must not.
 FINAL_SEED_OFFSET = 10_000
 
@@ -37,6 +39,9 @@ class RunManager(ExperimentManager):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        steps = vars(self.args).get("n_timesteps", UNSET_N_TIMESTEPS)
+        if steps < 1 and steps != UNSET_N_TIMESTEPS:  # the Zoo would take it for unset
+            raise UsageError(f"--n-timesteps has to be at least 1, but it is {steps}")
         if self.args.conf_file is None:
             self.config = packaged_config(self.algo) or self.config
         self._made: Path | None = None  # the run's folder, once it is there and ours

@@ -19,7 +19,7 @@ from sb3_trpo.zoo.entry import entry_text
 from sb3_trpo.zoo.jobs import run_jobs, threads_per_job
 from sb3_trpo.zoo.learning_curve import EVALUATION, RETURN_LABEL, TRAINING
 from sb3_trpo.zoo.manager import RunManager, run_manager
-from sb3_trpo.zoo.script import Parser
+from sb3_trpo.zoo.script import Parser, positive
 
 N_TRIALS = 100
 PROG = "sb3-trpo optimize"
@@ -64,7 +64,7 @@ def optimize(words: list[str]) -> None:
     add_search(parser)
     for option in ("--storage", "--study-name"):
         parser.add_argument(option)
-    parser.add_argument("--n-trials", type=int, default=N_TRIALS)
+    parser.add_argument("--n-trials", type=positive, default=N_TRIALS)
     parser.add_argument("--seed", type=int, default=None)
     choice, rest = parser.parse_known_args(words)
     check_environment(choice)
@@ -92,7 +92,7 @@ def add_search(parser: Parser) -> None:
     """
     parser.add_argument(
         "--jobs",
-        type=int,
+        type=positive,
         default=os.cpu_count() or 1,
         help="processes (processor cores)",
     )

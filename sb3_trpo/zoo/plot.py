@@ -6,10 +6,10 @@ import rl_zoo3.plots.plot_train  # noqa: F401 (the package's attribute is the fu
 from matplotlib import pyplot as plt
 from rl_zoo3.plots import plot_train
 
-from sb3_trpo.zoo.choice import DEFAULT_ENV, LOGS
+from sb3_trpo.zoo.choice import DEFAULT_ENV, LOGS, check_algorithm
 from sb3_trpo.zoo.learning_curve import draw_learning_curve, training_episodes
 from sb3_trpo.zoo.runs import find_runs
-from sb3_trpo.zoo.script import Parser, replaced, run_script
+from sb3_trpo.zoo.script import Parser, positive, replaced, run_script
 from sb3_trpo.zoo.trust_region_figure import draw_trust_region
 
 PROG = "sb3-trpo plot"
@@ -38,13 +38,15 @@ def plot(words: list[str]) -> None:
     parser.add_argument("-a", "--algo", default="trpo")
     parser.add_argument("-e", "--env", nargs="+", default=[DEFAULT_ENV])
     parser.add_argument("-f", "--exp-folder", type=Path, default=LOGS)
+    parser.add_argument("-w", "--episode-window", type=positive)
     choice, rest = parser.parse_known_args(words)
     chosen = ["-a", choice.algo, "-f", str(choice.exp_folder), "-e", *choice.env]
-    window = 100
+    window = choice.episode_window or 100
     if not {"-h", "--help"} & set(words):
+        check_algorithm(choice.algo)
         runs = [run for env in choice.env for run in find_runs(choice.exp_folder, choice.algo, env)]
-        window = episode_window(runs)
-    with replaced(plt, "show", lambda: plt.savefig(choice.output, dpi=150)):
+        window = choice.episode_window or episode_window(runs)
+    with replaced(plt, "show", lambda: save(choice.output, window)):
         words = [*chosen, "-w", str(window), *rest]
         run_script(plot_train, PROG, HELP, words, add_output)
     print(f"Picture: {choice.output}")
@@ -59,6 +61,19 @@ def add_output(parser: Parser) -> None:
     :param parser: parser of a command
     """
     parser.add_argument("-o", "--output", default="training.png", help="the figure's file")
+
+
+def save(output: str, window: int) -> None:
+    """Write the RL Zoo's figure to a file, saying what its curves are.
+
+    :param output: the file
+    :param window: number of episodes that a point is the mean of
+    """
+    axes = plt.gca()
+    axes.set_title(f"{axes.get_title()}, mean of {window} episodes", fontsize="medium")
+    # Beside the panel: the Zoo's legend hides the curves of many runs.
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
+    plt.savefig(output, dpi=150, bbox_inches="tight")
 
 
 def episode_window(runs: list[Path]) -> int:

@@ -53,6 +53,8 @@ def write_settings(model: Path, env: str, folder: Path) -> Path:
     :return: path of the file
     :raises UsageError: if the run's hyperparameters are not beside the model
     """
+    if not model.is_file():
+        raise UsageError(f"there is no model '{model}': -i takes the zip file of a model")
     settings = settings_folder(model, env)
     if not (settings / "config.yml").is_file():
         raise UsageError(

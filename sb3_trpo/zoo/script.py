@@ -43,6 +43,18 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}: {remedy}")
 
 
+def positive(text: str) -> int:
+    """Read a number of things of which at least one is needed; a type of options.
+
+    :param text: what the user gave
+    :return: the number
+    :raises ArgumentTypeError: if it is not an integer of at least 1
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it has to be an integer of at least 1, not {text}")
+    return int(text)
+
+
 AddOptions = Callable[[Parser], None]
 
 

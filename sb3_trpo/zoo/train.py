@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from sb3_trpo.zoo.manager import UNSET_EVAL_FREQ, RunManager, run_manager
-from sb3_trpo.zoo.script import Parser
+from sb3_trpo.zoo.script import Parser, positive
 from sb3_trpo.zoo.seeds import parse_seeds, train_seeds
 
 PROG = "sb3-trpo train"
@@ -44,7 +44,10 @@ def add_seeds(parser: Parser) -> None:
     """
     parser.add_argument("--seeds", help="seeds of several runs, like 0-4 or 3,7")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time (processor cores)"
+        "--jobs",
+        type=positive,
+        default=os.cpu_count() or 1,
+        help="runs at a time (processor cores)",
     )
 
 

@@ -27,21 +27,24 @@ def draw_trust_region(run: Path, title: str) -> bool:
     updates = read_updates(run / PROGRESS)
     if updates.empty:
         return False
+    tried = updates[updates["target_kl"] > 0]  # a bound of 0 asks for no step
     figure = Figure(figsize=(11, 6), dpi=150, layout="constrained")
-    panels = figure.subplots(2, 3)
+    panels = figure.subplots(2, 3, sharex=True)
     drawings = (
-        draw_kl,
-        draw_backtracks,
-        draw_residual,
-        draw_improvement,
-        draw_explained_variance,
-        draw_entropy,
+        (draw_kl, updates),
+        (draw_backtracks, tried),
+        (draw_residual, updates),
+        (draw_improvement, tried),
+        (draw_explained_variance, updates),
+        (draw_entropy, updates),
     )
-    for axes, draw in zip(panels.flat, drawings, strict=True):
-        draw(axes, updates)
+    for axes, (draw, data) in zip(panels.flat, drawings, strict=True):
+        draw(axes, data)
         label_steps(axes)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small")
+        axes.tick_params(labelbottom=True)
+        if axes.get_legend_handles_labels()[0]:  # above the panel, where no data is
+            place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1)}
+            axes.legend(ncols=2, fontsize="small", frameon=False, **place)
     figure.suptitle(title, fontsize="medium")
     figure.savefig(run / "trust_region.png")
     return True
@@ -85,7 +88,7 @@ def draw_backtracks(axes: Axes, updates: pd.DataFrame) -> None:
     axes.plot(updates["backtracks"][accepted], ".", color=TRAINING, label="then accepted one")
     axes.plot(updates["backtracks"][~accepted], "x", color=EVALUATION, label="policy unchanged")
     axes.set_ylabel("candidates rejected")
-    axes.set_ylim(-0.3, max(3, updates["backtracks"].max()) + 0.3)
+    axes.set_ylim(-0.3, max([3, *updates["backtracks"]]) + 0.3)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -109,7 +112,7 @@ def draw_improvement(axes: Axes, updates: pd.DataFrame) -> None:
     axes.plot(updates["expected_improvement"], color=EVALUATION, label="predicted")
     axes.plot(updates["actual_improvement"], ".", color=TRAINING, label="realised")
     axes.set_ylabel("gain in surrogate advantage")
-    axes.set_ylim(bottom=min(0, updates["actual_improvement"].min()))
+    axes.set_ylim(bottom=min([0, *updates["actual_improvement"]]))
 
 
 def draw_explained_variance(axes: Axes, updates: pd.DataFrame) -> None:

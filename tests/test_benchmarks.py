@@ -1,0 +1,56 @@
+"""The scripts that measure returns. They import the RL Zoo, hence inside the tests."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def learning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script with an empty folder of results."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = importlib.import_module("learning")
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return module
+
+
+def test_seeds_are_added_to_those_that_were_measured_before(learning: Any) -> None:
+    assert learning.add_return("trpo", "CartPole-v1", 5, 100.0) == 100
+    assert learning.add_return("trpo", "CartPole-v1", 3, 200.0) == 150
+    assert learning.add_return("trpo", "CartPole-v1", 5, 400.0) == 300
+    assert learning.read_returns("trpo", "CartPole-v1") == {3: 200, 5: 400}
+    assert "| CartPole-v1 | 300.0 | 200.0 | 3, 5 | 495.6 |" in learning.table("trpo")
+
+
+def test_recurrent_results_have_a_table_of_their_own(learning: Any) -> None:
+    for seed in range(4):
+        learning.add_return("trpo_lstm", "PendulumNoVel-v1", seed, -200.0)
+    text = learning.table("trpo_lstm")
+    assert "`sb3_contrib.RecurrentPPO`" in text
+    assert "| PendulumNoVel-v1 | -200.0 | -200.0 | 0 to 3 | -208.1 |" in text
+    assert "PendulumNoVel" not in learning.table("trpo")
+
+
+def test_result_of_another_algorithm_is_not_mixed_with(learning: Any) -> None:
+    learning.add_return("trpo", "CartPole-v1", 0, 1.0)
+    with pytest.raises(ValueError, match="holds what trpo has reached"):
+        learning.add_return("trpo_lstm", "CartPole-v1", 1, 1.0)
+
+
+@pytest.mark.slow
+# When a model cannot be built, the Zoo leaves its environments' Monitor files open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+# tqdm says that its rich progress bar is new.
+@pytest.mark.filterwarnings("ignore:rich is experimental")
+def test_changed_hyperparameters_are_trained_with(learning: Any) -> None:
+    from training import final_return
+
+    change = {"n_timesteps": 64.0, "batch_size": 1024, "policy_kwargs": "dict(net_arch=[8])"}
+    value = final_return("trpo", "CartPole-v1", 0, 10, change)
+    assert 8 <= value <= 500
+    with pytest.raises(RuntimeError, match="no hyperparameter 'gama'"):
+        final_return("trpo", "CartPole-v1", 0, 10, {"gama": 1})
