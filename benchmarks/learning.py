@@ -15,14 +15,14 @@ import argparse
 import json
 import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from machine import RESULTS, provenance
-from training import ALGORITHMS, final_return
+from training import ALGORITHMS, final_return, shipped_hyperparameters
 
 from sb3_trpo.zoo.compare import ranges
 
@@ -86,7 +86,9 @@ def measure(algo: str, env: str, seeds: Sequence[int], jobs: int) -> None:
     # Forked, a process would inherit torch's thread pool in an unknown state.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        for seed, value in zip(seeds, pool.map(score, seeds), strict=True):
+        tasks = {pool.submit(score, seed): seed for seed in seeds}
+        for task in as_completed(tasks):
+            seed, value = tasks[task], task.result()
             mean = add_return(algo, env, seed, value)
             print(f"{env}, seed {seed}: {value:.1f}, mean so far {mean:.1f}", flush=True)
 
@@ -108,17 +110,18 @@ def read_returns(algo: str, env: str) -> dict[int, float]:
     :param algo: key of ``ALGORITHMS``
     :param env: name of the environment
     :return: by seed, in the order of the seeds; empty if nothing was measured
-    :raises ValueError: if they are another algorithm's
+    :raises ValueError: if another algorithm or other hyperparameters have reached them
     """
     path = result_path(env)
     if not path.exists():
         return {}
     result = json.loads(path.read_text())
-    measured = result.get("algo", "trpo")
-    if measured != algo:
-        raise ValueError(
-            f"{path} holds what {measured} has reached: move it away to measure {algo}"
-        )
+    for name, ours in (("algo", algo), ("hyperparameters", shipped_hyperparameters(algo, env))):
+        if result.get(name) != ours:
+            raise ValueError(
+                f"{path} holds what {name}={result.get(name)} has reached: move it away to "
+                f"measure {ours}"
+            )
     return dict(sorted((int(seed), value) for seed, value in result["returns"].items()))
 
 
@@ -134,7 +137,15 @@ def add_return(algo: str, env: str, seed: int, value: float) -> float:
     """
     returns = dict(sorted({**read_returns(algo, env), seed: value}.items()))
     mean = float(np.mean(list(returns.values())))
-    result = {"algo": algo, "env": env, "episodes": EPISODES, "returns": returns, "mean": mean}
+    hyperparameters = shipped_hyperparameters(algo, env)
+    result = {
+        "algo": algo,
+        "env": env,
+        "hyperparameters": hyperparameters,
+        "episodes": EPISODES,
+        "returns": returns,
+        "mean": mean,
+    }
     result_path(env).write_text(json.dumps(provenance() | result, indent=2) + "\n")
     return mean
 

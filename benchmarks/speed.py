@@ -40,6 +40,7 @@ from torch.utils.flop_counter import flop_registry
 
 import sb3_trpo
 from sb3_trpo.fisher import FisherProduct
+from sb3_trpo.layerwise import LayerwiseLinearization
 from sb3_trpo.linearization import PlainActor
 from sb3_trpo.mlp import Tape
 from sb3_trpo.rollout import acting_fast
@@ -229,12 +230,18 @@ COUNTED: dict[str, list[tuple[Any, str]]] = {
     ],
     "forward_passes": [
         (Tape, "forward"),
+        (Tape, "tangent"),
+        (LayerwiseLinearization, "jacobian_product"),
         (PlainActor, "evaluate"),
         (ActorCriticPolicy, "get_distribution"),
         (ActorCriticPolicy, "evaluate_actions"),
         (ActorCriticPolicy, "predict_values"),
     ],
-    "backward_passes": [(Tape, "cotangent"), (th.autograd, "_engine_run_backward")],
+    "backward_passes": [
+        (Tape, "cotangent"),
+        (LayerwiseLinearization, "transposed_product"),
+        (th.autograd, "_engine_run_backward"),
+    ],
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import rl_zoo3.import_envs  # noqa: F401 (registers the environments without velocities)
+import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -15,10 +16,23 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_trpo import TRPO, RecurrentTRPO
 from sb3_trpo.zoo.commands import main as sb3_trpo
+from sb3_trpo.zoo.manager import packaged_config
 
 ALGORITHMS: dict[str, type[TRPO]] = {"trpo": TRPO, "trpo_lstm": RecurrentTRPO}
 EVALUATION_SEED = 1_000_000
 EVALUATION_ENVS = 10
+
+
+def shipped_hyperparameters(algo: str, env: str) -> dict[str, Any]:
+    """
+    Read what the package's configuration has for an environment.
+
+    :param algo: key of ``ALGORITHMS``
+    :param env: name of the environment
+    :return: the hyperparameters in the RL Zoo's format
+    """
+    text = Path(str(packaged_config(algo))).read_text()
+    return dict(yaml.safe_load(text)[env])
 
 
 def final_return(

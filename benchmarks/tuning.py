@@ -17,9 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 from machine import RESULTS
-from training import ALGORITHMS, final_return
-
-from sb3_trpo.zoo.manager import packaged_config
+from training import ALGORITHMS, final_return, shipped_hyperparameters
 
 ACCOUNT = RESULTS / "tuning.jsonl"
 EPISODES = 30
@@ -55,8 +53,7 @@ def attempt(algo: str, env: str, seeds: Sequence[int], change: dict[str, Any]) -
     :param change: hyperparameters that replace the shipped ones
     :return: a line of the account
     """
-    with open(str(packaged_config(algo))) as file:
-        shipped = yaml.safe_load(file)[env]
+    shipped = shipped_hyperparameters(algo, env)
     returns = {seed: round(final_return(algo, env, seed, EPISODES, change), 1) for seed in seeds}
     return {"env": env, "setting": shipped | change, "episodes": EPISODES, "returns": returns}
 

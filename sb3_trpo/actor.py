@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from sb3_trpo.batch import ActorBatch
 from sb3_trpo.distributions import ActionDistribution, Outputs
-from sb3_trpo.layerwise import linearize, recording_layers
+from sb3_trpo.layerwise import MOST_OUTPUTS, linearize, recording_layers
 from sb3_trpo.linearization import Linearization, MlpLinearization, read_plain_actor
 from sb3_trpo.sequences import Observations
 
@@ -24,8 +24,8 @@ _PROBE_STATES = 16
 # Memory that graphs may take where the user sets no number of states, in bytes.
 _MEMORY_BUDGET = 480_000_000
 
-# Memory of the graph of one chunk, in bytes. Large tensors are slow: they leave the caches, and the
-# allocator returns their pages to the system.
+# Memory of the graph of one chunk of images on the CPU, in bytes. Large tensors are slow there:
+# they leave the caches, and the allocator returns their pages to the system.
 _CHUNK_BUDGET = 64_000_000
 
 # The Fisher product's two backward passes keep about as much again, twice, as the forward pass
@@ -172,10 +172,23 @@ def training_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 @dataclass
 class _Probe:
-    """What a forward pass through the actor touched."""
+    """What a forward pass through the actor touched: sizes in bytes, of all states together."""
 
     modules: set[nn.Module]
     saved_bytes: dict[int, int]
+    layer_bytes: int = 0
+
+    @property
+    def is_of_images(self) -> bool:
+        """Tell whether states are images, and each is read for itself."""
+        kinds = [type(module) for module in self.modules]
+        return nn.Conv2d in kinds and not any(issubclass(kind, nn.RNNBase) for kind in kinds)
+
+    def bytes_of_graphs(self, n_outputs: int) -> int:
+        """Estimate what derivatives keep, for so many outputs of the action distribution."""
+        saved = sum(self.saved_bytes.values())
+        slopes = n_outputs * self.layer_bytes if n_outputs <= MOST_OUTPUTS else 0
+        return max(_GRAPHS_PER_FORWARD * saved, saved + slopes)
 
 
 def read_actor(
@@ -191,8 +204,8 @@ def read_actor(
     :param batch: the states of the update; a few of them are evaluated
     :param kl_reduction: ``sum`` for the KL divergence of the joint action, ``mean`` for its average
         over the action dimensions
-    :param max_states_per_chunk: states whose graph is in memory at a time; ``None`` for as many as
-        take about half a GB
+    :param max_states_per_chunk: states whose graphs are in memory at a time; ``None`` for as many
+        as take about half a GB
     :return: the actor
     :raises ValueError: if no parameter that may be trained has an influence on the action
         distribution
@@ -210,9 +223,12 @@ def read_actor(
         )
     slopes = th.autograd.grad([z.sum() for z in attached], candidates, allow_unused=True)
     parameters = [p for p, slope in zip(candidates, slopes, strict=True) if slope is not None]
-    bytes_per_state = _GRAPHS_PER_FORWARD * sum(probe.saved_bytes.values()) / len(few)
+    n_outputs = sum(z.shape[1] for z in distribution.outputs)
+    bytes_per_state = probe.bytes_of_graphs(n_outputs) / len(few)
     in_memory = max_states_per_chunk or _states_in(_MEMORY_BUDGET, bytes_per_state)
-    per_chunk = min(in_memory, _states_in(_CHUNK_BUDGET, bytes_per_state))
+    per_chunk = in_memory
+    if probe.is_of_images and attached[0].is_cpu:
+        per_chunk = min(in_memory, _states_in(_CHUNK_BUDGET, bytes_per_state))
     modules = probe.modules | _modules_with(policy, parameters)
     kl_scale = 1.0 if kl_reduction == "sum" else 1.0 / _action_dimensions(distribution)
     return Actor(policy, parameters, frozenset(modules), kl_scale, per_chunk, in_memory)
@@ -286,10 +302,12 @@ def _recording(probe: _Probe, policy: nn.Module) -> Iterator[None]:
             probe.saved_bytes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    def called(module: nn.Module, args: Any) -> None:
+    def called(module: nn.Module, args: Any, output: Any) -> None:
         probe.modules.add(module)
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            probe.layer_bytes += output.numel() * output.element_size()
 
-    handles = [module.register_forward_pre_hook(called) for module in policy.modules()]
+    handles = [module.register_forward_hook(called) for module in policy.modules()]
     try:
         with th.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             yield

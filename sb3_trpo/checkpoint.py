@@ -20,20 +20,21 @@ def rewindable(path: ModelFile) -> ModelFile:
     return path if isinstance(path, (str, pathlib.Path)) else io.BytesIO(path.read())
 
 
-def trained_here(path: ModelFile) -> bool:
+def saved_kl_reduction(path: ModelFile) -> str | None:
     """
-    Tell whether this package made the last update of a saved model.
+    Read what the target_kl and cg_damping of a saved model are meant for.
 
     sb3-contrib hands our attributes on when it loads, trains and saves a model of ours, but it does
     not count its updates in ``_last_own_update``. Nothing is unpickled.
 
     :param path: path (with or without its suffix) or stream that can be rewound
-    :return: whether its hyperparameters mean what they mean here
+    :return: its ``kl_reduction``; ``None`` if this package did not make its last update
     :raises ValueError: if the file is no model saved by SB3
     """
     attributes = _saved_attributes(path)
     own = attributes.get("_last_own_update")
-    return own is not None and own == attributes.get("_n_updates")
+    is_ours = own is not None and own == attributes.get("_n_updates")
+    return str(attributes["kl_reduction"]) if is_ours else None
 
 
 def _saved_attributes(path: ModelFile) -> dict[str, object]:

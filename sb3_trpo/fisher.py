@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 
 import torch as th
 
@@ -18,7 +20,8 @@ class FisherProduct:
 
     .. math:: (F + \lambda I) v, \quad F = E_s[J^T M J]
 
-    It equals the Hessian of the mean KL divergence at θ_k. Called as ``fisher(v)``.
+    It equals the Hessian of the mean KL divergence at θ_k. Called as ``fisher(v)``, as long as θ is
+    θ_k.
 
     :param actor: at θ_k
     :param chunks: the states that F averages over
@@ -31,7 +34,9 @@ class FisherProduct:
     actor: Actor
     chunks: Sequence[ActorBatch]
     damping: float = 0.0
-    _kept: dict[ActorBatch, Linearization] = field(default_factory=dict, init=False, repr=False)
+    _kept: dict[ActorBatch, Linearization] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __call__(self, vector: th.Tensor) -> th.Tensor:
         """
@@ -51,17 +56,19 @@ class FisherProduct:
         return linearization.transposed_product(weighted)
 
     def _linearize(self, chunk: ActorBatch) -> Linearization:
-        """Linearize the actor, for good as long as there is memory."""
+        """Linearize the actor, once for a chunk that stays in memory."""
         linearization = self._kept.get(chunk)
         if linearization is None:
             linearization = self.actor.linearize(chunk)
-            if sum(map(len, self._kept)) + len(chunk) <= self._most_kept:
+            if chunk in self._to_keep:
                 self._kept[chunk] = linearization
         return linearization
 
-    @property
-    def _most_kept(self) -> int:
-        """Count the states that fit into memory beside those that do not."""
+    @cached_property
+    def _to_keep(self) -> frozenset[ActorBatch]:
+        """Take as many of the first chunks as fit into memory beside one of the others."""
         sizes = list(map(len, self.chunks))
-        fit = self.actor.max_states_in_memory
-        return fit if sum(sizes) <= fit else fit - max(sizes)
+        room = self.actor.max_states_in_memory
+        room -= 0 if sum(sizes) <= room else max(sizes)
+        pairs = zip(self.chunks, accumulate(sizes), strict=True)
+        return frozenset(chunk for chunk, total in pairs if total <= room)

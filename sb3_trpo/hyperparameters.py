@@ -112,6 +112,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         _is_number_or_schedule,
     ),
     "cg_residual_tol": ("a number from 0 to below 1", _is_number(lambda number: 0 <= number < 1)),
+    "damped_step_size": ("True or False", lambda value: isinstance(value, (bool, np.bool_))),
     "line_search_shrinking_factor": (
         "a number between 0 and 1",
         _is_number(lambda number: 0 < number < 1),

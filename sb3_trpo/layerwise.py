@@ -35,7 +35,7 @@ from sb3_trpo.vectors import flatten
 
 # One backward pass and one copy of all slopes for each: beyond that two passes a product are
 # cheaper as soon as the states take more than one chunk.
-_MOST_OUTPUTS = 8
+MOST_OUTPUTS = 8
 
 
 class Call(NamedTuple):
@@ -128,7 +128,7 @@ def _are_simple(calls: Sequence[Call], distribution: ActionDistribution) -> bool
     n_states = len(outputs[0])
     return (
         all(z.dim() == 2 for z in outputs)
-        and sum(z.shape[1] for z in outputs) <= _MOST_OUTPUTS
+        and sum(z.shape[1] for z in outputs) <= MOST_OUTPUTS
         and len({call.layer for call in calls}) == len(calls) > 0
         and all(_is_simple(call, n_states) for call in calls)
     )

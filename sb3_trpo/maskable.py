@@ -25,14 +25,15 @@ class MaskableTRPO(TRPO):
     ``ActionMasker``). KL divergence, entropy and Fisher metric are those of the distribution over
     the allowed actions.
 
-    The arguments are those of :class:`~sb3_trpo.TRPO`; the action space is Discrete, MultiDiscrete
-    or MultiBinary, and there is no gSDE.
+    The arguments are those of :class:`~sb3_trpo.TRPO`, but a ``target_kl`` and ``cg_damping`` that
+    are not set are 0.01 and 0.1 for MultiBinary actions too; the action space is Discrete,
+    MultiDiscrete or MultiBinary, and there is no gSDE.
     """
 
     policy_aliases = MaskablePPO.policy_aliases
     buffer_classes: ClassVar[tuple[Any, Any]] = (MaskableRolloutBuffer, MaskableDictRolloutBuffer)
     supported_action_spaces = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-    averaged_action_spaces = ()
+    averaged_action_spaces = ()  # masked bits are categorical, whose KL divergence is summed
     predict: Any = MaskablePPO.predict
 
     def learn(  # type: ignore[override] # the order is that of MaskablePPO

@@ -20,10 +20,10 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.actor import Actor, read_actor
 from sb3_trpo.batch import ActorBatch, Minibatch, Rollout, minibatches, read_rollout
-from sb3_trpo.checkpoint import rewindable, trained_here
+from sb3_trpo.checkpoint import rewindable, saved_kl_reduction
 from sb3_trpo.critic import Critic, CriticFit, fit_critic, read_critic
 from sb3_trpo.fisher import FisherProduct
-from sb3_trpo.hyperparameters import check_ranges, parse_schedule, value_at
+from sb3_trpo.hyperparameters import KL_REDUCTIONS, check_ranges, parse_schedule, value_at
 from sb3_trpo.rollout import acting_fast, check_observations, refusing_non_finite
 from sb3_trpo.surrogate import Surrogate, improvement_and_kl, surrogate_at
 from sb3_trpo.trust_region import LineSearch, NaturalStep, backtrack, natural_step
@@ -92,10 +92,12 @@ class TRPO(OnPolicyAlgorithm):
     :param fisher_sub_sampling_factor: use every k-th state only for the Fisher products
     :param cg_residual_tol: relative residual at which the conjugate gradient method stops, from 0
         to below 1
+    :param damped_step_size: whether the damping shortens the full step, as in sb3-contrib; without,
+        the full step's KL divergence is ``target_kl`` in the quadratic model
     :param line_search_accept_ratio: least ratio of realised to expected improvement, from 0 to
         below 1
-    :param max_states_per_chunk: states whose graph is in memory at a time; ``None`` for as many as
-        take about half a GB. Bounds the memory of the actor's update; the step stays the same to
+    :param max_states_per_chunk: states whose graphs are in memory at a time; ``None`` for as many
+        as take about half a GB. Bounds the memory of the actor's update; the step stays the same to
         rounding
     :raises ValueError: if an argument is out of its range
 
@@ -150,6 +152,7 @@ class TRPO(OnPolicyAlgorithm):
         ent_coef: float = 0.0,
         fisher_sub_sampling_factor: int = 1,
         cg_residual_tol: float = 1e-5,
+        damped_step_size: bool = True,
         line_search_accept_ratio: float = 0.0,
         max_states_per_chunk: int | None = None,
     ) -> None:
@@ -188,6 +191,7 @@ class TRPO(OnPolicyAlgorithm):
         self.kl_reduction = kl_reduction
         self.fisher_sub_sampling_factor = fisher_sub_sampling_factor
         self.cg_residual_tol = cg_residual_tol
+        self.damped_step_size = damped_step_size
         self.line_search_accept_ratio = line_search_accept_ratio
         self.max_states_per_chunk = max_states_per_chunk
         self._last_own_update = 0
@@ -216,12 +220,12 @@ class TRPO(OnPolicyAlgorithm):
         is_averaged = isinstance(self.action_space, self.averaged_action_spaces)
         is_summed = is_averaged and self.kl_reduction == "sum"
         dimensions = math.prod(self.action_space.shape or ()) if is_summed else 1
-        defaults = {"target_kl": DEFAULT_TARGET_KL, "cg_damping": DEFAULT_CG_DAMPING}
-        for name, default in defaults.items():
-            value = getattr(self, name)
-            setattr(
-                self, name, parse_schedule(name, default * dimensions if value is None else value)
-            )
+        if self.target_kl is None:
+            self.target_kl = DEFAULT_TARGET_KL * dimensions
+        if self.cg_damping is None:
+            self.cg_damping = DEFAULT_CG_DAMPING * dimensions
+        self.target_kl = parse_schedule("target_kl", self.target_kl)
+        self.cg_damping = parse_schedule("cg_damping", self.cg_damping)
 
     def _build_buffer(self, **options: Any) -> None:
         """Build the rollout buffer, whose class takes these options besides the usual ones."""
@@ -318,7 +322,12 @@ class TRPO(OnPolicyAlgorithm):
         fisher_batch = batch.every(self.fisher_sub_sampling_factor, self._n_updates)
         fisher = FisherProduct(actor, fisher_batch.chunks(actor.max_states_per_chunk), damping)
         step = natural_step(
-            fisher, surrogate.gradient, target_kl, self.cg_max_steps, self.cg_residual_tol
+            fisher,
+            surrogate.gradient,
+            target_kl,
+            self.cg_max_steps,
+            self.cg_residual_tol,
+            subtract_damping=0.0 if self.damped_step_size else damping,
         )
         search = backtrack(
             actor.parameters,
@@ -484,11 +493,13 @@ class TRPO(OnPolicyAlgorithm):
         :param custom_objects: replacements for saved objects, by attribute name
         :param print_system_info: whether to print the saved and the current system
         :param force_reset: whether to reset the environment before training
-        :param kwargs: attributes to change, ``kl_reduction`` for instance
+        :param kwargs: attributes to change; the unit of ``target_kl`` and ``cg_damping`` is that of
+            ``kl_reduction``, so change all three together
         :return: the model
         """
         path = rewindable(path)
-        if "kl_reduction" not in kwargs and not trained_here(path):
+        saved = saved_kl_reduction(path)
+        if "kl_reduction" not in kwargs and saved is None:
             kwargs["kl_reduction"] = "mean"
             warnings.warn(
                 "This model was not last trained by sb3_trpo: it goes on with "
@@ -496,6 +507,20 @@ class TRPO(OnPolicyAlgorithm):
                 "sb3_contrib.TRPO. Pass kl_reduction to load to choose.",
                 stacklevel=2,
             )
+        elif saved is not None and _changes_unit(saved, kwargs):
+            warnings.warn(
+                f"The saved target_kl and cg_damping were meant for kl_reduction={saved!r} and are "
+                f"taken for kl_reduction={kwargs['kl_reduction']!r} as they are, which is another "
+                f"trust region for Box and MultiBinary actions. Pass both to load, too.",
+                stacklevel=2,
+            )
         return super().load(
             path, env, device, custom_objects, print_system_info, force_reset, **kwargs
         )
+
+
+def _changes_unit(saved: str, changes: dict[str, Any]) -> bool:
+    """Tell whether a saved radius or damping would be read in another unit than it was meant in."""
+    reduction = changes.get("kl_reduction", saved)
+    is_other = reduction in KL_REDUCTIONS and reduction != saved
+    return is_other and not {"target_kl", "cg_damping"} <= changes.keys()

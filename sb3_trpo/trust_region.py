@@ -21,6 +21,10 @@ import torch as th
 from sb3_trpo.conjugate_gradient import CGSolution, CGStatus, conjugate_gradient
 from sb3_trpo.vectors import unflatten
 
+# Least share of the curvature that is left without damping. A direction that F hardly sees would
+# otherwise be stretched without bound.
+_LEAST_SHARE = 1e-3
+
 
 @dataclass(frozen=True)
 class NaturalStep:
@@ -69,6 +73,7 @@ def natural_step(
     target_kl: float,
     cg_max_steps: int = 15,
     cg_residual_tol: float = 1e-5,
+    subtract_damping: float = 0.0,
 ) -> NaturalStep:
     r"""
     Scale the natural gradient so that the quadratic model of the KL reaches the radius.
@@ -78,11 +83,15 @@ def natural_step(
 
     The system is solved for g/‖g‖: s does not depend on the scale of g.
 
+    In the quadratic model the KL divergence of this step is ½ sᵀFs, which the damping in the root
+    keeps below δ. With ``subtract_damping`` = λ the root has xᵀFx, and the KL divergence is δ.
+
     :param fisher: v -> (F + λI)v, both of shape ``(P,)``
     :param gradient: g, shape ``(P,)``
     :param target_kl: δ, in nats per state, at least 0
     :param cg_max_steps: largest number of Fisher products
     :param cg_residual_tol: relative residual at which the solver stops
+    :param subtract_damping: what is taken off λ before β is computed, from 0 to λ
     :return: the step; where none can be given ``failure`` says why and ``step`` is 0
 
     Source: Schulman et al. (2015), Trust Region Policy Optimization, appendix C.
@@ -108,7 +117,8 @@ def natural_step(
             else CGStatus.NON_POSITIVE_CURVATURE
         )
         return _no_step(gradient, norm, cg, failure.value)
-    unit_step_size = math.sqrt(2 * target_kl / cg.curvature)
+    curvature = cg.curvature - subtract_damping * float(th.dot(cg.x, cg.x))
+    unit_step_size = math.sqrt(2 * target_kl / max(curvature, _LEAST_SHARE * cg.curvature))
     step = unit_step_size * cg.x
     expected_improvement = norm * float(th.dot(unit_gradient, step))
     if not math.isfinite(expected_improvement):

@@ -3,17 +3,19 @@ from typing import Any
 
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import distributions as td
 from torch import nn
 
 from sb3_trpo import TRPO
+from sb3_trpo import actor as actor_module
 from sb3_trpo.actor import Actor, read_actor, training_mode
-from sb3_trpo.batch import ActorBatch
+from sb3_trpo.batch import ActorBatch, read_rollout
 from sb3_trpo.layerwise import LayerwiseLinearization
 from sb3_trpo.linearization import AutogradLinearization, MlpLinearization
-from tests import reference
-from tests.cases import CASES, Case, actor_and_batch, collected, freeze
+from tests import environments, reference
+from tests.cases import CASES, Case, LinearExtractor, actor_and_batch, collected, freeze
 
 # Cases whose networks are SB3's and see nothing but vectors; they take the closed forms.
 PLAIN = {
@@ -326,3 +328,28 @@ def test_frozen_weights_are_not_counted_per_state() -> None:
     freeze("mlp_extractor.policy_net.2")(model.policy)
     frozen = read_actor(model.policy, batch)
     assert frozen.max_states_per_chunk >= 0.9 * free.max_states_per_chunk
+
+
+def test_slopes_of_many_outputs_are_counted() -> None:
+    """Layer by layer, every output of the network keeps its slopes with respect to every layer."""
+    extractor = {"features_extractor_class": LinearExtractor, "net_arch": [64, 64]}
+    cases = [Case(str(n), spaces.Discrete(n), policy_kwargs=extractor) for n in (2, 8)]
+    few, many = (actor_and_batch(collected(case))[0].max_states_in_memory for case in cases)
+    assert many < 0.75 * few
+
+
+def test_only_images_are_cut_into_chunks_that_stay_in_the_caches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An LSTM's time goes by the step, whatever the number of sequences."""
+    monkeypatch.setattr(actor_module, "_CHUNK_BUDGET", 1)
+    images, _ = actor_and_batch(collected("cnn_discrete"))
+    vectors, _ = actor_and_batch(collected("box_shared"))
+    assert images.max_states_per_chunk == 1 < images.max_states_in_memory
+    assert vectors.max_states_per_chunk == vectors.max_states_in_memory
+    model = environments.toy_model("lstm_box")
+    environments.collect(model)
+    model.policy.set_training_mode(False)
+    batch = read_rollout(model.rollout_buffer, model.device, th.float32).actor_batch
+    sequences = read_actor(model.policy, batch)
+    assert sequences.max_states_per_chunk == sequences.max_states_in_memory

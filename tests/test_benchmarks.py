@@ -35,10 +35,22 @@ def test_recurrent_results_have_a_table_of_their_own(learning: Any) -> None:
     assert "PendulumNoVel" not in learning.table("trpo")
 
 
-def test_result_of_another_algorithm_is_not_mixed_with(learning: Any) -> None:
+def test_result_of_another_algorithm_is_not_mixed_with(
+    learning: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     learning.add_return("trpo", "CartPole-v1", 0, 1.0)
-    with pytest.raises(ValueError, match="holds what trpo has reached"):
+    monkeypatch.setattr(learning, "shipped_hyperparameters", lambda algo, env: {})
+    with pytest.raises(ValueError, match="holds what algo=trpo has reached"):
         learning.add_return("trpo_lstm", "CartPole-v1", 1, 1.0)
+
+
+def test_result_of_other_hyperparameters_is_not_mixed_with(
+    learning: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learning.add_return("trpo", "CartPole-v1", 0, 1.0)
+    monkeypatch.setattr(learning, "shipped_hyperparameters", lambda algo, env: {"gamma": 0.5})
+    with pytest.raises(ValueError, match="hyperparameters="):
+        learning.add_return("trpo", "CartPole-v1", 1, 1.0)
 
 
 @pytest.mark.slow

@@ -199,7 +199,8 @@ class TestContribsZip:
             model = TRPO.load(saved(contrib), device="cpu")
         assert TRPO.load(saved(model), device="cpu").kl_reduction == "mean"
         assert TRPO.load(saved(toy_model()), device="cpu").kl_reduction == "sum"
-        again = TRPO.load(saved(model), device="cpu", kl_reduction="sum")
+        with pytest.warns(UserWarning, match="meant for kl_reduction='mean'"):
+            again = TRPO.load(saved(model), device="cpu", kl_reduction="sum")
         assert again.kl_reduction == "sum"
 
 
@@ -314,3 +315,30 @@ def test_only_policy_and_optimizer_are_saved_as_tensors() -> None:
     with zipfile.ZipFile(saved(toy_model().learn(64))) as archive:
         names = {name for name in archive.namelist() if name.endswith(".pth")}
     assert names == {"policy.pth", "policy.optimizer.pth", "pytorch_variables.pth"}
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_another_unit_than_the_saved_one_is_warned_of(reduction: str) -> None:
+    file = saved(toy_model(kl_reduction=reduction).learn(64))
+    other = {"sum": "mean", "mean": "sum"}[reduction]
+    with pytest.warns(UserWarning, match=f"meant for kl_reduction='{reduction}'"):
+        loaded = TRPO.load(file, device="cpu", kl_reduction=other)
+    assert loaded.kl_reduction == other
+    numbers = {"target_kl": 0.02, "cg_damping": 0.2}
+    quiet: list[dict[str, Any]] = [
+        {},
+        {"kl_reduction": reduction},
+        {"kl_reduction": other, **numbers},
+    ]
+    for options in quiet:
+        file.seek(0)
+        TRPO.load(file, device="cpu", **options)
+
+
+def test_what_was_not_set_is_saved_as_a_number() -> None:
+    model = toy_model("box", target_kl=None, cg_damping=None, kl_reduction="mean").learn(64)
+    contrib = sb3_contrib.TRPO.load(saved(model), model.get_env(), device="cpu")
+    assert (contrib.target_kl, contrib.cg_damping) == (0.01, 0.1)
+    before = state_of(contrib)
+    contrib.learn(64)
+    assert changed(before, state_of(contrib))

@@ -94,6 +94,12 @@ IDENTITY_ENVS: list[gym.Env[Any, Any]] = [
 ]
 
 
+def test_bits_count_as_one_dimension_where_no_radius_is_set() -> None:
+    """Masked bits are categorical, and sb3-contrib sums their KL divergence."""
+    model = toy_model("masked_multi_binary", target_kl=None, cg_damping=None)
+    assert (model.target_kl, model.cg_damping) == (0.01, 0.1)
+
+
 @pytest.mark.parametrize("env", IDENTITY_ENVS, ids=lambda env: type(env).__name__)
 def test_masked_identity_tasks_are_solved(env: gym.Env[Any, Any]) -> None:
     model = MaskableTRPO("MlpPolicy", env, n_steps=128, batch_size=64, gamma=0.4, seed=0)

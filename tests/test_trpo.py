@@ -366,6 +366,17 @@ class TestSubSampling:
         assert model._n_updates == 3
 
 
+class TestDampedStepSize:
+    def test_without_it_the_kl_of_the_step_is_nearer_to_the_radius(self) -> None:
+        kls = {}
+        for damped in (True, False):
+            model = collected(cg_damping=1.0, damped_step_size=damped)
+            model.train()
+            kls[damped] = logged(model)["train/kl_divergence_loss"]
+        assert kls[True] < 0.5 * 0.01
+        assert 0.6 * 0.01 < kls[False] <= 0.01
+
+
 class TestLogging:
     def test_every_key_is_recorded_by_an_update(self) -> None:
         model = collected()

@@ -48,6 +48,35 @@ def test_quadratic_kl_of_the_full_step_equals_the_radius(
     assert float(step @ matrix @ step) / 2 == pytest.approx(target_kl, rel=1e-9)
 
 
+@pytest.mark.parametrize("damping", [0.01, 1.0, 100.0])
+def test_without_its_damping_the_kl_of_the_full_step_equals_the_radius(
+    damping: float, rng: np.random.Generator
+) -> None:
+    fisher, gradient = fisher_matrix(rng), th.tensor(rng.normal(size=12))
+    damped = fisher + damping * th.eye(12)
+
+    def kl_of_step(subtract_damping: float) -> float:
+        natural = natural_step(
+            lambda v: damped @ v, gradient, DELTA, 100, 1e-12, subtract_damping=subtract_damping
+        )
+        assert natural.expected_improvement == pytest.approx(float(gradient @ natural.step))
+        return float(natural.step @ fisher @ natural.step) / 2
+
+    assert kl_of_step(damping) == pytest.approx(DELTA, rel=1e-6)
+    assert kl_of_step(0.0) < DELTA * (1 - damping / (1 + 2 * damping) / 10)
+
+
+def test_direction_without_curvature_is_not_stretched_without_bound() -> None:
+    gradient = th.tensor([1.0, 0.0], dtype=th.float64)
+    fisher = th.diag(th.tensor([0.0, 1.0], dtype=th.float64))
+    damped = fisher + 0.1 * th.eye(2)
+    short, stretched = (
+        natural_step(lambda v: damped @ v, gradient, DELTA, subtract_damping=each).step
+        for each in (0.0, 0.1)
+    )
+    assert stretched.norm() == pytest.approx(float(short.norm()) * 1000**0.5)
+
+
 def test_expected_improvement_norm_and_step_size_are_what_their_names_say(
     rng: np.random.Generator,
 ) -> None:
