@@ -18,6 +18,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
+from sb3_trpo.evaluation import takes_masks
+
 # Of an action, relative to the largest one: float32 sums in another order.
 TOLERANCE = 1e-4
 
@@ -137,7 +139,7 @@ def export_onnx(
 
 def _masks(model: Any, n: int, masks: np.ndarray[Any, Any] | None) -> dict[str, th.Tensor]:
     """Return the second argument of a maskable model; no argument for any other."""
-    if "action_masks" not in inspect.signature(model.predict).parameters:
+    if not takes_masks(type(model)):
         return {}
     if masks is None:
         masks = np.ones((n, model.policy.action_net.out_features))
