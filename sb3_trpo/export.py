@@ -119,6 +119,7 @@ def export_onnx(
     inputs, _ = model.policy.obs_to_tensor(observations)
     inputs = inputs if isinstance(inputs, dict) else {"observation": inputs}
     masks = _masks(model, len(next(iter(inputs.values()))), action_masks)
+    _check_names(inputs, masks)
     content = _convert(DeterministicPolicy(model, normalization).eval(), inputs, masks)
     session = onnxruntime.InferenceSession(content)
     feed = {name: tensor.numpy(force=True) for name, tensor in {**inputs, **masks}.items()}
@@ -135,6 +136,17 @@ def export_onnx(
         )
     path.write_bytes(content)
     return difference
+
+
+def _check_names(inputs: dict[str, th.Tensor], masks: dict[str, th.Tensor]) -> None:
+    """Refuse keys of a dict observation that the file needs for something else."""
+    taken = sorted(set(inputs) & {*masks, "action"})
+    if taken:
+        raise ValueError(
+            f"A policy whose observation has the key '{taken[0]}' cannot be exported: the file "
+            "has another input or output of that name. Rename the key in the environment and "
+            "train again."
+        )
 
 
 def _masks(model: Any, n: int, masks: np.ndarray[Any, Any] | None) -> dict[str, th.Tensor]:
