@@ -304,6 +304,18 @@ def test_policy_that_cannot_be_written_is_told() -> None:
     assert explain(error) == "No such file or directory: 'no/policy.onnx'"
 
 
+@pytest.mark.parametrize("command", ["train", "enjoy"])
+def test_syntax_error_in_the_users_package_keeps_its_traceback(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad_package").mkdir()
+    (tmp_path / "bad_package" / "__init__.py").write_text("def f(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SyntaxError) as caught:
+        main([command, "--gym-packages", "bad_package"])
+    assert str(caught.value.filename).endswith("__init__.py")
+
+
 def test_message_is_one_line_and_never_empty() -> None:
     assert explain(ValueError("two\n  lines")).startswith("two lines")
     assert explain(AssertionError()).startswith("AssertionError")

@@ -45,6 +45,8 @@ def is_usage_error(error: Exception) -> bool:
     functions = {frame.f_code.co_name for frame in frames}
     if isinstance(error, gym.error.DependencyNotInstalled):  # can be noticed at the first picture
         return modules[-1] in TOOLS
+    if isinstance(error, SyntaxError) and error.filename != "<string>":  # not of the command line
+        return False  # but in a file of the user's, which has no frame yet
     known = TOOLS | PLUMBING
     if is_about_a_file(error, functions) or is_about_the_optimizer(error, paths):
         known |= LIBRARIES
