@@ -1,9 +1,20 @@
 """Evaluation with masks by SB3's own functions, which keep the states of an LSTM."""
 
+import inspect
 from typing import Any
 
 from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common import callbacks, evaluation
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+
+def takes_masks(algorithm: type[BaseAlgorithm]) -> bool:
+    """Tell whether an algorithm's models need to be told which actions are allowed.
+
+    :param algorithm: class of the algorithm
+    :return: whether ``predict`` takes action masks
+    """
+    return "action_masks" in inspect.signature(algorithm.predict).parameters
 
 
 class Masking:

@@ -18,6 +18,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
+from sb3_trpo.evaluation import takes_masks
+
 # Of an action, relative to the largest one: float32 sums in another order.
 TOLERANCE = 1e-4
 
@@ -117,6 +119,7 @@ def export_onnx(
     inputs, _ = model.policy.obs_to_tensor(observations)
     inputs = inputs if isinstance(inputs, dict) else {"observation": inputs}
     masks = _masks(model, len(next(iter(inputs.values()))), action_masks)
+    _check_names(inputs, masks)
     content = _convert(DeterministicPolicy(model, normalization).eval(), inputs, masks)
     session = onnxruntime.InferenceSession(content)
     feed = {name: tensor.numpy(force=True) for name, tensor in {**inputs, **masks}.items()}
@@ -135,9 +138,20 @@ def export_onnx(
     return difference
 
 
+def _check_names(inputs: dict[str, th.Tensor], masks: dict[str, th.Tensor]) -> None:
+    """Refuse keys of a dict observation that the file needs for something else."""
+    taken = sorted(set(inputs) & {*masks, "action"})
+    if taken:
+        raise ValueError(
+            f"A policy whose observation has the key '{taken[0]}' cannot be exported: the file "
+            "has another input or output of that name. Rename the key in the environment and "
+            "train again."
+        )
+
+
 def _masks(model: Any, n: int, masks: np.ndarray[Any, Any] | None) -> dict[str, th.Tensor]:
     """Return the second argument of a maskable model; no argument for any other."""
-    if "action_masks" not in inspect.signature(model.predict).parameters:
+    if not takes_masks(type(model)):
         return {}
     if masks is None:
         masks = np.ones((n, model.policy.action_net.out_features))

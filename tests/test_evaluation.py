@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sb3_contrib import MaskablePPO
 from sb3_contrib.common.envs import InvalidActionEnvDiscrete
 from sb3_contrib.common.maskable import callbacks, evaluation
+from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_trpo import MaskableRecurrentTRPO, MaskableTRPO
-from sb3_trpo.evaluation import MaskableEvalCallback, Masking, evaluate_policy
+from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
+from sb3_trpo.evaluation import MaskableEvalCallback, Masking, evaluate_policy, takes_masks
 from tests.environments import DISCRETE_ACTIONS
 from tests.test_maskable_recurrent import maskable_recurrent
 
@@ -28,6 +30,11 @@ def recording(model: Any) -> list[Any]:
 
     model.policy.predict = call
     return states
+
+
+def test_only_maskable_algorithms_take_masks() -> None:
+    assert all(takes_masks(kind) for kind in (MaskableTRPO, MaskableRecurrentTRPO, MaskablePPO))
+    assert not any(takes_masks(kind) for kind in (TRPO, RecurrentTRPO, PPO))
 
 
 def test_the_lstms_states_are_kept_from_step_to_step() -> None:

@@ -120,6 +120,18 @@ def test_masks_are_an_input_of_an_exported_maskable_policy(
     np.testing.assert_array_equal(bound.reshape(expected.shape), expected)
 
 
+@pytest.mark.parametrize(("kind", "key"), [(MaskableTRPO, "action_masks"), (TRPO, "action")])
+def test_key_that_is_another_inputs_or_outputs_name_is_refused_with_the_remedy(
+    kind: type[Any], key: str, tmp_path: Path
+) -> None:
+    observations = spaces.Dict({key: VECTOR, "other": VECTOR})
+    env = ToyEnv(observations, DISCRETE_ACTIONS)
+    model = kind("MultiInputPolicy", env, n_steps=32, batch_size=32, policy_kwargs=SMALL)
+    with pytest.raises(ValueError, match=f"key '{key}' .* Rename the key"):
+        export_onnx(model, tmp_path / "policy.onnx", sample(observations, 4))
+    assert not (tmp_path / "policy.onnx").exists()
+
+
 def test_policy_is_the_same_after_its_export(tmp_path: Path) -> None:
     model = make_model("box")
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}

@@ -237,13 +237,83 @@ def test_every_command_shows_an_example(command: str, capsys: pytest.CaptureFixt
 def test_only_a_mistake_found_by_our_tools_before_training_loses_its_traceback(
     module: str, function: str, expected: bool
 ) -> None:
+    assert is_usage_error(raised("raise ValueError('x')", module, function)) is expected
+
+
+def raised(line: str, module: str = "sb3_trpo.zoo", function: str = "command") -> Exception:
+    """Run a line of a function of a module's, and return what it raises, without our frames."""
     namespace: dict[str, Any] = {"__name__": module}
-    exec(f"def {function}():\n    raise ValueError('x')\n", namespace)
-    with pytest.raises(ValueError, match="x") as caught:
+    exec(f"def {function}():\n    {line}\n", namespace)
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (the callers look at it)
         namespace[function]()
     own_frame = caught.value.__traceback__
     assert own_frame is not None
-    assert is_usage_error(caught.value.with_traceback(own_frame.tb_next)) is expected
+    return caught.value.with_traceback(own_frame.tb_next)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import torch; torch.nn.Linear(2, 3)(torch.zeros(5))",
+        "from matplotlib.figure import Figure; Figure().subplots().plot([1, 2], [1])",
+        "from matplotlib.figure import Figure; Figure().savefig('x.png', dpi='many')",
+        "from PIL import Image; Image.new('RGB', (1, 1)).resize((0, -1))",
+    ],
+)
+def test_fault_in_drawing_or_in_a_call_of_torch_keeps_its_traceback(line: str) -> None:
+    assert not is_usage_error(raised(line))
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"", None], ids=["garbage", "empty", "missing"])
+def test_broken_or_missing_file_of_a_model_is_told(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "policy.pth"
+    if content is not None:
+        path.write_bytes(content)
+    error = raised(f"import torch; torch.load({str(path)!r})")
+    assert is_usage_error(error)
+    told = "file of the model is broken" if content is not None else f"directory: '{path}'"
+    assert told in explain(error)
+
+
+@pytest.mark.parametrize(
+    ("output", "hint"),
+    [
+        ("no/figure.png", "No such file or directory: 'no/figure.png'"),
+        ("no/figure.svg", "No such file or directory: 'no/figure.svg'"),
+        ("figure.foo", "Format 'foo' is not supported"),
+    ],
+)
+def test_figure_that_cannot_be_written_is_told(
+    output: str,
+    hint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "logs" / "trpo" / "Fake-v0_1"
+    run.mkdir(parents=True)
+    write_run(run, episodes=3)
+    assert main(["compare", str(run), "--output", output]) == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_policy_that_cannot_be_written_is_told() -> None:
+    error = raised("import pathlib; pathlib.Path('no/policy.onnx').write_bytes(b'')")
+    assert is_usage_error(error)
+    assert explain(error) == "No such file or directory: 'no/policy.onnx'"
+
+
+@pytest.mark.parametrize("command", ["train", "enjoy"])
+def test_syntax_error_in_the_users_package_keeps_its_traceback(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad_package").mkdir()
+    (tmp_path / "bad_package" / "__init__.py").write_text("def f(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SyntaxError) as caught:
+        main([command, "--gym-packages", "bad_package"])
+    assert str(caught.value.filename).endswith("__init__.py")
 
 
 def test_message_is_one_line_and_never_empty() -> None:

@@ -2,15 +2,22 @@
 
 import difflib
 import inspect
+import pickle
 import re
 import traceback
+import zipfile
 from collections.abc import Callable, Iterable
 
 import gymnasium as gym
 
 # Where a wrong option, value, file or environment name is noticed.
 TOOLS = {"sb3_trpo", "rl_zoo3", "stable_baselines3", "sb3_contrib", "gymnasium", "optuna", "wandb"}
-PLUMBING = {"argparse", "importlib", "runpy", "sqlalchemy", "yaml", "torch", "matplotlib", "PIL"}
+PLUMBING = {"argparse", "importlib", "runpy", "sqlalchemy", "yaml"}
+
+# What checks the optimizer's settings, and reads and writes the files that the user names.
+# Its other errors are faults of ours.
+LIBRARIES = {"torch", "zipfile", "matplotlib", "PIL", "pathlib", "functools", "contextlib"}
+BROKEN = (zipfile.BadZipFile, pickle.UnpicklingError, EOFError)
 
 # Keys of a configuration that the RL Zoo takes out before it builds the model.
 ZOO_KEYS = ("n_envs", "n_timesteps", "normalize", "frame_stack", "env_wrapper", "callback")
@@ -33,11 +40,42 @@ def is_usage_error(error: Exception) -> bool:
     if isinstance(error, UsageError):
         return True
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    modules = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
+    paths = [str(frame.f_globals.get("__name__")) for frame in frames]
+    modules = [path.partition(".")[0] for path in paths]
+    functions = {frame.f_code.co_name for frame in frames}
     if isinstance(error, gym.error.DependencyNotInstalled):  # can be noticed at the first picture
         return modules[-1] in TOOLS
-    training = any(frame.f_code.co_name == "learn" for frame in frames)
-    return set(modules) <= TOOLS | PLUMBING and not training
+    if isinstance(error, SyntaxError) and error.filename != "<string>":  # not of the command line
+        return False  # but in a file of the user's, which has no frame yet
+    known = TOOLS | PLUMBING
+    if is_about_a_file(error, functions) or is_about_the_optimizer(error, paths):
+        known |= LIBRARIES
+    return set(modules) <= known and "learn" not in functions
+
+
+def is_about_the_optimizer(error: Exception, paths: list[str]) -> bool:
+    """Whether torch refuses a setting of the optimizer, as a learning rate below 0.
+
+    :param error: a caught exception
+    :param paths: names of the modules that it came through, the innermost last
+    :return: whether the optimizer's constructor has checked its arguments
+    """
+    refused = isinstance(error, ValueError) and str(error).startswith("Invalid ")
+    return refused and "".join(paths[-1:]).startswith("torch.optim.")
+
+
+def is_about_a_file(error: Exception, functions: set[str]) -> bool:
+    """Whether a file cannot be loaded, or not be written where or as what the user wants it.
+
+    :param error: a caught exception
+    :param functions: names of the functions that it came through
+    :return: whether reading or writing the file, and nothing else, has failed
+    """
+    if "load" in functions:
+        return isinstance(error, (OSError, *BROKEN))
+    if "savefig" in functions and isinstance(error, ValueError):
+        return str(error).startswith("Format ") and "is not supported" in str(error)
+    return bool({"savefig", "write_bytes"} & functions) and isinstance(error, OSError)
 
 
 def explain(error: Exception) -> str:
@@ -102,7 +140,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 # Kind of an error, part of its message, and what is said instead of the message.
-REWORDED: tuple[tuple[type[Exception], str, Callable[[str], str]], ...] = (
+Kinds = type[Exception] | tuple[type[Exception], ...]
+REWORDED: tuple[tuple[Kinds, str, Callable[[str], str]], ...] = (
     (Exception, "not found in gym registry", lambda text: unknown_environment(text.split()[0])),
     (
         Exception,
@@ -117,6 +156,11 @@ REWORDED: tuple[tuple[type[Exception], str, Callable[[str], str]], ...] = (
         lambda text: "no trial came to its end: add trials, or see with --verbose 2 why they stop",
     ),
     (Exception, "unexpected keyword argument", unexpected_argument),
+    (
+        BROKEN,
+        "",
+        lambda text: "a file of the model is broken: choose another model, or train it again",
+    ),
     # The Zoo evaluates what follows a colon.
     (
         NameError,

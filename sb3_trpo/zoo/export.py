@@ -10,10 +10,10 @@ from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
+from sb3_trpo.evaluation import takes_masks
 from sb3_trpo.export import Observations, export_onnx
 from sb3_trpo.zoo.choice import add_choice, find_model, settings_folder
 from sb3_trpo.zoo.errors import UsageError
-from sb3_trpo.zoo.masks import takes_masks
 from sb3_trpo.zoo.script import Parser
 
 CHECKED_STEPS = 200

@@ -1,6 +1,5 @@
 """Action masks for the RL Zoo, which knows none: in evaluations and when a model is played."""
 
-import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -15,21 +14,12 @@ from stable_baselines3.common import evaluation
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.evaluation import MaskableEvalCallback, Masking
+from sb3_trpo.evaluation import MaskableEvalCallback, Masking, takes_masks
 from sb3_trpo.zoo.script import replaced
 
 
 class MaskableTrialEvalCallback(TrialEvalCallback, MaskableEvalCallback):
     """The RL Zoo's evaluation of a trial, with action masks."""
-
-
-def takes_masks(algorithm: type[BaseAlgorithm]) -> bool:
-    """Tell whether an algorithm's models need to be told which actions are allowed.
-
-    :param algorithm: class of the algorithm
-    :return: whether ``predict`` takes action masks
-    """
-    return "action_masks" in inspect.signature(algorithm.predict).parameters
 
 
 def player_of(model: BaseAlgorithm, env: VecEnv) -> Any:
