@@ -103,6 +103,7 @@ class TestSignature:
             "ent_coef": 0.0,
             "fisher_sub_sampling_factor": 1,
             "cg_residual_tol": 1e-5,
+            "damped_step_size": True,
             "line_search_accept_ratio": 0.0,
             "max_states_per_chunk": None,
         }
@@ -134,6 +135,7 @@ class TestSignature:
             "ent_coef": 0.01,
             "fisher_sub_sampling_factor": 2,
             "cg_residual_tol": 1e-3,
+            "damped_step_size": False,
             "line_search_accept_ratio": 0.1,
             "max_states_per_chunk": 10,
         }
