@@ -12,7 +12,6 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
-from torch.optim.adam import adam
 
 from sb3_trpo.actor import training_mode
 from sb3_trpo.batch import Features, Minibatch, size_of
@@ -244,9 +243,10 @@ def _fit_in_closed_form(critic: Critic, mlp: Mlp, minibatches: Iterable[Minibatc
     for features, returns in minibatches:
         size = len(returns)
         tape = tapes.get(size) or tapes.setdefault(size, Tape(mlp, weights, size))
-        error = tape.forward(cast(th.Tensor, features)).sub_(returns.unsqueeze(1))
-        losses.append(error.square().mean())
-        tape.cotangent(error.mul_(2 / size), gradients)
+        values = tape.forward(cast(th.Tensor, features))
+        error = values.squeeze(1).sub_(returns)
+        losses.append(th.dot(error, error) / size)
+        tape.cotangent(values.mul_(2 / size), gradients)
         state.descend(gradient)
     diverged = not state.is_finite()
     if not diverged:
@@ -282,20 +282,22 @@ class _AdamState:
     def descend(self, gradient: th.Tensor) -> None:
         """Take one step."""
         beta1, beta2 = self._group["betas"]
-        adam(
+        self._steps += 1
+        # What `torch.optim.adam.adam(fused=True)` comes down to for a single tensor. Its way there
+        # takes longer than the arithmetic.
+        th._fused_adam_(
             [self.values],
             [gradient],
             [self._exp_avg],
             [self._exp_avg_sq],
             [],
             [self._steps],
-            fused=True,
-            amsgrad=False,
+            lr=self._group["lr"],
             beta1=beta1,
             beta2=beta2,
-            lr=self._group["lr"],
             weight_decay=0.0,
             eps=self._group["eps"],
+            amsgrad=False,
             maximize=False,
         )
 
