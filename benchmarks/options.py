@@ -111,6 +111,7 @@ ARMS: dict[str, Arm] = {
     "paper_realised_kl": Arm(PAPER | {"damped_step_size": False}),
     "paper_gauss_newton": Arm(PAPER | ONE_MINIBATCH, GAUSS_NEWTON),
     "fisher_5": Arm({"fisher_sub_sampling_factor": 5}),
+    "fisher_10": Arm({"fisher_sub_sampling_factor": 10}),
     "realised_kl": Arm({"damped_step_size": False}),
     "gauss_newton": Arm(ONE_MINIBATCH, GAUSS_NEWTON),
 }
