@@ -43,7 +43,7 @@ from sb3_trpo.fisher import FisherProduct
 from sb3_trpo.layerwise import LayerwiseLinearization
 from sb3_trpo.linearization import PlainActor
 from sb3_trpo.mlp import Tape
-from sb3_trpo.rollout import acting_fast
+from sb3_trpo.rollout_forward import acting_fast
 
 Algorithm = sb3_trpo.TRPO | sb3_contrib.TRPO
 CLASSES: dict[str, Any] = {"sb3_contrib": sb3_contrib.TRPO, "sb3_trpo": sb3_trpo.TRPO}

@@ -24,7 +24,9 @@ from sb3_trpo.checkpoint import rewindable, saved_kl_reduction
 from sb3_trpo.critic import Critic, CriticFit, fit_critic, read_critic
 from sb3_trpo.fisher import FisherProduct
 from sb3_trpo.hyperparameters import KL_REDUCTIONS, check_ranges, parse_schedule, value_at
-from sb3_trpo.rollout import acting_fast, check_observations, refusing_non_finite
+from sb3_trpo.rollout import check_observations, refusing_non_finite
+from sb3_trpo.rollout_buffer import filling_fast
+from sb3_trpo.rollout_forward import acting_fast
 from sb3_trpo.surrogate import Surrogate, improvement_and_kl, surrogate_at
 from sb3_trpo.trust_region import LineSearch, NaturalStep, backtrack, natural_step
 
@@ -300,7 +302,7 @@ class TRPO(OnPolicyAlgorithm):
         # What a normalisation saw before clipping; it has none before its first reset.
         check_observations(getattr(self._vec_normalize_env, "old_obs", None))
         check_observations(self._last_obs)
-        with refusing_non_finite(env), acting_fast(self.policy):
+        with refusing_non_finite(env), acting_fast(self.policy), filling_fast(rollout_buffer):
             return self._collect(env, callback, rollout_buffer, n_rollout_steps)
 
     # SB3's loop; a recurrent policy needs another one.

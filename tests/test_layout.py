@@ -16,7 +16,10 @@ LAYERS = (
     {"surrogate", "fisher", "trust_region", "critic"},
     {
         "hyperparameters",
+        "replaced",
         "rollout",
+        "rollout_forward",
+        "rollout_buffer",
         "checkpoint",
         "trpo",
         "maskable",
@@ -36,7 +39,10 @@ ORDER = (
     ("sequences", "distributions", "batch", "mlp", "linearization", "layerwise", "actor"),
     (
         "hyperparameters",
+        "replaced",
         "rollout",
+        "rollout_forward",
+        "rollout_buffer",
         "checkpoint",
         "trpo",
         "maskable",

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_trpo import TRPO
-from sb3_trpo.rollout import acting_fast
+from sb3_trpo.rollout_forward import acting_fast
 from tests.environments import BOX_ACTIONS, VECTOR, ToyEnv
 
 # Both passes run the same float32 layers; they differ in the order of a few sums.
@@ -24,7 +24,9 @@ RTOL, ATOL = 1e-5, 1e-6
 ACTIONS: dict[str, spaces.Space[Any]] = {
     "box": BOX_ACTIONS,
     "matrix": spaces.Box(-1, 1, (2, 3)),
+    "wide": spaces.Box(-1, 1, (20,)),
     "discrete": spaces.Discrete(4),
+    "many": spaces.Discrete(20),
     "multi_discrete": spaces.MultiDiscrete([3, 2, 4]),
     "multi_binary": spaces.MultiBinary(3),
 }
@@ -108,6 +110,23 @@ def test_every_kind_of_observation_and_network_is_read_as_sb3_reads_it(
     with acting_fast(model.policy):
         assert "forward" in vars(model.policy)
         assert_same(act(model.policy, observations), theirs)
+
+
+@pytest.mark.parametrize("size", [3, 20])
+def test_an_exponential_variate_of_zero_wins(size: int, monkeypatch: Any) -> None:
+    """The generator gives one in some ten million draws."""
+    model = model_of(action_space=spaces.Discrete(size))
+    observation = observations_of(model, 1)[0]
+
+    def all_ones_but(tensor: th.Tensor) -> th.Tensor:
+        tensor.fill_(1.0)[:, 1] = 0.0
+        return tensor
+
+    monkeypatch.setattr(th.Tensor, "exponential_", all_ones_but)
+    with acting_fast(model.policy), th.no_grad(), np.errstate(divide="ignore"):
+        action, _, log_prob = model.policy(observation)
+    assert action.tolist() == [1]
+    assert log_prob.isfinite().all()
 
 
 def double_by_set_parameters(model: TRPO) -> None:
@@ -281,7 +300,7 @@ def test_rollout_with_the_fast_pass_is_the_rollout_without(monkeypatch: Any) -> 
     for fast in (True, False):
         model = model_of(n_envs=3)
         if not fast:
-            monkeypatch.setattr("sb3_trpo.rollout.fast_forward", lambda policy: None)
+            monkeypatch.setattr("sb3_trpo.rollout_forward.fast_forward", lambda policy: None)
         model.learn(96)
         buffers.append(model.rollout_buffer)
     for name in ("observations", "actions", "values", "log_probs", "rewards"):

@@ -1,0 +1,307 @@
+"""The policy's forward pass while a rollout is collected, in NumPy."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import MethodType
+from typing import Any, cast
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
+
+from sb3_trpo.distributions import (
+    Bernoulli,
+    Categorical,
+    Family,
+    Gaussian,
+    Head,
+    MultiCategorical,
+    head_of,
+)
+from sb3_trpo.mlp import (
+    Mlp,
+    actor_mlp,
+    critic_mlp,
+    flat_features,
+    hooks_of,
+    is_plain,
+    pairs_of,
+)
+from sb3_trpo.replaced import replaced
+
+
+class RolloutForward:
+    """
+    The forward pass of SB3's ``MlpPolicy`` for a few states, in NumPy.
+
+    It draws from torch's generator in SB3's order, so actions, values and log-probabilities are
+    SB3's to rounding. The arrays are views of the parameters, checked at every call, so weights
+    that were written or replaced a moment ago are the ones that act. Copies and pickles of the
+    policy get SB3's own forward pass.
+
+    :param policy: recognised by :func:`fast_forward`
+    :param actor: its actor network
+    :param critic: its critic network
+    :param head: what its distribution makes of the actor's output
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, actor: Mlp, critic: Mlp, head: Head) -> None:
+        self._policy = policy
+        self._structure = _Structure(policy)
+        self._actor, self._critic = _NumpyMlp(actor), _NumpyMlp(critic)
+        self._sample = _sampler(policy, head)
+        space = policy.observation_space
+        parts = list(space.values()) if isinstance(space, spaces.Dict) else [space]
+        self._is_numeric = all(isinstance(part, spaces.Box) for part in parts) and not (
+            policy.normalize_images and any(map(is_image_space, parts))
+        )
+        self._keys = list(getattr(policy.features_extractor, "extractors", ()))
+        self._action_shape = (-1, *cast(tuple[int, ...], policy.action_space.shape))
+
+    def __call__(
+        self, obs: PyTorchObs, deterministic: bool = False
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        Act as ``ActorCriticPolicy.forward`` does.
+
+        :param obs: n observations
+        :param deterministic: whether to take the most likely action
+        :return: actions, values of shape ``(n, 1)`` and log-probabilities of shape ``(n,)``
+        """
+        if not (deterministic or th.is_grad_enabled()) and self._fits():
+            features = self._features(obs)
+            raw = self._actor(features)
+            if math.isfinite(np.vdot(raw, raw)):  # one call; too large a number is SB3's, too
+                actions, log_prob = self._sample(raw)
+                values = self._critic(features)
+                return (
+                    th.from_numpy(actions.reshape(self._action_shape)),
+                    th.from_numpy(values),
+                    th.from_numpy(log_prob),
+                )
+        return ActorCriticPolicy.forward(self._policy, cast(th.Tensor, obs), deterministic)
+
+    def _fits(self) -> bool:
+        """Tell whether the policy still is what was recognised."""
+        return self._structure.is_unchanged() and self._actor.fits() and self._critic.fits()
+
+    def _features(self, obs: PyTorchObs) -> np.ndarray:
+        """Compute the networks' input."""
+        if not self._is_numeric:
+            return flat_features(self._policy, obs).numpy()
+        if isinstance(obs, dict):
+            return np.concatenate([_as_rows(obs[key]) for key in self._keys], axis=1)
+        return _as_rows(obs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
+        """Give a copy of the policy its class's method."""
+        return MethodType(ActorCriticPolicy.forward, memo.get(id(self._policy), self._policy))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Give an unpickled policy its class's method: it has no attributes yet when this runs."""
+        return getattr, (self._policy, "forward")
+
+
+def _as_rows(observations: th.Tensor) -> np.ndarray:
+    """Flatten the observation of every state, in single precision."""
+    array = observations.numpy()
+    if array.dtype != np.float32:
+        array = array.astype(np.float32)
+    return array if array.ndim == 2 else array.reshape(len(array), -1)
+
+
+class _Structure:
+    """
+    The modules and hooks of a policy, to see at little cost whether a callback has changed them.
+
+    :param policy: recognised, so without hooks
+    """
+
+    def __init__(self, policy: nn.Module) -> None:
+        modules = list(policy.modules())
+        places = [(m._modules, name, child) for m in modules for name, child in m._modules.items()]
+        siblings, names, children = zip(*places, strict=True)
+        self._siblings, self._names, self._children = siblings, names, list(children)
+        # The dictionaries themselves: they stay the same objects when a hook comes.
+        self._hooks = [hooks for module in modules for hooks in hooks_of(module)]
+
+    def is_unchanged(self) -> bool:
+        """Tell whether every module is in its place and none has a hook."""
+        children = list(map(dict.get, self._siblings, self._names))
+        return not any(self._hooks) and children == self._children
+
+
+class _NumpyMlp:
+    """A chain of layers on NumPy views of its parameters."""
+
+    def __init__(self, mlp: Mlp) -> None:
+        self._groups = [layer._parameters for layer in mlp.layers for _ in range(2)]
+        self._names = ["weight", "bias"] * len(mlp.layers)
+        self._activations = [_NUMPY_ACTIVATIONS.get(type(module)) for module in mlp.activations]
+        self._addresses: list[int] = []
+        self._layers: list[tuple[np.ndarray, np.ndarray, Callable[..., Any] | None]] = []
+
+    def fits(self) -> bool:
+        """Renew views of parameters whose memory was replaced; tell whether NumPy can do it."""
+        tensors = cast(list[th.Tensor], list(map(dict.get, self._groups, self._names)))
+        addresses = list(map(th.Tensor.data_ptr, tensors))
+        if addresses != self._addresses:
+            if not all(tensor.is_cpu and tensor.dtype == th.float32 for tensor in tensors):
+                return False
+            pairs = pairs_of([tensor.detach().numpy() for tensor in tensors])
+            self._layers = [
+                (weight.T, bias, activation)
+                for (weight, bias), activation in zip(pairs, self._activations, strict=True)
+            ]
+            self._addresses = addresses
+        return True
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Run the layers on n states; the result has shape (n, outputs)."""
+        # Vectors are faster than matrices of one row.
+        h = features[0] if len(features) == 1 else features
+        for weight, bias, activation in self._layers:
+            h = h.dot(weight)
+            h += bias
+            if activation is not None:
+                activation(h, out=h)
+        return h.reshape(len(features), -1)
+
+
+# Elementwise, in place with ``out``.
+_NUMPY_ACTIVATIONS: dict[type, Callable[..., Any]] = {
+    nn.Tanh: np.tanh,
+    nn.ReLU: partial(np.maximum, 0.0),
+}
+
+Sampled = tuple[np.ndarray, np.ndarray]
+
+# So many outputs of a single state take less time in Python's arithmetic than in NumPy's calls.
+_FEW = 16
+
+# The smallest number in single precision; an exponential variate may be 0.
+_TINY = 1e-45
+
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+def _sampler(policy: ActorCriticPolicy, head: Head) -> Callable[[np.ndarray], Sampled]:
+    """Choose how actions are drawn from means or logits."""
+    samplers: dict[type[Family], Callable[[np.ndarray], Sampled]] = {
+        Gaussian: partial(_sample_gaussian, policy),
+        Categorical: _sample_categorical,
+        MultiCategorical: partial(_sample_multi_categorical, head.sizes),
+        Bernoulli: _sample_bernoulli,
+    }
+    return samplers[type(head.family)]
+
+
+def _is_few(outputs: np.ndarray) -> bool:
+    """Tell whether these are few outputs of a single state."""
+    return len(outputs) == 1 and outputs.size <= _FEW
+
+
+def _sample_gaussian(policy: ActorCriticPolicy, mean: np.ndarray) -> Sampled:
+    """Draw from independent normal distributions."""
+    log_std = cast(th.Tensor, policy._parameters["log_std"]).detach().numpy()
+    std = np.exp(log_std)
+    noise = th.randn(*mean.shape)
+    if _is_few(mean):
+        numbers = zip(mean[0].tolist(), std.tolist(), noise[0].tolist(), strict=True)
+        action, squares = [], 0.0
+        for mu, sigma, z in numbers:
+            action.append(mu + sigma * z)
+            squares += z * z
+        log_density = -0.5 * squares - sum(log_std.tolist()) - len(action) * _HALF_LOG_2PI
+        return _single_rows(action, log_density)
+    actions = noise.numpy()
+    log_prob = np.vecdot(actions, actions)
+    log_prob *= -0.5
+    log_prob -= np.add.reduce(log_std) + mean.shape[1] * _HALF_LOG_2PI
+    actions *= std
+    actions += mean
+    return actions, log_prob
+
+
+def _sample_categorical(logits: np.ndarray) -> Sampled:
+    """Draw from one categorical distribution, as ``th.multinomial`` does from these numbers."""
+    n, size = logits.shape
+    variates = th.empty(n, size).exponential_()
+    if _is_few(logits):
+        values = logits[0].tolist()
+        top = max(values)
+        weights = [math.exp(value - top) for value in values]
+        scores = [w / max(e, _TINY) for w, e in zip(weights, variates[0].tolist(), strict=True)]
+        action = scores.index(max(scores))
+        return _single_rows(action, values[action] - top - math.log(sum(weights)))
+    logits = logits - np.maximum.reduce(logits, axis=1, keepdims=True)
+    probs = np.exp(logits)
+    actions = (probs / variates.numpy()).argmax(axis=1)
+    log_prob = logits.ravel().take(actions + np.arange(0, n * size, size))
+    log_prob -= np.log(np.add.reduce(probs, axis=1))
+    return actions, log_prob
+
+
+def _single_rows(action: int | list[float], log_prob: float) -> Sampled:
+    """Make the arrays of a single state."""
+    kind = np.int64 if isinstance(action, int) else np.float32
+    return np.array([action], dtype=kind), np.array([log_prob], dtype=np.float32)
+
+
+def _sample_multi_categorical(sizes: tuple[int, ...], logits: np.ndarray) -> Sampled:
+    """Draw from every block."""
+    blocks = np.split(logits, np.cumsum(sizes)[:-1], axis=1)
+    actions, log_probs = zip(*map(_sample_categorical, blocks), strict=True)
+    return np.stack(actions, axis=1), np.add.reduce(log_probs)
+
+
+def _sample_bernoulli(logits: np.ndarray) -> Sampled:
+    """Draw from independent binary distributions."""
+    raw = th.from_numpy(logits)
+    actions = th.bernoulli(raw.sigmoid())
+    log_prob = -nn.functional.softplus(raw * (1 - 2 * actions)).sum(dim=1)
+    return actions.numpy(), log_prob.numpy()
+
+
+def fast_forward(policy: ActorCriticPolicy) -> RolloutForward | None:
+    """
+    Make the fast forward pass of a policy.
+
+    :param policy: any policy
+    :return: the pass; ``None`` where the policy is not exactly SB3's ``MlpPolicy`` on the CPU in
+        single precision with layers that NumPy has
+    """
+    actor, critic = actor_mlp(policy), critic_mlp(policy)
+    if actor is None or critic is None or not is_plain(policy):
+        return None
+    head = head_of(policy.action_dist)
+    if head is None:
+        return None
+    activations = [a for a in (*actor.activations, *critic.activations) if a is not None]
+    if not all(type(activation) in _NUMPY_ACTIVATIONS for activation in activations):
+        return None
+    parameters = (*actor.parameters, *critic.parameters)
+    is_single = all(p.is_cpu and p.dtype == th.float32 for p in parameters)
+    return RolloutForward(policy, actor, critic, head) if is_single else None
+
+
+@contextmanager
+def acting_fast(policy: ActorCriticPolicy) -> Iterator[None]:
+    """
+    Let a policy use its fast forward pass, if it has one, for the duration of a block.
+
+    :param policy: any policy
+    :return: context manager
+    """
+    forward = fast_forward(policy)
+    if forward is None:
+        yield
+        return
+    with replaced(policy, "forward", forward):
+        yield
