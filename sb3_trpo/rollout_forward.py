@@ -31,7 +31,6 @@ from sb3_trpo.mlp import (
     flat_features,
     hooks_of,
     is_plain,
-    pairs_of,
 )
 from sb3_trpo.replaced import replaced
 
@@ -55,6 +54,10 @@ class RolloutForward:
         self._policy = policy
         self._structure = _Structure(policy)
         self._actor, self._critic = _NumpyMlp(actor), _NumpyMlp(critic)
+        layers = (*actor.layers, *critic.layers)
+        self._groups = [layer._parameters for layer in layers for _ in range(2)]
+        self._names = ["weight", "bias"] * len(layers)
+        self._addresses: list[int] = []
         self._sample = _sampler(policy, head)
         space = policy.observation_space
         parts = list(space.values()) if isinstance(space, spaces.Dict) else [space]
@@ -89,7 +92,19 @@ class RolloutForward:
 
     def _fits(self) -> bool:
         """Tell whether the policy still is what was recognised."""
-        return self._structure.is_unchanged() and self._actor.fits() and self._critic.fits()
+        return self._structure.is_unchanged() and self._has_views()
+
+    def _has_views(self) -> bool:
+        """Renew the views if a parameter's memory was replaced; tell whether NumPy can read it."""
+        tensors = cast(list[th.Tensor], list(map(dict.get, self._groups, self._names)))
+        addresses = list(map(th.Tensor.data_ptr, tensors))
+        if addresses != self._addresses:
+            if not all(tensor.is_cpu and tensor.dtype == th.float32 for tensor in tensors):
+                return False
+            self._actor.view()
+            self._critic.view()
+            self._addresses = addresses
+        return True
 
     def _features(self, obs: PyTorchObs) -> np.ndarray:
         """Compute the networks' input."""
@@ -141,34 +156,23 @@ class _NumpyMlp:
     """A chain of layers on NumPy views of its parameters."""
 
     def __init__(self, mlp: Mlp) -> None:
-        self._groups = [layer._parameters for layer in mlp.layers for _ in range(2)]
-        self._names = ["weight", "bias"] * len(mlp.layers)
+        self._mlp = mlp
         self._activations = [_NUMPY_ACTIVATIONS.get(type(module)) for module in mlp.activations]
-        self._addresses: list[int] = []
         self._layers: list[tuple[np.ndarray, np.ndarray, Callable[..., Any] | None]] = []
 
-    def fits(self) -> bool:
-        """Renew views of parameters whose memory was replaced; tell whether NumPy can do it."""
-        tensors = cast(list[th.Tensor], list(map(dict.get, self._groups, self._names)))
-        addresses = list(map(th.Tensor.data_ptr, tensors))
-        if addresses != self._addresses:
-            if not all(tensor.is_cpu and tensor.dtype == th.float32 for tensor in tensors):
-                return False
-            pairs = pairs_of([tensor.detach().numpy() for tensor in tensors])
-            self._layers = [
-                (weight.T, bias, activation)
-                for (weight, bias), activation in zip(pairs, self._activations, strict=True)
-            ]
-            self._addresses = addresses
-        return True
+    def view(self) -> None:
+        """Look at the parameters as they are now."""
+        pairs = [(weight.numpy().T, bias.numpy()) for weight, bias in self._mlp.weights]
+        self._layers = [
+            (*pair, activation) for pair, activation in zip(pairs, self._activations, strict=True)
+        ]
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Run the layers on n states; the result has shape (n, outputs)."""
         # Vectors are faster than matrices of one row.
         h = features[0] if len(features) == 1 else features
         for weight, bias, activation in self._layers:
-            h = h.dot(weight)
-            h += bias
+            h = h.dot(weight) + bias
             if activation is not None:
                 activation(h, out=h)
         return h.reshape(len(features), -1)
@@ -213,13 +217,12 @@ def _sample_gaussian(policy: ActorCriticPolicy, mean: np.ndarray) -> Sampled:
     std = np.exp(log_std)
     noise = th.randn(*mean.shape)
     if _is_few(mean):
-        numbers = zip(mean[0].tolist(), std.tolist(), noise[0].tolist(), strict=True)
         action, squares = [], 0.0
-        for mu, sigma, z in numbers:
+        for mu, sigma, z in zip(mean[0].tolist(), std.tolist(), noise.tolist()[0], strict=True):
             action.append(mu + sigma * z)
             squares += z * z
         log_density = -0.5 * squares - sum(log_std.tolist()) - len(action) * _HALF_LOG_2PI
-        return _single_rows(action, log_density)
+        return np.array([action], np.float32), np.array([log_density], np.float32)
     actions = noise.numpy()
     log_prob = np.vecdot(actions, actions)
     log_prob *= -0.5
@@ -237,21 +240,16 @@ def _sample_categorical(logits: np.ndarray) -> Sampled:
         values = logits[0].tolist()
         top = max(values)
         weights = [math.exp(value - top) for value in values]
-        scores = [w / max(e, _TINY) for w, e in zip(weights, variates[0].tolist(), strict=True)]
+        scores = [w / max(e, _TINY) for w, e in zip(weights, variates.tolist()[0], strict=True)]
         action = scores.index(max(scores))
-        return _single_rows(action, values[action] - top - math.log(sum(weights)))
+        log_mass = values[action] - top - math.log(sum(weights))
+        return np.array([action]), np.array([log_mass], np.float32)
     logits = logits - np.maximum.reduce(logits, axis=1, keepdims=True)
     probs = np.exp(logits)
     actions = (probs / variates.numpy()).argmax(axis=1)
     log_prob = logits.ravel().take(actions + np.arange(0, n * size, size))
     log_prob -= np.log(np.add.reduce(probs, axis=1))
     return actions, log_prob
-
-
-def _single_rows(action: int | list[float], log_prob: float) -> Sampled:
-    """Make the arrays of a single state."""
-    kind = np.int64 if isinstance(action, int) else np.float32
-    return np.array([action], dtype=kind), np.array([log_prob], dtype=np.float32)
 
 
 def _sample_multi_categorical(sizes: tuple[int, ...], logits: np.ndarray) -> Sampled:
