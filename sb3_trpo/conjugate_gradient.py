@@ -93,7 +93,8 @@ def _iterate(
     product: Product, b: th.Tensor, max_iter: int, residual_tol: float
 ) -> tuple[th.Tensor, th.Tensor, int, CGStatus]:
     """Return x, r, the number of steps and why they ended."""
-    x, r, p = th.zeros_like(b), b, b
+    x, r, p = th.zeros_like(b), b.clone(), b.clone()
+    x_next = th.empty_like(b)
     rr = bb = float(th.dot(b, b))
     if not 0 < bb < math.inf:
         return x, r, 0, CGStatus.CONVERGED if bb == 0 else CGStatus.NOT_FINITE
@@ -105,17 +106,22 @@ def _iterate(
         if pAp <= 0:
             return x, r, i, CGStatus.NON_POSITIVE_CURVATURE
         alpha = rr / pAp
-        x_next = x + alpha * p
-        if not x_next.isfinite().all():  # a tiny positive curvature overflows
+        # A tiny positive curvature overflows.
+        if alpha > th.finfo(b.dtype).max or not _is_finite(th.add(x, p, alpha=alpha, out=x_next)):
             return x, r, i, CGStatus.NOT_FINITE
-        x = x_next
-        r = r - alpha * Ap
+        x, x_next = x_next, x
+        r.sub_(Ap, alpha=alpha)
         rr_next = float(th.dot(r, r))
         if rr_next <= residual_tol**2 * bb:
             return x, r, i + 1, CGStatus.CONVERGED
-        p = r + (rr_next / rr) * p
+        p.mul_(rr_next / rr).add_(r)
         rr = rr_next
     return x, r, max_iter, CGStatus.ITERATION_LIMIT
+
+
+def _is_finite(vector: th.Tensor) -> bool:
+    """Tell whether all numbers are finite; their sum is not if one is not, and is cheaper."""
+    return math.isfinite(float(vector.sum())) or bool(vector.isfinite().all())
 
 
 def _iterate_without_waiting(

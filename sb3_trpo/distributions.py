@@ -24,7 +24,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch as th
 from gymnasium import spaces
@@ -48,7 +48,13 @@ Metric = Callable[[Outputs], Outputs]
 
 
 class Family(ABC):
-    """A family of distributions, read through outputs z whose first dimension is the state."""
+    """
+    A family of distributions, read through outputs z whose first dimension is the state.
+
+    :cvar is_shift_invariant: whether a constant added to all columns of an output changes nothing
+    """
+
+    is_shift_invariant: ClassVar[bool] = False
 
     @abstractmethod
     def outputs(self, distribution: Any) -> Outputs:
@@ -104,6 +110,8 @@ class Gaussian(Family):
 
 class MultiCategorical(Family):
     """Independent categorical distributions, z = their logits, block by block."""
+
+    is_shift_invariant = True
 
     def outputs(self, distribution: list[td.Categorical]) -> Outputs:
         """Read the normalised logits of every block."""

@@ -14,6 +14,8 @@ o_l   output of layer l, W_l h_l + b_l, a convolution included
 S_la  slope of the a-th output of the network with respect to o_l, for every state
 J_la  slope of the a-th output of the network with respect to (W_l, b_l), for every state
 ====  ====================================================================================
+
+Of logits only the distances to the last one count, so these are the outputs there: one fewer.
 """
 
 from collections import Counter
@@ -129,9 +131,16 @@ def _are_simple(calls: Sequence[Call], distribution: ActionDistribution) -> bool
     return (
         all(z.dim() == 2 for z in outputs)
         and sum(z.shape[1] for z in outputs) <= MOST_OUTPUTS
+        and sum(_widths(distribution)) > 0
         and len({call.layer for call in calls}) == len(calls) > 0
         and all(_is_simple(call, n_states) for call in calls)
     )
+
+
+def _widths(distribution: ActionDistribution) -> list[int]:
+    """Count the columns of every output that matter."""
+    is_relative = distribution.family.is_shift_invariant
+    return [z.shape[1] - is_relative for z in distribution.outputs]
 
 
 def _is_simple(call: Call, n_states: int) -> bool:
@@ -171,6 +180,7 @@ class LayerwiseLinearization(Linearization):
         self._rest = rest
         self._by_autograd = AutogradLinearization(distribution, rest)
         self._calls = calls
+        self._widths = _widths(distribution)
 
     def gradient(self, value: th.Tensor) -> th.Tensor:
         """Differentiate with respect to θ."""
@@ -185,29 +195,41 @@ class LayerwiseLinearization(Linearization):
         else:
             tangents = tuple(th.zeros_like(z) for z in self.distribution.outputs)
         with th.no_grad():
+            moved = self._cut(tangents)
             for layer in self._layers:
-                tangents = layer.push(changes, tangents)
-        return tangents
+                moved = layer.push(changes, moved)
+            return tuple(
+                th.cat([some, tangent[:, some.shape[1] :]], dim=1)
+                for some, tangent in zip(moved, tangents, strict=True)
+            )
 
     def transposed_product(self, tangent: Outputs) -> th.Tensor:
         """Pull a change of z back to every layer's weights."""
-        parts = {}
+        result = tangent[0].new_empty(sum(parameter.numel() for parameter in self._parameters))
+        gradients = views_by_id(result, self._parameters)
         if self._rest:
-            parts = views_by_id(self._by_autograd.transposed_product(tangent), self._rest)
+            rest = self._by_autograd.transposed_product(tangent)
+            for name, part in views_by_id(rest, self._rest).items():
+                gradients[name].copy_(part)
         with th.no_grad():
             for layer in self._layers:
-                parts.update(layer.pull(tangent))
-        return flatten([parts[id(parameter)] for parameter in self._parameters])
+                layer.pull(self._cut(tangent), gradients)
+        return result
+
+    def _cut(self, tangent: Outputs) -> Outputs:
+        """Leave out the columns that the others are compared with."""
+        return tuple(u[:, :width] for u, width in zip(tangent, self._widths, strict=True))
 
     @cached_property
     def _layers(self) -> list["_Layer | _SmallLayer"]:
         """Compute the slopes S of every layer, one backward pass for each output."""
-        layers = [_Layer(call, self.distribution.outputs) for call in self._calls]
+        layers = [_Layer(call, self._widths) for call in self._calls]
         edges = [call.edge for call in self._calls]
-        for i, z in enumerate(self.distribution.outputs):
-            for a in range(z.shape[1] if z.requires_grad else 0):
+        for i, (z, width) in enumerate(zip(self.distribution.outputs, self._widths, strict=True)):
+            for a in range(width if z.requires_grad else 0):
                 direction = th.zeros_like(z)
                 direction[:, a] = 1
+                direction[:, width:] = -1
                 slopes = th.autograd.grad(z, edges, direction, retain_graph=True, allow_unused=True)
                 if all(slope is None for slope in slopes):
                     break  # these outputs depend on no layer, as a log std usually
@@ -223,16 +245,16 @@ class _Layer:
     Images are kept with their channels last, the layout in which convolutions are fastest.
 
     :param call: one run of the layer
-    :param outputs: z
+    :param widths: number of slopes for each tensor of z
     """
 
-    def __init__(self, call: Call, outputs: Outputs) -> None:
+    def __init__(self, call: Call, widths: Sequence[int]) -> None:
         self.layer = call.layer
         is_image = call.inputs.dim() == 4
         layout = th.channels_last if is_image else th.contiguous_format
         self.input = call.inputs.contiguous(memory_format=layout)
-        self.slopes: list[th.Tensor | None] = [None for _ in outputs]
-        self._columns = [z.shape[1] for z in outputs]
+        self.slopes: list[th.Tensor | None] = [None for _ in widths]
+        self._widths = widths
         self._shape = th.Size()
 
     @property
@@ -250,7 +272,7 @@ class _Layer:
         rows = self._to_rows(slope)
         slopes = self.slopes[i]
         if slopes is None:
-            slopes = self.slopes[i] = rows.new_zeros(len(rows), self._columns[i], rows.shape[1])
+            slopes = self.slopes[i] = rows.new_zeros(len(rows), self._widths[i], rows.shape[1])
         slopes[:, a] = rows
 
     def push(self, changes: Mapping[int, th.Tensor], tangents: Outputs) -> Outputs:
@@ -259,21 +281,26 @@ class _Layer:
         if weight is None and bias is None:
             return tangents
         moved = self._run(th.zeros_like(self.layer.weight) if weight is None else weight, bias)
-        column = self._to_rows(moved).unsqueeze(2)
+        # With the row to the left: BLAS takes five times as long for the product with a column.
+        row = self._to_rows(moved).unsqueeze(1)
         return tuple(
-            tangent if slopes is None else tangent + th.bmm(slopes, column).squeeze(2)
+            tangent if slopes is None else tangent + th.bmm(row, slopes.transpose(1, 2)).squeeze(1)
             for tangent, slopes in zip(tangents, self.slopes, strict=True)
         )
 
-    def pull(self, tangent: Outputs) -> dict[int, th.Tensor]:
-        """Compute the gradients of the layer's parameters, by the parameters' identity."""
+    def pull(self, tangent: Outputs, gradients: Mapping[int, th.Tensor]) -> None:
+        """Write the gradients of the layer's parameters to where they belong."""
         rows = [
             th.bmm(u.unsqueeze(1), slopes).squeeze(1)
             for u, slopes in zip(tangent, self.slopes, strict=True)
             if slopes is not None
         ]
-        weight, bias = self._gradients(self._from_rows(sum(rows[1:], rows[0])))
-        return {id(self.layer.weight): weight, id(self.layer.bias): bias}
+        slope = self._from_rows(sum(rows[1:], rows[0]))
+        weight, bias = gradients.get(id(self.layer.weight)), gradients.get(id(self.layer.bias))
+        if weight is not None:
+            self._weight_gradient(slope, weight)
+        if bias is not None:
+            th.sum(slope, [d for d in range(slope.dim()) if d != 1], out=bias)
 
     def _run(self, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
         """Run the layer with other weights."""
@@ -283,15 +310,16 @@ class _Layer:
         weight = weight.contiguous(memory_format=th.channels_last)
         return F.conv2d(self.input, weight, bias, **_geometry(layer))
 
-    def _gradients(self, slope: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """Compute the gradients of weight and bias from that of the layer's output."""
+    def _weight_gradient(self, slope: th.Tensor, gradient: th.Tensor) -> None:
+        """Compute the weight's gradient from that of the layer's output."""
         layer = self.layer
         if isinstance(layer, nn.Linear):
-            return slope.T @ self.input, slope.sum(dim=0)
-        weight = conv2d_weight(  # type: ignore[no-untyped-call]
-            self.input, layer.weight.shape, slope, **_geometry(layer)
-        )
-        return weight, slope.sum(dim=(0, 2, 3))
+            th.mm(slope.T, self.input, out=gradient)
+        else:
+            weight = conv2d_weight(  # type: ignore[no-untyped-call]
+                self.input, layer.weight.shape, slope, **_geometry(layer)
+            )
+            gradient.copy_(weight)
 
     def _to_rows(self, output: th.Tensor) -> th.Tensor:
         """Lay out what the layer returned as one row per state."""
@@ -343,15 +371,18 @@ class _SmallLayer:
             for tangent, jacobian in zip(tangents, self._jacobians, strict=True)
         )
 
-    def pull(self, tangent: Outputs) -> dict[int, th.Tensor]:
-        """Compute the gradients of the layer's parameters, by the parameters' identity."""
+    def pull(self, tangent: Outputs, gradients: Mapping[int, th.Tensor]) -> None:
+        """Write the gradients of the layer's parameters to where they belong."""
         parts = [
             jacobian.flatten(0, 1).T @ u.flatten()
             for u, jacobian in zip(tangent, self._jacobians, strict=True)
             if jacobian is not None
         ]
-        weight, bias = th.split(sum(parts[1:], parts[0]), [self._weight.numel(), len(self._weight)])
-        return {id(self._weight): weight.view_as(self._weight), id(self._bias): bias}
+        sizes = [self._weight.numel(), len(self._weight)]
+        split = th.split(sum(parts[1:], parts[0]), sizes)
+        for parameter, part in zip((self._weight, self._bias), split, strict=True):
+            if id(parameter) in gradients:
+                gradients[id(parameter)].view(-1).copy_(part)
 
 
 def _geometry(layer: nn.Conv2d) -> dict[str, Any]:
