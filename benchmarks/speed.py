@@ -284,7 +284,9 @@ class _CountOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
+        # The formulas are those of the functions that return something new.
+        name = func._overloadpacket.__name__.removesuffix("_")
+        count = flop_registry.get(getattr(th.ops.aten, name, None))
         if count is not None:
             self.total += count(*args, **(kwargs or {}), out_val=result)
         return result

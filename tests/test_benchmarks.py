@@ -1,10 +1,12 @@
-"""The scripts that measure returns. They import the RL Zoo, hence inside the tests."""
+"""The scripts that measure. Those of returns import the RL Zoo, hence inside the tests."""
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch as th
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -51,6 +53,25 @@ def test_result_of_other_hyperparameters_is_not_mixed_with(
     monkeypatch.setattr(learning, "shipped_hyperparameters", lambda algo, env: {"gamma": 0.5})
     with pytest.raises(ValueError, match="hyperparameters="):
         learning.add_return("trpo", "CartPole-v1", 1, 1.0)
+
+
+@pytest.mark.parametrize(
+    "multiply",
+    [
+        lambda a, b, c: a @ b,
+        lambda a, b, c: th.mm(a, b, out=c),
+        lambda a, b, c: c.addmm_(a, b),
+        lambda a, b, c: th.addmm(c[0], a, b, out=c),
+        lambda a, b, c: th.nn.functional.linear(a, b.T, c[0]).mul_(2),
+    ],
+)
+def test_operations_are_counted_however_a_product_is_written(
+    multiply: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    speed = importlib.import_module("speed")
+    matrices = th.ones(3, 4), th.ones(4, 5), th.zeros(3, 5)
+    assert speed.count_operations(lambda: multiply(*matrices)) == 2 * 3 * 4 * 5
 
 
 @pytest.mark.slow
