@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from machine import RESULTS, provenance
+from machine import RESULTS, with_session
 from training import ALGORITHMS, final_return, shipped_hyperparameters
 
 from sb3_trpo.zoo.compare import ranges
@@ -113,9 +113,9 @@ def read_returns(algo: str, env: str) -> dict[int, float]:
     :raises ValueError: if another algorithm or other hyperparameters have reached them
     """
     path = result_path(env)
-    if not path.exists():
+    result = _read(path)
+    if not result:
         return {}
-    result = json.loads(path.read_text())
     for name, ours in (("algo", algo), ("hyperparameters", shipped_hyperparameters(algo, env))):
         if result.get(name) != ours:
             raise ValueError(
@@ -135,6 +135,7 @@ def add_return(algo: str, env: str, seed: int, value: float) -> float:
     :param value: its return
     :return: mean return over all seeds
     """
+    path = result_path(env)
     returns = dict(sorted({**read_returns(algo, env), seed: value}.items()))
     mean = float(np.mean(list(returns.values())))
     hyperparameters = shipped_hyperparameters(algo, env)
@@ -145,9 +146,15 @@ def add_return(algo: str, env: str, seed: int, value: float) -> float:
         "episodes": EPISODES,
         "returns": returns,
         "mean": mean,
+        "sessions": with_session(_read(path).get("sessions", []), seed),
     }
-    result_path(env).write_text(json.dumps(provenance() | result, indent=2) + "\n")
+    path.write_text(json.dumps(result, indent=2) + "\n")
     return mean
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a result; empty if there is none yet."""
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def table(algo: str) -> str:

@@ -5,7 +5,9 @@ import importlib.metadata
 import platform
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch as th
 
@@ -28,6 +30,24 @@ def provenance() -> dict[str, object]:
         "torch_threads": th.get_num_threads(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def with_session(sessions: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """
+    Note that this call has measured a seed.
+
+    :param sessions: provenances of all calls that have added to a result, each with its ``seeds``
+    :param seed: measured now; if it was before, it is no longer that call's
+    :return: the same with this call
+    """
+    now = provenance()
+    others = [{**s, "seeds": [other for other in s["seeds"] if other != seed]} for s in sessions]
+    kept = [s for s in others if s["seeds"]]
+    mine = next((s for s in kept if s == {**now, "seeds": s["seeds"]}), None)
+    if mine is None:
+        return [*kept, {**now, "seeds": [seed]}]
+    mine["seeds"] = sorted([*mine["seeds"], seed])
+    return kept
 
 
 def _processor() -> str:

@@ -22,7 +22,7 @@ from unittest import mock
 
 import numpy as np
 import torch as th
-from machine import RESULTS, provenance
+from machine import RESULTS, with_session
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
@@ -127,6 +127,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the results that there are")
     arguments = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
+    for arm in arguments.arm:  # a result that cannot be added to is noticed before the training
+        for env in arguments.env:
+            read(arm, env)
     cases = [
         (arm, env, seed)
         for arm in arguments.arm
@@ -152,13 +155,38 @@ def keep(arm: str, env: str, result: dict[str, float]) -> None:
     :param env: name of the environment
     :param result: of :func:`run`
     """
-    path = _file(arm, env)
-    known = json.loads(path.read_text())["runs"] if path.exists() else []
-    others = [run for run in known if run["seed"] != result["seed"]]
-    runs = sorted([*others, result], key=lambda run: run["seed"])
-    entry = {"arm": arm, "env": env, "options": dict(ARMS[arm].options), "runs": runs}
-    path.write_text(json.dumps(provenance() | entry, indent=2) + "\n")
+    seed, known = result["seed"], read(arm, env)
+    others = [run for run in known.get("runs", []) if run["seed"] != seed]
+    entry = {
+        "arm": arm,
+        "env": env,
+        "options": dict(ARMS[arm].options),
+        "runs": sorted([*others, result], key=lambda run: run["seed"]),
+        "sessions": with_session(known.get("sessions", []), int(seed)),
+    }
+    _file(arm, env).write_text(json.dumps(entry, indent=2) + "\n")
     print(arm, env, result, flush=True)
+
+
+def read(arm: str, env: str) -> dict[str, Any]:
+    """
+    Read what an arm has reached.
+
+    :param arm: name of the arm
+    :param env: name of the environment
+    :return: empty if nothing was measured
+    :raises ValueError: if the arm's options were others then
+    """
+    path = _file(arm, env)
+    if not path.exists():
+        return {}
+    known: dict[str, Any] = json.loads(path.read_text())
+    if known["options"] != ARMS[arm].options:
+        raise ValueError(
+            f"{path} holds what {known['options']} has reached: move it away to measure "
+            f"{dict(ARMS[arm].options)}"
+        )
+    return known
 
 
 def run(arm: str, env: str, seed: int) -> dict[str, float]:
@@ -202,8 +230,8 @@ def print_table() -> None:
     for env in ENVIRONMENTS:
         print(f"\n{env:28} {'whole run':>16} {'last 100':>16} {'deterministic':>16}  seeds")
         for arm in ARMS:
-            if _file(arm, env).exists():
-                runs = json.loads(_file(arm, env).read_text())["runs"]
+            runs = read(arm, env).get("runs", [])
+            if runs:
                 print(f"{arm:28} {' '.join(_cells(runs))}  {len(runs)}")
 
 

@@ -1,6 +1,7 @@
 """The scripts that measure. Those of returns import the RL Zoo, hence inside the tests."""
 
 import importlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,32 @@ def test_seeds_are_added_to_those_that_were_measured_before(learning: Any) -> No
     assert learning.add_return("trpo", "CartPole-v1", 5, 400.0) == 300
     assert learning.read_returns("trpo", "CartPole-v1") == {3: 200, 5: 400}
     assert "| CartPole-v1 | 300.0 | 200.0 | 3, 5 | 495.6 |" in learning.table("trpo")
+
+
+def test_every_seed_is_with_the_call_that_measured_it_last(
+    learning: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command, seed in (("first", 5), ("first", 3), ("second", 5), ("second", 7)):
+        monkeypatch.setattr("sys.argv", [command])
+        learning.add_return("trpo", "CartPole-v1", seed, 100.0)
+    result = json.loads(learning.result_path("CartPole-v1").read_text())
+    seeds = {session["command"].split("/")[-1]: session["seeds"] for session in result["sessions"]}
+    assert seeds == {"first": [3], "second": [5, 7]}
+    assert all("versions" in session for session in result["sessions"])
+
+
+def test_option_experiment_of_other_options_is_not_mixed_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    options = importlib.import_module("options")
+    monkeypatch.setattr(options, "FOLDER", tmp_path)
+    options.keep("fisher_5", "Hopper-v5", {"seed": 1, "all": 1.0})
+    options.keep("fisher_5", "Hopper-v5", {"seed": 0, "all": 2.0})
+    assert [run["seed"] for run in options.read("fisher_5", "Hopper-v5")["runs"]] == [0, 1]
+    monkeypatch.setitem(options.ARMS, "fisher_5", options.Arm({"gamma": 0.5}))
+    with pytest.raises(ValueError, match="move it away"):
+        options.keep("fisher_5", "Hopper-v5", {"seed": 2, "all": 1.0})
 
 
 def test_recurrent_results_have_a_table_of_their_own(learning: Any) -> None:
