@@ -6,7 +6,8 @@ the medians, sb3_contrib's over ours, so more than 1 means faster. Shared machin
 absolute times. Memory is the peak beyond what the filled rollout buffer takes, each measured in a
 process of its own.
 
-    python benchmarks/speed.py update rollout learn floor memory scaling --repeats 7
+    python benchmarks/speed.py update rollout learn floor memory scaling recurrent
+    python benchmarks/speed.py --table
 """
 
 import argparse
@@ -177,9 +178,9 @@ def train_again(model: Algorithm, start: dict[str, Any]) -> None:
 
 def update(repeats: int) -> list[Entry]:
     """Time ``train()`` on one frozen rollout."""
-    cases = [(case, repeats) for case in UPDATES]
-    images = (*IMAGES[:3], {**IMAGES[3], "n_steps": 512})
-    return [_update(*case, count) for case, count in [*cases, (images, min(repeats, 3))]]
+    name, policy, env, options = IMAGES
+    images = f"{name}, 512 states", policy, env, {**options, "n_steps": 512}
+    return [_update(*case, repeats) for case in [*UPDATES, images]]
 
 
 def _update(name: str, policy: str, env: Any, options: dict[str, Any], repeats: int) -> Entry:
@@ -355,7 +356,7 @@ def floor(repeats: int) -> list[Entry]:
         actions["environment"] = partial(_replay, models["sb3_trpo"], recorder.actions)
         medians = alternate(actions, repeats)
         over = {kind: medians[kind] / medians["environment"] for kind in CLASSES}
-        entries.append({"work": f"learn() over the environment's time, {env}", "over_floor": over})
+        entries.append({"work": f"learn(), {env}", "over_floor": over})
     return entries
 
 
@@ -370,10 +371,10 @@ def _replay(model: Algorithm, actions: list[np.ndarray]) -> None:
 def memory(repeats: int) -> list[Entry]:
     """Measure the peak memory of ``train()`` beyond the buffer."""
     entries = []
-    for case in (IMAGES, UPDATES[0], UPDATES[2]):
+    for case in [IMAGES, *(case for case in UPDATES if "fisher" not in case[3])]:
         peaks = {kind: isolated(peak_memory, kind, case) for kind in CLASSES}
         share = peaks["sb3_trpo"] / max(peaks["sb3_contrib"], 1)
-        entries.append({"work": f"peak memory, {case[0]}", "bytes": peaks, "share": share})
+        entries.append({"work": f"train(), {case[0]}", "bytes": peaks, "share": share})
     return entries
 
 
@@ -471,20 +472,70 @@ SECTIONS = {f.__name__: f for f in (update, rollout, learn, floor, memory, scali
 
 
 def main() -> None:
-    """Run the sections, print their entries and write them."""
+    """Run the sections, print their tables and write their entries."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
-    parser.add_argument("sections", nargs="+", choices=SECTIONS)
+    parser.add_argument("sections", nargs="*", type=_section, help=", ".join(SECTIONS))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="print the README's table")
     arguments = parser.parse_args()
     th.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
+    if arguments.sections:
+        print(json.dumps(provenance(), indent=2), *HEADER, sep="\n", flush=True)
     for section in arguments.sections:
         entries = SECTIONS[section](arguments.repeats)
-        for entry in entries:
-            print(json.dumps(entry), flush=True)
+        print(*map(row, entries), sep="\n", flush=True)
         result = {**provenance(), "repeats": arguments.repeats, "entries": entries}
-        (RESULTS / f"speed_{section}.json").write_text(json.dumps(result, indent=2) + "\n")
+        _file(section).write_text(json.dumps(result, indent=2) + "\n")
+    if arguments.table:
+        print(table())
+
+
+def _section(name: str) -> str:
+    """Refuse what is no section; argparse's choices would refuse that there is none, too."""
+    if name not in SECTIONS:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(SECTIONS)}")
+    return name
+
+
+HEADER = ("| work | sb3_contrib's time over ours |", "|---|---|")
+
+
+def row(entry: Entry) -> str:
+    """
+    Write an entry as a row of a Markdown table.
+
+    :param entry: of any section
+    :return: the row
+    """
+    if "ratio" in entry:
+        figure = f"{entry['ratio']:.1f}"
+    elif "over_floor" in entry:
+        ours, theirs = entry["over_floor"]["sb3_trpo"], entry["over_floor"]["sb3_contrib"]
+        figure = f"{ours:.1f} times the environment's own time (sb3_contrib: {theirs:.1f})"
+    elif "share" in entry:
+        peak = entry["bytes"]["sb3_trpo"] / 1e6
+        figure = f"{entry['share']:.0%} of sb3_contrib's peak memory ({peak:.0f} MB)"
+    else:
+        figure = f"{entry['times']:.1f} times the time"
+    return f"| {entry['work']} | {figure} |"
+
+
+def table() -> str:
+    """
+    Write all results as Markdown.
+
+    :return: one row per entry
+    """
+    files = filter(Path.exists, map(_file, SECTIONS))
+    entries = [entry for file in files for entry in json.loads(file.read_text())["entries"]]
+    return "\n".join([*HEADER, *map(row, entries)])
+
+
+def _file(section: str) -> Path:
+    """Return where the results of a section are."""
+    return RESULTS / f"speed_{section}.json"
 
 
 if __name__ == "__main__":

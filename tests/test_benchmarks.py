@@ -101,6 +101,13 @@ def test_operations_are_counted_however_a_product_is_written(
     assert speed.count_operations(lambda: multiply(*matrices)) == 2 * 3 * 4 * 5
 
 
+def test_speed_results_are_the_ones_in_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    table = importlib.import_module("speed").table()
+    assert len(table.splitlines()) > 20
+    assert table in (BENCHMARKS.parent / "README.md").read_text()
+
+
 @pytest.mark.slow
 # When a model cannot be built, the Zoo leaves its environments' Monitor files open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
