@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from sb3_trpo.batch import ActorBatch
 from sb3_trpo.distributions import ActionDistribution, Outputs
-from sb3_trpo.layerwise import MOST_OUTPUTS, linearize, recording_layers
+from sb3_trpo.layerwise import MOST_DIRECTIONS, directions, linearize, recording_layers
 from sb3_trpo.linearization import Linearization, MlpLinearization, read_plain_actor
 from sb3_trpo.sequences import Observations
 
@@ -184,10 +184,10 @@ class _Probe:
         kinds = [type(module) for module in self.modules]
         return nn.Conv2d in kinds and not any(issubclass(kind, nn.RNNBase) for kind in kinds)
 
-    def bytes_of_graphs(self, n_outputs: int) -> int:
-        """Estimate what derivatives keep, for so many outputs of the action distribution."""
+    def bytes_of_graphs(self, n_directions: int) -> int:
+        """Estimate what derivatives keep, for so many directions of the action distribution."""
         saved = sum(self.saved_bytes.values())
-        slopes = n_outputs * self.layer_bytes if n_outputs <= MOST_OUTPUTS else 0
+        slopes = n_directions * self.layer_bytes if n_directions <= MOST_DIRECTIONS else 0
         return max(_GRAPHS_PER_FORWARD * saved, saved + slopes)
 
 
@@ -223,8 +223,7 @@ def read_actor(
         )
     slopes = th.autograd.grad([z.sum() for z in attached], candidates, allow_unused=True)
     parameters = [p for p, slope in zip(candidates, slopes, strict=True) if slope is not None]
-    n_outputs = sum(z.shape[1] for z in distribution.outputs)
-    bytes_per_state = probe.bytes_of_graphs(n_outputs) / len(few)
+    bytes_per_state = probe.bytes_of_graphs(sum(directions(distribution))) / len(few)
     in_memory = max_states_per_chunk or _states_in(_MEMORY_BUDGET, bytes_per_state)
     per_chunk = in_memory
     if probe.is_of_images and attached[0].is_cpu:

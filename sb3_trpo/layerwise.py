@@ -37,7 +37,7 @@ from sb3_trpo.vectors import flatten
 
 # One backward pass and one copy of all slopes for each: beyond that two passes a product are
 # cheaper as soon as the states take more than one chunk.
-MOST_OUTPUTS = 8
+MOST_DIRECTIONS = 8
 
 
 class Call(NamedTuple):
@@ -100,7 +100,7 @@ def linearize(
     """
     nodes, uses = _walk(distribution)
     calls = [call for call in calls if call.edge.node in nodes]  # others ran aside
-    layered = {id(parameter) for call in calls for parameter in call.layer.parameters()}
+    layered = {id(p) for call in calls for p in (call.layer.weight, call.layer.bias)}
     rest = [parameter for parameter in parameters if id(parameter) not in layered]
     is_known = all(parameter is getattr(policy, "log_std", None) for parameter in rest)
     enter_once = all(uses[id(parameter)] == 1 for parameter in parameters)
@@ -130,15 +130,20 @@ def _are_simple(calls: Sequence[Call], distribution: ActionDistribution) -> bool
     n_states = len(outputs[0])
     return (
         all(z.dim() == 2 for z in outputs)
-        and sum(z.shape[1] for z in outputs) <= MOST_OUTPUTS
-        and sum(_widths(distribution)) > 0
+        and min(directions(distribution)) > 0
+        and sum(directions(distribution)) <= MOST_DIRECTIONS
         and len({call.layer for call in calls}) == len(calls) > 0
         and all(_is_simple(call, n_states) for call in calls)
     )
 
 
-def _widths(distribution: ActionDistribution) -> list[int]:
-    """Count the columns of every output that matter."""
+def directions(distribution: ActionDistribution) -> list[int]:
+    """
+    Count the directions in which each output can change the distribution.
+
+    :param distribution: at n states
+    :return: number of columns, one fewer of logits
+    """
     is_relative = distribution.family.is_shift_invariant
     return [z.shape[1] - is_relative for z in distribution.outputs]
 
@@ -180,7 +185,7 @@ class LayerwiseLinearization(Linearization):
         self._rest = rest
         self._by_autograd = AutogradLinearization(distribution, rest)
         self._calls = calls
-        self._widths = _widths(distribution)
+        self._widths = directions(distribution)
 
     def gradient(self, value: th.Tensor) -> th.Tensor:
         """Differentiate with respect to θ."""
@@ -209,8 +214,8 @@ class LayerwiseLinearization(Linearization):
         gradients = views_by_id(result, self._parameters)
         if self._rest:
             rest = self._by_autograd.transposed_product(tangent)
-            for name, part in views_by_id(rest, self._rest).items():
-                gradients[name].copy_(part)
+            for key, part in views_by_id(rest, self._rest).items():
+                gradients[key].copy_(part)
         with th.no_grad():
             for layer in self._layers:
                 layer.pull(self._cut(tangent), gradients)
@@ -281,7 +286,7 @@ class _Layer:
         if weight is None and bias is None:
             return tangents
         moved = self._run(th.zeros_like(self.layer.weight) if weight is None else weight, bias)
-        # With the row to the left: BLAS takes five times as long for the product with a column.
+        # The product with a column takes MKL five times as long.
         row = self._to_rows(moved).unsqueeze(1)
         return tuple(
             tangent if slopes is None else tangent + th.bmm(row, slopes.transpose(1, 2)).squeeze(1)

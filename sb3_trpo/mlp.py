@@ -230,7 +230,7 @@ class Tape:
         self._slopes = [th.empty_like(output) for output in self._outputs]
         self._work = [th.empty_like(output) for output in self._outputs]
         # Gradients of weights with few columns, on the way to where they belong.
-        self._tall = {
+        self._tall_gradients = {
             i: _tall(weight, *weight.shape)
             for i, (weight, _) in enumerate(weights)
             if weight.shape[0] > weight.shape[1]
@@ -308,7 +308,7 @@ class Tape:
             d_weight, d_bias = gradients[i]
             if d_weight is not None:
                 h = self._outputs[i - 1] if i > 0 else self._input
-                result = th.mm(delta.T, h, out=self._tall.get(i, d_weight))
+                result = th.mm(delta.T, h, out=self._tall_gradients.get(i, d_weight))
                 if result is not d_weight:
                     d_weight.copy_(result)
             if d_bias is not None:
@@ -321,7 +321,7 @@ def _tall(like: th.Tensor, rows: int, columns: int) -> th.Tensor:
     """
     Make a matrix of few columns in the layout that products are written to fastest.
 
-    BLAS takes up to five times as long for a result whose contiguous dimension is the short one.
+    MKL takes up to five times as long for a result whose contiguous dimension is the short one.
     """
     return like.new_empty(columns, rows).T
 

@@ -9,7 +9,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from sb3_trpo.replaced import replaced
+from sb3_trpo.own_attribute import own_attribute
 
 # The square of the largest single-precision number.
 _LARGEST_SQUARED = float(np.finfo(np.float32).max) ** 2
@@ -69,7 +69,7 @@ def refusing_non_finite(env: VecEnv) -> Iterator[None]:
     )
     with ExitStack() as stack:
         for point, name in points:
-            stack.enter_context(replaced(point, name, _CheckedStep(point, name)))
+            stack.enter_context(own_attribute(point, name, _CheckedStep(point, name)))
         yield
 
 

@@ -13,7 +13,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_trpo.replaced import replaced
+from sb3_trpo.own_attribute import own_attribute
 
 
 # Under this name a pickle of the bound function is that of the buffer's own method.
@@ -64,17 +64,25 @@ def compute_returns_and_advantage(
     Source: Schulman et al. (2016), High-Dimensional Continuous Control Using Generalized Advantage
     Estimation, equation 16.
     """
-    last = last_values.cpu().numpy().reshape(1, -1)
-    next_values = np.concatenate([buffer.values[1:], last])
-    goes_on = 1.0 - np.concatenate([buffer.episode_starts[1:], dones.astype(np.float32)[None]])
-    deltas = buffer.rewards + buffer.gamma * next_values * goes_on - buffer.values
-    decays = buffer.gamma * buffer.gae_lambda * goes_on
-    advantage: np.ndarray | int = 0
-    backwards = slice(None, None, -1)
-    steps = zip(deltas[backwards], decays[backwards], buffer.advantages[backwards], strict=True)
+    rewards, values, gamma = buffer.rewards, buffer.values, buffer.gamma
+    # The last one by itself: its value comes from the policy and may have another precision.
+    goes_on = 1.0 - dones.astype(np.float32)
+    advantage = rewards[-1] + gamma * last_values.cpu().numpy().ravel() * goes_on - values[-1]
+    buffer.advantages[-1] = advantage
+    goes_on = 1.0 - buffer.episode_starts[1:]
+    deltas = rewards[:-1] + gamma * values[1:] * goes_on - values[:-1]
+    decays = gamma * buffer.gae_lambda * goes_on
+    steps = zip(deltas[::-1], decays[::-1], buffer.advantages[-2::-1], strict=True)
     for delta, decay, place in steps:
         place[:] = advantage = delta + decay * advantage
-    buffer.returns = buffer.advantages + buffer.values
+    buffer.returns = buffer.advantages + values
+
+
+# As they were imported: what is patched later is the user's.
+_SB3S = {
+    "add": RolloutBuffer.add,
+    "compute_returns_and_advantage": RolloutBuffer.compute_returns_and_advantage,
+}
 
 
 @contextmanager
@@ -88,7 +96,6 @@ def filling_fast(buffer: RolloutBuffer) -> Iterator[None]:
     with ExitStack() as stack:
         for method in (add, compute_returns_and_advantage):
             name = method.__name__
-            is_sb3s = getattr(type(buffer), name) is getattr(RolloutBuffer, name)
-            if is_sb3s and name not in vars(buffer):
-                stack.enter_context(replaced(buffer, name, MethodType(method, buffer)))
+            if getattr(type(buffer), name) is _SB3S[name] and name not in vars(buffer):
+                stack.enter_context(own_attribute(buffer, name, MethodType(method, buffer)))
         yield

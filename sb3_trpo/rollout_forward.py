@@ -32,7 +32,7 @@ from sb3_trpo.mlp import (
     hooks_of,
     is_plain,
 )
-from sb3_trpo.replaced import replaced
+from sb3_trpo.own_attribute import own_attribute
 
 
 class RolloutForward:
@@ -189,7 +189,7 @@ Sampled = tuple[np.ndarray, np.ndarray]
 # So many outputs of a single state take less time in Python's arithmetic than in NumPy's calls.
 _FEW = 16
 
-# The smallest number in single precision; an exponential variate may be 0.
+# Below every number in single precision but 0, which an exponential variate may be.
 _TINY = 1e-45
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -213,7 +213,7 @@ def _is_few(outputs: np.ndarray) -> bool:
 
 def _sample_gaussian(policy: ActorCriticPolicy, mean: np.ndarray) -> Sampled:
     """Draw from independent normal distributions."""
-    log_std = cast(th.Tensor, policy._parameters["log_std"]).detach().numpy()
+    log_std = policy.log_std.detach().numpy()
     std = np.exp(log_std)
     noise = th.randn(*mean.shape)
     if _is_few(mean):
@@ -301,5 +301,5 @@ def acting_fast(policy: ActorCriticPolicy) -> Iterator[None]:
     if forward is None:
         yield
         return
-    with replaced(policy, "forward", forward):
+    with own_attribute(policy, "forward", forward):
         yield

@@ -101,6 +101,14 @@ def test_operations_are_counted_however_a_product_is_written(
     assert speed.count_operations(lambda: multiply(*matrices)) == 2 * 3 * 4 * 5
 
 
+def test_option_experiments_are_the_ones_in_their_readme(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    table = importlib.import_module("options").table()
+    indented = "\n".join(f"    {line}" if line else "" for line in table.splitlines())
+    assert len(table.splitlines()) > 20
+    assert indented in (BENCHMARKS / "README.md").read_text()
+
+
 def test_speed_results_are_the_ones_in_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     table = importlib.import_module("speed").table()

@@ -41,7 +41,7 @@ def products(actor: Actor, chunks: tuple[ActorBatch, ...], damping: float = 0.0)
 def test_fisher_product_equals_the_dense_hessian_of_the_mean_kl(
     case: Case, most_outputs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layerwise, "MOST_OUTPUTS", most_outputs)
+    monkeypatch.setattr(layerwise, "MOST_DIRECTIONS", most_outputs)
     actor, batch = actor_and_batch(collected(case, float64=True))
     expected = reference.dense_fisher(actor.policy, batch.observations, actor.parameters)
     assert expected.abs().max() > 1e-6
@@ -56,7 +56,7 @@ def test_closed_forms_and_autograd_give_the_same_product(
     fast, batch = actor_and_batch(model)
     matrix = products(fast, (batch,))
     without_closed_forms(model.policy)
-    monkeypatch.setattr(layerwise, "MOST_OUTPUTS", 0)
+    monkeypatch.setattr(layerwise, "MOST_DIRECTIONS", 0)
     slow, batch = actor_and_batch(model)
     assert isinstance(fast.linearize(batch), MlpLinearization)
     assert isinstance(slow.linearize(batch), AutogradLinearization)

@@ -91,7 +91,7 @@ def check_equal_to_autograd(case: Case | str, monkeypatch: pytest.MonkeyPatch) -
     actor, batch = actor_and_batch(model)
     assert isinstance(actor.linearize(batch), LayerwiseLinearization)
     ours = products(actor, batch)
-    monkeypatch.setattr(layerwise, "MOST_OUTPUTS", 0)
+    monkeypatch.setattr(layerwise, "MOST_DIRECTIONS", 0)
     actor, batch = actor_and_batch(model)
     assert isinstance(actor.linearize(batch), AutogradLinearization)
     for one, other in zip(ours, products(actor, batch), strict=True):
@@ -276,6 +276,18 @@ def test_unusual_padding_goes_through_autograd(options: dict[str, Any]) -> None:
     assert kind_of(case_of(make, run, IMAGE)) is AutogradLinearization
 
 
+def test_parameter_that_was_hung_on_a_layer_goes_through_autograd() -> None:
+    def make() -> dict[str, nn.Module]:
+        layers = one_layer()
+        layers["layer"].register_parameter("scale", nn.Parameter(th.ones(1)))
+        return layers
+
+    def run(layers: Any, x: th.Tensor) -> Any:
+        return layers["other"](layers["layer"](x) * layers["layer"].scale)
+
+    assert kind_of(case_of(make, run)) is AutogradLinearization
+
+
 def test_layer_with_a_hook_goes_through_autograd() -> None:
     def make() -> dict[str, nn.Module]:
         layers = one_layer()
@@ -307,8 +319,11 @@ def test_many_outputs_and_a_single_logit_go_through_autograd() -> None:
         return kind_of(case_of(one_layer, run, actions=spaces.Discrete(actions)))
 
     assert kind(2) is kind(8) is LayerwiseLinearization
-    assert kind(9) is AutogradLinearization
+    assert kind(9) is LayerwiseLinearization  # eight distances to the last one
+    assert kind(10) is AutogradLinearization
     assert kind(1) is AutogradLinearization  # no other logit to compare the only one with
+    blocks = case_of(one_layer, run, actions=spaces.MultiDiscrete([1, 3]))
+    assert kind_of(blocks) is AutogradLinearization
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

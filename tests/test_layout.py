@@ -16,7 +16,7 @@ LAYERS = (
     {"surrogate", "fisher", "trust_region", "critic"},
     {
         "hyperparameters",
-        "replaced",
+        "own_attribute",
         "rollout",
         "rollout_forward",
         "rollout_buffer",
@@ -39,7 +39,7 @@ ORDER = (
     ("sequences", "distributions", "batch", "mlp", "linearization", "layerwise", "actor"),
     (
         "hyperparameters",
-        "replaced",
+        "own_attribute",
         "rollout",
         "rollout_forward",
         "rollout_buffer",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable.buffers import MaskableRolloutBuffer
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -30,8 +31,8 @@ SPACES: dict[str, tuple[spaces.Space[Any], spaces.Space[Any]]] = {
 }
 
 
-def filled(buffer: RolloutBuffer, fast: bool) -> RolloutBuffer:
-    """Fill a buffer with random numbers, always the same ones."""
+def filled(buffer: RolloutBuffer, fast: bool, dtype: th.dtype = th.float32) -> RolloutBuffer:
+    """Fill a buffer with random numbers of a policy's precision, always the same ones."""
     rng = np.random.default_rng(0)
     space, n_envs = buffer.observation_space, buffer.n_envs
     space.seed(0)
@@ -43,7 +44,7 @@ def filled(buffer: RolloutBuffer, fast: bool) -> RolloutBuffer:
         return np.stack(samples)
 
     def numbers(*shape: int) -> th.Tensor:
-        return th.as_tensor(rng.normal(size=shape), dtype=th.float32)
+        return th.as_tensor(rng.normal(size=shape), dtype=dtype)
 
     with filling_fast(buffer) if fast else nullcontext():
         for _ in range(buffer.buffer_size):
@@ -83,6 +84,15 @@ def test_content_is_bitwise_that_of_sb3(case: str, n_envs: int, discounts: tuple
     assert_same_content(filled(make(), fast=True), filled(make(), fast=False))
 
 
+@pytest.mark.parametrize("buffer_size", [1, 2, 50])
+def test_double_precision_is_rounded_where_sb3_rounds_it(buffer_size: int) -> None:
+    def make() -> RolloutBuffer:
+        return RolloutBuffer(buffer_size, VECTOR, BOX_ACTIONS, "cpu", n_envs=2)
+
+    ours, theirs = (filled(make(), fast, th.float64) for fast in (True, False))
+    assert_same_content(ours, theirs)
+
+
 @pytest.mark.parametrize("kind", [TRPO, MaskableTRPO, RecurrentTRPO])
 def test_rollout_of_every_class_is_bitwise_the_one_without(
     kind: type[TRPO], monkeypatch: Any
@@ -112,6 +122,29 @@ def test_copy_taken_in_the_middle_is_filled_itself(duplicate: Callable[[Any], An
         filled(copied, fast=False)
     assert (buffer.pos, copied.pos) == (0, 5)
     assert_same_content(copied, filled(buffer_of(), fast=False))
+
+
+@pytest.mark.parametrize(
+    ("kind", "replaced"),
+    [
+        (RolloutBuffer, {"add", "compute_returns_and_advantage"}),
+        (DictRolloutBuffer, {"compute_returns_and_advantage"}),
+        (MaskableRolloutBuffer, {"compute_returns_and_advantage"}),
+    ],
+)
+def test_methods_that_are_sb3s_are_replaced(kind: Any, replaced: set[str]) -> None:
+    spaces_of = SPACES["dict" if kind is DictRolloutBuffer else "discrete"]
+    buffer = kind(5, *spaces_of, "cpu")
+    before = set(vars(buffer))
+    with filling_fast(buffer):
+        assert vars(buffer).keys() - before == replaced
+
+
+def test_patch_of_sb3s_class_is_respected(monkeypatch: Any) -> None:
+    add = mock.Mock()
+    monkeypatch.setattr(RolloutBuffer, "add", add)
+    filled(buffer_of(), fast=True)
+    assert add.call_count == 5
 
 
 class OwnAdd(RolloutBuffer):

@@ -196,6 +196,27 @@ def test_copy_taken_in_a_rollout_acts_with_its_own_weights_and_sb3s_pass(
     assert copied(observations[0])[1].requires_grad  # SB3's pass has a graph, the fast one none
 
 
+def fix_std(policy: ActorCriticPolicy, as_buffer: bool) -> None:
+    """Take the standard deviation out of the parameters, in one of the usual ways."""
+    log_std = policy.log_std.detach().clone() - 1
+    del policy.log_std
+    if as_buffer:
+        policy.register_buffer("log_std", log_std)
+    else:
+        policy.log_std = log_std  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("as_buffer", [True, False])
+@pytest.mark.parametrize("n_envs", [1, 5])
+def test_standard_deviation_need_not_be_a_parameter(n_envs: int, as_buffer: bool) -> None:
+    model = model_of(n_envs=n_envs)
+    fix_std(model.policy, as_buffer)
+    observations = observations_of(model, n_envs)
+    theirs = act(model.policy, observations)
+    with acting_fast(model.policy):
+        assert_same(act(model.policy, observations), theirs)
+
+
 def test_gradients_and_deterministic_actions_take_sb3s_pass() -> None:
     model = model_of()
     observation = observations_of(model, 1)[0]

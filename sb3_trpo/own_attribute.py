@@ -5,9 +5,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def replaced(owner: object, name: str, value: object) -> Iterator[None]:
+def own_attribute(owner: object, name: str, value: object) -> Iterator[None]:
     """
     Give an object an attribute of its own for the duration of a block.
+
+    What replaces it in the block, such as a user's wrapper, stays.
 
     :param owner: with a dictionary
     :param name: of the attribute
@@ -20,5 +22,6 @@ def replaced(owner: object, name: str, value: object) -> Iterator[None]:
     try:
         yield
     finally:
-        attributes.pop(name, None)
-        attributes.update(before)
+        if attributes.get(name) is value:
+            del attributes[name]
+            attributes.update(before)
