@@ -6,18 +6,19 @@ the medians, sb3_contrib's over ours, so more than 1 means faster. Shared machin
 absolute times. Memory is the peak beyond what the filled rollout buffer takes, each measured in a
 process of its own.
 
-    python benchmarks/speed.py update rollout learn floor memory scaling recurrent
+    python benchmarks/speed.py update rollout learn floor shares memory scaling recurrent
     python benchmarks/speed.py --table
 """
 
 import argparse
 import functools
+import gc
 import json
 import multiprocessing
 import statistics
 import time
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from functools import partial
@@ -32,10 +33,11 @@ import torch as th
 from gymnasium import spaces
 from machine import RESULTS, provenance
 from sb3_contrib.ppo_recurrent import MlpLstmPolicy
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -44,7 +46,8 @@ from sb3_trpo.fisher import FisherProduct
 from sb3_trpo.layerwise import LayerwiseLinearization
 from sb3_trpo.linearization import PlainActor
 from sb3_trpo.mlp import Tape
-from sb3_trpo.rollout_forward import acting_fast
+from sb3_trpo.rollout_buffer import filling_fast
+from sb3_trpo.rollout_forward import RolloutForward, acting_fast
 
 Algorithm = sb3_trpo.TRPO | sb3_contrib.TRPO
 CLASSES: dict[str, Any] = {"sb3_contrib": sb3_contrib.TRPO, "sb3_trpo": sb3_trpo.TRPO}
@@ -195,12 +198,26 @@ def _update(name: str, policy: str, env: Any, options: dict[str, Any], repeats: 
         kind: partial(train_again, model, _copy(model.get_parameters()))
         for kind, model in models.items()
     }
+    medians = alternate(actions, repeats)
+    operations = {kind: count_operations(action) for kind, action in actions.items()}
     return {
         "work": f"train(), {name}",
-        "ratio": ratio(actions, repeats),
-        "operations": {kind: count_operations(action) for kind, action in actions.items()},
+        "ratio": medians["sb3_contrib"] / medians["sb3_trpo"],
+        "arithmetic": operations["sb3_trpo"] / matrix_rate() / medians["sb3_trpo"],
+        "operations": operations,
         "calls": {kind: count_calls(action) for kind, action in actions.items()},
     }
+
+
+def matrix_rate() -> float:
+    """
+    Measure how fast matrices are multiplied here.
+
+    :return: floating-point operations per second
+    """
+    matrix = th.ones(1024, 1024)
+    median = alternate({"product": partial(th.mm, matrix, matrix)}, 7)["product"]
+    return 2 * 1024**3 / median
 
 
 def _copy(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -299,7 +316,7 @@ class _CountOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def rollout(repeats: int) -> list[Entry]:
-    """Time one forward pass of the policy while collecting, 1,000 passes at a time."""
+    """Time the policy's forward passes while collecting, 1,000 at a time, and the buffer."""
     entries = []
     for env in ("CartPole-v1", "Hopper-v5"):
         model = make("sb3_trpo", "MlpPolicy", env, {})
@@ -308,6 +325,9 @@ def rollout(repeats: int) -> list[Entry]:
             kind: partial(_forward, model, observation, kind == "sb3_trpo") for kind in CLASSES
         }
         entries.append({"work": f"policy forward, {env}", "ratio": ratio(actions, repeats)})
+    buffer = model.rollout_buffer
+    actions = {kind: partial(_fill, buffer, kind == "sb3_trpo") for kind in CLASSES}
+    entries.append({"work": "rollout buffer and advantages", "ratio": ratio(actions, repeats)})
     return entries
 
 
@@ -316,6 +336,19 @@ def _forward(model: Algorithm, observation: th.Tensor, fast: bool) -> None:
     with acting_fast(model.policy) if fast else nullcontext():
         for _ in range(1000):
             model.policy(observation)
+
+
+@th.no_grad()
+def _fill(buffer: RolloutBuffer, fast: bool) -> None:
+    """Fill a buffer, and compute its advantages."""
+    observation, action = np.zeros((1, *buffer.obs_shape)), np.zeros((1, buffer.action_dim))
+    numbers, start = np.zeros(1, np.float32), np.zeros(1, bool)
+    value, log_prob = th.zeros(1, 1), th.zeros(1)
+    buffer.reset()
+    with filling_fast(buffer) if fast else nullcontext():
+        for _ in range(buffer.buffer_size):
+            buffer.add(observation, action, numbers, start, value, log_prob)
+        buffer.compute_returns_and_advantage(value, start)
 
 
 def learn(repeats: int) -> list[Entry]:
@@ -371,6 +404,64 @@ def _replay(model: Algorithm, actions: list[np.ndarray]) -> None:
     model.env.reset()
     for action in actions:
         model.env.step(action)
+
+
+# Whose time is added up: owner, and name of the function.
+PARTS: dict[str, tuple[Any, str]] = {
+    "environment": (DummyVecEnv, "step_wait"),
+    "with its normalisation": (VecEnv, "step"),
+    "forward pass": (RolloutForward, "__call__"),
+    "train()": (sb3_trpo.TRPO, "train"),
+    "critic": (sb3_trpo.trpo, "fit_critic"),
+    "Fisher products": (FisherProduct, "__call__"),
+    "surrogate": (sb3_trpo.trpo, "surrogate_at"),
+}
+
+
+def shares(repeats: int) -> list[Entry]:
+    """Find out what of ``learn()`` and ``train()`` is spent where."""
+    cases: list[tuple[str, Any, dict[str, Any]]] = [
+        ("Hopper-v5", "Hopper-v5", {}),
+        ("Hopper-v5, RL Zoo's values", zoo_hopper, ZOO_HOPPER),
+    ]
+    entries = []
+    for name, env, options in cases:
+        model = make("sb3_trpo", "MlpPolicy", env, options)
+        model.learn(2048)
+        gc.collect()  # falls into one of the parts otherwise
+        spent = time_parts(partial(model.learn, repeats * 2048))
+        for whole, parts in (("learn()", list(PARTS)[:4]), ("train()", list(PARTS)[4:])):
+            found = {part: spent[part] / spent[whole] for part in parts}
+            entries.append({"work": f"{whole}, {name}", "shares": found})
+    return entries
+
+
+def time_parts(action: Callable[[], Any]) -> dict[str, float]:
+    """
+    Add up the time that is spent in ``PARTS``.
+
+    :param action: what to run once
+    :return: seconds by part, those of all under ``learn()``
+    """
+    seconds: defaultdict[str, float] = defaultdict(float)
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                seconds[name] += time.perf_counter() - start
+
+        return call
+
+    with ExitStack() as stack:
+        for name, (owner, attribute) in PARTS.items():
+            replacement = timed(name, getattr(owner, attribute))
+            stack.enter_context(mock.patch.object(owner, attribute, replacement))
+        timed("learn()", action)()
+    return dict(seconds)
 
 
 def memory(repeats: int) -> list[Entry]:
@@ -473,7 +564,9 @@ def recurrent(repeats: int) -> list[Entry]:
     return [{"work": work, "ratio": ratio(actions, repeats)}]
 
 
-SECTIONS = {f.__name__: f for f in (update, rollout, learn, floor, memory, scaling, recurrent)}
+SECTIONS = {
+    f.__name__: f for f in (update, rollout, learn, floor, shares, memory, scaling, recurrent)
+}
 
 
 def main() -> None:
@@ -521,6 +614,8 @@ def row(entry: Entry) -> str:
     elif "over_floor" in entry:
         ours, theirs = entry["over_floor"]["sb3_trpo"], entry["over_floor"]["sb3_contrib"]
         figure = f"{ours:.1f} times the environment's own time (sb3_contrib: {theirs:.1f})"
+    elif "shares" in entry:
+        figure = ", ".join(f"{part} {share:.0%}" for part, share in entry["shares"].items())
     elif "share" in entry:
         peak = entry["bytes"]["sb3_trpo"] / 1e6
         figure = f"{entry['share']:.0%} of sb3_contrib's peak memory ({peak:.0f} MB)"
