@@ -294,7 +294,7 @@ def count_calls(action: Callable[[], Any]) -> dict[str, int]:
     return {name: counts[name] for name in COUNTED}
 
 
-class _CountOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _CountOperations(TorchDispatchMode):  # type: ignore[no-untyped-call] # by torch
     """
     Adds up operations by torch's own formulas.
 

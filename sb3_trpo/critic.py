@@ -80,6 +80,7 @@ class Critic:
         """
         if isinstance(features, tuple):
             inputs, is_state = features
+            # A recurrent policy's takes the states of its LSTM, too.
             values: th.Tensor = self.policy.predict_values(*inputs)  # type: ignore[call-arg]
             return values.flatten()[is_state]
         if self.trunk is None:

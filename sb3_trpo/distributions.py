@@ -131,6 +131,7 @@ class MultiCategorical(Family):
 class Categorical(MultiCategorical):
     """One categorical distribution: a single block."""
 
+    # One distribution, where SB3 has a list of them for several blocks.
     def outputs(self, distribution: td.Categorical) -> Outputs:  # type: ignore[override]
         """Read the normalised logits."""
         return (distribution.logits,)

@@ -321,7 +321,7 @@ class _Layer:
         if isinstance(layer, nn.Linear):
             th.mm(slope.T, self.input, out=gradient)
         else:
-            weight = conv2d_weight(  # type: ignore[no-untyped-call]
+            weight = conv2d_weight(  # type: ignore[no-untyped-call] # torch has no annotation
                 self.input, layer.weight.shape, slope, **_geometry(layer)
             )
             gradient.copy_(weight)

@@ -64,6 +64,11 @@ def test_every_script_runs(script: str, tmp_path: Path, monkeypatch: pytest.Monk
     exec(re.sub(r"\d+_000", "1024", script), {})
 
 
+def test_test_line_is_the_one_of_the_check() -> None:
+    (line,) = re.findall(r"^<!-- test line -->\n```bash\n(.+)\n```$", README, flags=re.MULTILINE)
+    assert line in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
 @pytest.mark.parametrize("target", re.findall(r"\]\(([\w./]+)\)", README))
 def test_every_file_that_is_linked_exists(target: str) -> None:
     assert (ROOT / target).exists()
