@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from machine import RESULTS, with_session
+from machine import RESULTS, read_result, with_session
 from training import ALGORITHMS, final_return, shipped_hyperparameters
 
 from sb3_trpo.zoo.compare import ranges
@@ -112,17 +112,7 @@ def read_returns(algo: str, env: str) -> dict[int, float]:
     :return: by seed, in the order of the seeds; empty if nothing was measured
     :raises ValueError: if another algorithm or other hyperparameters have reached them
     """
-    path = result_path(env)
-    result = _read(path)
-    if not result:
-        return {}
-    for name, ours in (("algo", algo), ("hyperparameters", shipped_hyperparameters(algo, env))):
-        if result.get(name) != ours:
-            raise ValueError(
-                f"{path} holds what {name}={result.get(name)} has reached: move it away to "
-                f"measure {ours}"
-            )
-    return dict(sorted((int(seed), value) for seed, value in result["returns"].items()))
+    return _returns(_read(algo, env))
 
 
 def add_return(algo: str, env: str, seed: int, value: float) -> float:
@@ -135,26 +125,39 @@ def add_return(algo: str, env: str, seed: int, value: float) -> float:
     :param value: its return
     :return: mean return over all seeds
     """
-    path = result_path(env)
-    returns = dict(sorted({**read_returns(algo, env), seed: value}.items()))
+    known = _read(algo, env)
+    returns = dict(sorted({**_returns(known), seed: value}.items()))
     mean = float(np.mean(list(returns.values())))
-    hyperparameters = shipped_hyperparameters(algo, env)
     result = {
         "algo": algo,
         "env": env,
-        "hyperparameters": hyperparameters,
+        "hyperparameters": shipped_hyperparameters(algo, env),
         "episodes": EPISODES,
         "returns": returns,
         "mean": mean,
-        "sessions": with_session(_read(path).get("sessions", []), seed),
+        "sessions": with_session(known.get("sessions", []), seed),
     }
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    result_path(env).write_text(json.dumps(result, indent=2) + "\n")
     return mean
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Read a result; empty if there is none yet."""
-    return json.loads(path.read_text()) if path.exists() else {}
+def _read(algo: str, env: str) -> dict[str, Any]:
+    """Read what there is; raise if another algorithm or other hyperparameters have reached it."""
+    path = result_path(env)
+    result = read_result(path)
+    if result:
+        for name, ours in (("algo", algo), ("hyperparameters", shipped_hyperparameters(algo, env))):
+            if result.get(name) != ours:
+                raise ValueError(
+                    f"{path} holds what {name}={result.get(name)} has reached: move it away to "
+                    f"measure {ours}"
+                )
+    return result
+
+
+def _returns(result: dict[str, Any]) -> dict[int, float]:
+    """List the returns by seed, in the order of the seeds."""
+    return dict(sorted((int(seed), value) for seed, value in result.get("returns", {}).items()))
 
 
 def table(algo: str) -> str:

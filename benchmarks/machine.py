@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import json
 import platform
 import shlex
 import sys
@@ -30,6 +31,16 @@ def provenance() -> dict[str, object]:
         "torch_threads": th.get_num_threads(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """
+    Read a result.
+
+    :param path: of a JSON file
+    :return: its content; empty if there is none yet
+    """
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def with_session(sessions: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from unittest import mock
 
 import numpy as np
 import torch as th
-from machine import RESULTS, with_session
+from machine import RESULTS, read_result, with_session
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
@@ -174,10 +174,8 @@ def read(arm: str, env: str) -> dict[str, Any]:
     :raises ValueError: if the arm's options were others then
     """
     path = _file(arm, env)
-    if not path.exists():
-        return {}
-    known: dict[str, Any] = json.loads(path.read_text())
-    if known["options"] != ARMS[arm].options:
+    known = read_result(path)
+    if known and known["options"] != ARMS[arm].options:
         raise ValueError(
             f"{path} holds what {known['options']} has reached: move it away to measure "
             f"{dict(ARMS[arm].options)}"

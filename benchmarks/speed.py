@@ -19,8 +19,8 @@ import statistics
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -278,20 +278,36 @@ def count_calls(action: Callable[[], Any]) -> dict[str, int]:
     counts: Counter[str] = Counter()
 
     def counting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
         def call(*arguments: Any, **options: Any) -> Any:
             counts[name] += 1
             return function(*arguments, **options)
 
         return call
 
-    with ExitStack() as stack:
-        for name, places in COUNTED.items():
-            for owner, attribute in places:
-                replacement = counting(name, getattr(owner, attribute))
-                stack.enter_context(mock.patch.object(owner, attribute, replacement))
+    with wrapped(COUNTED, counting):
         action()
     return {name: counts[name] for name in COUNTED}
+
+
+@contextmanager
+def wrapped(
+    places: Mapping[str, Sequence[tuple[Any, str]]],
+    around: Callable[[str, Callable[..., Any]], Callable[..., Any]],
+) -> Iterator[None]:
+    """
+    Put something around functions for the duration of a block.
+
+    :param places: owner and name of each function, by what they belong to
+    :param around: (key of ``places``, function) -> what is called in its place
+    :return: context manager
+    """
+    with ExitStack() as stack:
+        for key, functions in places.items():
+            for owner, attribute in functions:
+                function = getattr(owner, attribute)
+                replacement = functools.wraps(function)(around(key, function))
+                stack.enter_context(mock.patch.object(owner, attribute, replacement))
+        yield
 
 
 class _CountOperations(TorchDispatchMode):  # type: ignore[no-untyped-call] # by torch
@@ -407,14 +423,14 @@ def _replay(model: Algorithm, actions: list[np.ndarray]) -> None:
 
 
 # Whose time is added up: owner, and name of the function.
-PARTS: dict[str, tuple[Any, str]] = {
-    "environment": (DummyVecEnv, "step_wait"),
-    "with its normalisation": (VecEnv, "step"),
-    "forward pass": (RolloutForward, "__call__"),
-    "train()": (sb3_trpo.TRPO, "train"),
-    "critic": (sb3_trpo.trpo, "fit_critic"),
-    "Fisher products": (FisherProduct, "__call__"),
-    "surrogate": (sb3_trpo.trpo, "surrogate_at"),
+PARTS: dict[str, list[tuple[Any, str]]] = {
+    "environment": [(DummyVecEnv, "step_wait")],
+    "with its normalisation": [(VecEnv, "step")],
+    "forward pass": [(RolloutForward, "__call__")],
+    "train()": [(sb3_trpo.TRPO, "train")],
+    "critic": [(sb3_trpo.trpo, "fit_critic")],
+    "Fisher products": [(FisherProduct, "__call__")],
+    "surrogate": [(sb3_trpo.trpo, "surrogate_at")],
 }
 
 
@@ -446,7 +462,6 @@ def time_parts(action: Callable[[], Any]) -> dict[str, float]:
     seconds: defaultdict[str, float] = defaultdict(float)
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
         def call(*arguments: Any, **options: Any) -> Any:
             start = time.perf_counter()
             try:
@@ -456,10 +471,7 @@ def time_parts(action: Callable[[], Any]) -> dict[str, float]:
 
         return call
 
-    with ExitStack() as stack:
-        for name, (owner, attribute) in PARTS.items():
-            replacement = timed(name, getattr(owner, attribute))
-            stack.enter_context(mock.patch.object(owner, attribute, replacement))
+    with wrapped(PARTS, timed):
         timed("learn()", action)()
     return dict(seconds)
 

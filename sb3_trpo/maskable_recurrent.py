@@ -72,8 +72,8 @@ class MaskableMultiInputLstmPolicy(MaskableMlpLstmPolicy, RecurrentMultiInputAct
     """contrib's ``MultiInputLstmPolicy`` with action masks."""
 
 
-# The ignores below: contrib's two annotate `add` and `get` differently. Each `add` passes on what it
-# does not know, and `get` is not called: the update reads the arrays.
+# The ignores below: contrib's two annotate `add` and `get` differently. Each `add` passes on what
+# it does not know, and `get` is not called: the update reads the arrays.
 class MaskableRecurrentRolloutBuffer(  # type: ignore[misc]
     recurrent.RecurrentRolloutBuffer, maskable.MaskableRolloutBuffer
 ):
