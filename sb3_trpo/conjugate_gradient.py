@@ -10,6 +10,7 @@ p     search direction, conjugate to all earlier ones
 ====  ==========================================
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -26,8 +27,11 @@ class CGStatus(str, Enum):
     NOT_FINITE = "not_finite"
 
 
+# As numbers, for an accelerator.
 _STATUSES = tuple(CGStatus)
 _RUNNING, _CONVERGED, _NON_POSITIVE_CURVATURE, _NOT_FINITE = range(4)
+
+Product = Callable[[th.Tensor], th.Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class CGSolution:
 
 
 def conjugate_gradient(
-    product: Callable[[th.Tensor], th.Tensor],
+    product: Product,
     b: th.Tensor,
     max_iter: int = 15,
     residual_tol: float = 1e-5,
@@ -61,8 +65,7 @@ def conjugate_gradient(
     .. math:: x_{i+1} = x_i + \alpha_i p_i, \quad \alpha_i = r_i^T r_i / p_i^T A p_i
 
     A direction of non-positive or non-finite curvature ends the iteration before it is used, so x
-    is the last good iterate. An accelerator is never waited for inside the loop: there the
-    remaining iterations run with the iterate frozen, and the numbers are the same.
+    is the last good iterate.
 
     Deviations from the source:
 
@@ -79,19 +82,66 @@ def conjugate_gradient(
     Source: Hestenes and Stiefel (1952), Methods of conjugate gradients for solving linear systems,
     section 3.
     """
+    iterate = _iterate if b.is_cpu else _iterate_without_waiting
+    x, r, iterations, status = iterate(product, b, max_iter, residual_tol)
+    curvature = th.dot(x, b - r)
+    residual = (th.dot(r, r) / th.dot(b, b)).sqrt().nan_to_num()
+    return CGSolution(x, float(residual), float(curvature), iterations, status)
+
+
+def _iterate(
+    product: Product, b: th.Tensor, max_iter: int, residual_tol: float
+) -> tuple[th.Tensor, th.Tensor, int, CGStatus]:
+    """Return x, r, the number of steps and why they ended."""
+    x, r, p = th.zeros_like(b), b.clone(), b.clone()
+    x_next = th.empty_like(b)
+    rr = bb = float(th.dot(b, b))
+    if not 0 < bb < math.inf:
+        return x, r, 0, CGStatus.CONVERGED if bb == 0 else CGStatus.NOT_FINITE
+    for i in range(max_iter):
+        Ap = product(p)
+        pAp = float(th.dot(p, Ap))
+        if not math.isfinite(pAp):
+            return x, r, i, CGStatus.NOT_FINITE
+        if pAp <= 0:
+            return x, r, i, CGStatus.NON_POSITIVE_CURVATURE
+        alpha = rr / pAp
+        # A tiny positive curvature overflows.
+        if alpha > th.finfo(b.dtype).max or not _is_finite(th.add(x, p, alpha=alpha, out=x_next)):
+            return x, r, i, CGStatus.NOT_FINITE
+        x, x_next = x_next, x
+        r.sub_(Ap, alpha=alpha)
+        rr_next = float(th.dot(r, r))
+        if rr_next <= residual_tol**2 * bb:
+            return x, r, i + 1, CGStatus.CONVERGED
+        p.mul_(rr_next / rr).add_(r)
+        rr = rr_next
+    return x, r, max_iter, CGStatus.ITERATION_LIMIT
+
+
+def _is_finite(vector: th.Tensor) -> bool:
+    """Tell whether all numbers are finite; their sum is not if one is not, and is cheaper."""
+    return math.isfinite(float(vector.sum())) or bool(vector.isfinite().all())
+
+
+def _iterate_without_waiting(
+    product: Product, b: th.Tensor, max_iter: int, residual_tol: float
+) -> tuple[th.Tensor, th.Tensor, int, CGStatus]:
+    """
+    Do the same on an accelerator, whose numbers are not read before the end.
+
+    After an end the remaining iterations run with x and r frozen.
+    """
     x, r, p = th.zeros_like(b), b, b
     rr = bb = th.dot(b, b)
     target = residual_tol**2 * bb
     state = th.where(bb.isfinite(), th.where(bb > 0, _RUNNING, _CONVERGED), _NOT_FINITE)
     iterations = th.zeros_like(state)
     for _ in range(max_iter):
-        if b.is_cpu and state != _RUNNING:  # reading a flag is free on the CPU only
-            break
         Ap = product(p)
         pAp = th.dot(p, Ap)
         alpha = rr / pAp
         x_next = x + alpha * p
-        # A tiny positive curvature overflows.
         step_fault = th.where(x_next.isfinite().all(), _RUNNING, _NOT_FINITE)
         step_fault = th.where(pAp > 0, step_fault, _NON_POSITIVE_CURVATURE)
         step_fault = th.where(pAp.isfinite(), step_fault, _NOT_FINITE)
@@ -104,6 +154,4 @@ def conjugate_gradient(
         rr = rr_next
         iterations = iterations + moves
         state = th.where(moves & (rr <= target), _CONVERGED, state)
-    curvature = th.dot(x, b - r)
-    residual = (rr / bb).sqrt().nan_to_num()
-    return CGSolution(x, float(residual), float(curvature), int(iterations), _STATUSES[int(state)])
+    return x, r, int(iterations), _STATUSES[int(state)]

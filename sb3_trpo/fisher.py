@@ -46,7 +46,7 @@ class FisherProduct:
         :return: (F + λI)v, shape ``(P,)``
         """
         product = state_mean(lambda chunk: self._weighted_sum(chunk, vector), self.chunks)
-        return product + self.damping * vector
+        return product.add_(vector, alpha=self.damping)
 
     def _weighted_sum(self, chunk: ActorBatch, vector: th.Tensor) -> th.Tensor:
         """Apply J, then M, then Jᵀ, summed over the states of a chunk."""

@@ -28,8 +28,7 @@ def state_mean(weighted_sum: Callable[[Chunk], th.Tensor], chunks: Sequence[Chun
     :param chunks: at least one chunk; each state belongs to exactly one
     :return: the mean, of the shape that ``weighted_sum`` returns
     """
-    total = weighted_sum(chunks[0]).clone()
+    total = weighted_sum(chunks[0])
     for chunk in chunks[1:]:
-        total += weighted_sum(chunk)
-    total /= sum(chunk.weight_sum for chunk in chunks)
-    return total
+        total = total + weighted_sum(chunk)
+    return total / sum(chunk.weight_sum for chunk in chunks)

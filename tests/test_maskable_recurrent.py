@@ -36,6 +36,7 @@ from tests.test_recurrent import (
     RECALL_STEPS,
     SMALL_IMAGE,
     Recall,
+    nothing_left_to_learn,
     open_forget_gates,
 )
 
@@ -168,6 +169,7 @@ class MaskedRecall(Recall):
         return super().step(action)
 
 
+@nothing_left_to_learn
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_a_cue_is_remembered_while_the_mask_changes_at_every_step(seed: int) -> None:
@@ -181,6 +183,7 @@ def test_a_cue_is_remembered_while_the_mask_changes_at_every_step(seed: int) -> 
     assert success >= 0.95
 
 
+@nothing_left_to_learn
 @pytest.mark.slow
 def test_a_cue_is_not_remembered_with_masks_alone() -> None:
     env = DummyVecEnv([MaskedRecall] * 32)
