@@ -2,6 +2,31 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+
+class OwnMethod:
+    """
+    A callable that stands in for a method of one object.
+
+    Copies and pickles of the object get its class's method.
+
+    :param owner: of the method
+    :param name: of the method
+    """
+
+    def __init__(self, owner: object, name: str) -> None:
+        self._owner, self._name = owner, name
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
+        """Return the method of the owner's copy."""
+        owner = memo.get(id(self._owner), self._owner)
+        return MethodType(getattr(type(self._owner), self._name), owner)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return the unpickled owner's method: it has no attributes yet when this runs."""
+        return getattr, (self._owner, self._name)
 
 
 @contextmanager

@@ -2,41 +2,30 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import MethodType
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from sb3_trpo.own_attribute import own_attribute
+from sb3_trpo.own_attribute import OwnMethod, own_attribute
 
 # The square of the largest single-precision number.
 _LARGEST_SQUARED = float(np.finfo(np.float32).max) ** 2
 
 
-class _CheckedStep:
+class _CheckedStep(OwnMethod):
     """
     The step of a vectorized environment, and a look at what it returned.
-
-    Copies and pickles of the environment get its class's own method.
 
     :param env: the environment
     :param name: of the method that returns what it stepped to
     """
 
     def __init__(self, env: VecEnv, name: str) -> None:
-        self._env, self._name = env, name
+        super().__init__(env, name)
         self._method = getattr(env, name)
         self._step = 0
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
-        """Return the method of the environment's copy."""
-        return MethodType(getattr(type(self._env), self._name), memo.get(id(self._env), self._env))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Return the unpickled environment's method."""
-        return getattr, (self._env, self._name)
 
     def __call__(self, *actions: np.ndarray) -> VecEnvStepReturn:
         """Step, and raise if an observation or a reward is not finite."""

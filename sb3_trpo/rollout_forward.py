@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import MethodType
 from typing import Any, cast
 
 import numpy as np
@@ -32,17 +31,16 @@ from sb3_trpo.mlp import (
     hooks_of,
     is_plain,
 )
-from sb3_trpo.own_attribute import own_attribute
+from sb3_trpo.own_attribute import OwnMethod, own_attribute
 
 
-class RolloutForward:
+class RolloutForward(OwnMethod):
     """
     The forward pass of SB3's ``MlpPolicy`` for a few states, in NumPy.
 
     It draws from torch's generator in SB3's order, so actions, values and log-probabilities are
     SB3's to rounding. The arrays are views of the parameters, checked at every call, so weights
-    that were written or replaced a moment ago are the ones that act. Copies and pickles of the
-    policy get SB3's own forward pass.
+    that were written or replaced a moment ago are the ones that act.
 
     :param policy: recognised by :func:`fast_forward`
     :param actor: its actor network
@@ -51,6 +49,7 @@ class RolloutForward:
     """
 
     def __init__(self, policy: ActorCriticPolicy, actor: Mlp, critic: Mlp, head: Head) -> None:
+        super().__init__(policy, "forward")
         self._policy = policy
         self._structure = _Structure(policy)
         self._actor, self._critic = _NumpyMlp(actor), _NumpyMlp(critic)
@@ -113,14 +112,6 @@ class RolloutForward:
         if isinstance(obs, dict):
             return np.concatenate([_as_rows(obs[key]) for key in self._keys], axis=1)
         return _as_rows(obs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
-        """Give a copy of the policy its class's method."""
-        return MethodType(ActorCriticPolicy.forward, memo.get(id(self._policy), self._policy))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Give an unpickled policy its class's method: it has no attributes yet when this runs."""
-        return getattr, (self._policy, "forward")
 
 
 def _as_rows(observations: th.Tensor) -> np.ndarray:
