@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -189,7 +190,8 @@ class SequenceBatch(ActorBatch):
         """Return what a recurrent policy's ``get_distribution`` takes."""
         return self.sequences.inputs(self.observations)
 
-    @property
+    # Read once: on an accelerator reading waits, and every Fisher product asks.
+    @cached_property
     def weight_sum(self) -> float:
         """Return the number of states without padding."""
         return float(self.sequences.lengths.sum())
@@ -354,7 +356,7 @@ def is_sb3_buffer(buffer: RolloutBuffer) -> bool:
     :return: whether neither ``get`` nor ``_get_samples`` is overridden
     """
     kind = type(buffer)
-    return any(
+    return not {"get", "_get_samples"} & vars(buffer).keys() and any(
         kind.get is known.get and kind._get_samples is known._get_samples for known in _KNOWN
     )
 

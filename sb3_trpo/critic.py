@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sb3_trpo.actor import training_mode
 from sb3_trpo.batch import Features, Minibatch, size_of
@@ -138,11 +140,22 @@ def _fixed_trunk(
 
 
 def _is_plain_adam(optimizer: th.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> bool:
-    """Tell whether an optimizer is Adam without variations that its fused form would not share."""
+    """
+    Tell whether a step of an optimizer is that of Adam on these parameters and nothing else.
+
+    Not if it has variations that its fused form would not share, does not hold all parameters, or
+    is wrapped or watched, as by torch's learning rate schedulers.
+    """
     if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1:
         return False
-    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    hooks = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+    )
     group = optimizer.param_groups[0]
+    held = set(map(id, group["params"]))
     variations = ("weight_decay", "amsgrad", "maximize", "differentiable", "decoupled_weight_decay")
     is_number = isinstance(group["lr"], float)
     # Adam counts the steps of every parameter; one that was frozen for a while has fewer.
@@ -150,7 +163,9 @@ def _is_plain_adam(optimizer: th.optim.Optimizer, parameters: Sequence[nn.Parame
     return (
         is_number
         and len(steps) == 1
-        and not hooks
+        and held.issuperset(map(id, parameters))
+        and "step" not in vars(optimizer)
+        and not any(hooks)
         and not any(group.get(name) for name in variations)
     )
 
@@ -179,7 +194,7 @@ def _fit_by_autograd(critic: Critic, minibatches: Iterable[Minibatch]) -> Critic
     least = 2 if any(isinstance(module, _NormBase) for module in critic.modules) else 1
     optimizer.zero_grad(set_to_none=True)
     try:
-        with training_mode(critic.modules), th.enable_grad():
+        with training_mode(critic.modules), _fused(optimizer), th.enable_grad():
             # Batch normalisation has no variance of a single state.
             usable = (minibatch for minibatch in minibatches if len(minibatch[1]) >= least)
             losses = [_step(critic, optimizer, minibatch) for minibatch in usable]
@@ -194,6 +209,32 @@ def _fit_by_autograd(critic: Critic, minibatches: Iterable[Minibatch]) -> Critic
     if diverged:
         before.restore()
     return CriticFit(_mean(losses), diverged)
+
+
+@contextmanager
+def _fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
+    """
+    Let Adam take its fused kernel for the duration of a block, where that is on the CPU.
+
+    Where the user has chosen, and on an accelerator, whose fused kernel needs counters of its own,
+    nothing changes.
+    """
+    choices = ("fused", "foreach", "capturable", "differentiable")
+    groups = [
+        group
+        for group in optimizer.param_groups
+        if type(optimizer) in (th.optim.Adam, th.optim.AdamW)
+        and not any(group[choice] for choice in choices)
+        and group["fused"] is None
+        and all(p.is_cpu and p.is_floating_point() for p in group["params"])
+    ]
+    for group in groups:
+        group["fused"] = True
+    try:
+        yield
+    finally:
+        for group in groups:
+            group["fused"] = None
 
 
 def _step(critic: Critic, optimizer: th.optim.Optimizer, minibatch: Minibatch) -> th.Tensor:

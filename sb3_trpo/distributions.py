@@ -40,6 +40,7 @@ from stable_baselines3.common.distributions import (
     Distribution,
     MultiCategoricalDistribution,
 )
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import distributions as td
 from torch.nn import functional as F
 
@@ -330,16 +331,26 @@ _HEADS: dict[type, Family] = {
 }
 
 
-def head_of(distribution: Distribution) -> Head | None:
+# Methods of SB3's distributions that an object may have been given others of.
+DISTRIBUTION_METHODS = frozenset(
+    ["proba_distribution", "sample", "mode", "get_actions", "log_prob", "entropy"]
+)
+
+
+def head_of(policy: ActorCriticPolicy) -> Head | None:
     """
     Recognise a distribution that the last layer's output (and a Gaussian's log std) determines.
 
-    :param distribution: the policy's ``action_dist``
-    :return: its head; ``None`` if it is not exactly one of SB3's, or a gSDE distribution
+    :param policy: its ``action_dist`` is looked at
+    :return: the head; ``None`` if the distribution is not exactly one of SB3's, or a gSDE
+        distribution, or if the actions share a standard deviation
     """
+    distribution = policy.action_dist
     family = _HEADS.get(type(distribution))
-    if family is None:
+    if family is None or not DISTRIBUTION_METHODS.isdisjoint(vars(distribution)):
         return None
+    if isinstance(distribution, DiagGaussianDistribution):
+        return Head(family) if policy.log_std.shape == (distribution.action_dim,) else None
     if isinstance(distribution, MultiCategoricalDistribution):
         return Head(family, tuple(int(size) for size in distribution.action_dims))
     return Head(family)

@@ -215,7 +215,7 @@ def read_plain_actor(
     :return: its network; ``None`` if anything in it is not as SB3 builds it
     """
     mlp = actor_mlp(policy)
-    head = None if mlp is None else head_of(policy.action_dist)
+    head = None if mlp is None else head_of(policy)
     return None if mlp is None or head is None else PlainActor(policy, mlp, head, parameters)
 
 

@@ -77,7 +77,7 @@ def read_mlp(trunk: nn.Module, head: nn.Module) -> Mlp | None:
 
     :param trunk: hidden layers
     :param head: last layer
-    :return: the chain; ``None`` if it is anything else
+    :return: the chain; ``None`` if it is anything else, two layers with the same weights included
     """
     if type(trunk) is not nn.Sequential or not all(map(is_plain, [trunk, *trunk, head])):
         return None
@@ -91,7 +91,8 @@ def read_mlp(trunk: nn.Module, head: nn.Module) -> Mlp | None:
             activations[-1] = module
         else:
             return None
-    return Mlp(tuple(layers), tuple(activations))
+    mlp = Mlp(tuple(layers), tuple(activations))
+    return mlp if len(set(map(id, mlp.parameters))) == len(mlp.parameters) else None
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -99,11 +100,19 @@ def is_plain(module: nn.Module) -> bool:
     Tell whether calling a module runs its class's ``forward`` and nothing else.
 
     :param module: without its children
-    :return: whether it has no hook, no method of its own and no compiled form
+    :return: whether it has no hook, no method of its own and no compiled form, and no hook waits
+        for the gradient of a parameter
     """
+    # A copy of a policy that was taken during a rollout has its class's method as an attribute.
     forward = vars(module).get("forward", MethodType(type(module).forward, module))
     is_own = isinstance(forward, MethodType) and forward.__func__ is type(module).forward
-    return is_own and not any(hooks_of(module)) and module._compiled_call_impl is None
+    hooks = (*hooks_of(module), *map(_has_gradient_hooks, module.parameters(recurse=False)))
+    return is_own and not any(hooks) and module._compiled_call_impl is None
+
+
+def _has_gradient_hooks(parameter: nn.Parameter) -> bool:
+    """Tell whether something changes or watches a parameter's gradient."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
 def hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
@@ -138,6 +147,7 @@ def is_plain_policy(policy: nn.Module) -> bool:
     return (
         type(policy) in (ActorCriticPolicy, MultiInputActorCriticPolicy)
         and not any(name in vars(policy) for name in flow)
+        and not any(map(_has_gradient_hooks, policy.parameters(recurse=False)))
         and not has_global_hooks()
         and type(policy.mlp_extractor) is MlpExtractor
         and is_plain(policy.mlp_extractor)
@@ -159,9 +169,17 @@ def has_global_hooks() -> bool:
 
     :return: whether a call of a module runs more than the module
     """
-    hooks = nn.modules.module
+    return any(global_hooks())
+
+
+def global_hooks() -> tuple[dict[int, Any], ...]:
+    """
+    List the hooks that every module of the process has.
+
+    :return: a dictionary for each kind, always the same objects
+    """
     kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
-    return any(getattr(hooks, f"_global_{kind}") for kind in kinds)
+    return tuple(getattr(nn.modules.module, f"_global_{kind}") for kind in kinds)
 
 
 def preprocessed(policy: ActorCriticPolicy, observations: Observations) -> Observations:

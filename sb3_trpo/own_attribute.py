@@ -1,5 +1,6 @@
 """Attributes that one object has for as long as a block runs."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MethodType
@@ -10,7 +11,9 @@ class OwnMethod:
     """
     A callable that stands in for a method of one object.
 
-    Copies and pickles of the object get its class's method.
+    Copies and pickles of the object get what is stood in for: its class's method, or what the
+    object was given before. After the block a reference to this that someone has kept, such as a
+    wrapper's, should come to the same; ``is_current`` tells.
 
     :param owner: of the method
     :param name: of the method
@@ -18,15 +21,26 @@ class OwnMethod:
 
     def __init__(self, owner: object, name: str) -> None:
         self._owner, self._name = owner, name
+        self._given = vars(owner).get(name)
+        self.is_current = True
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Return the method of the owner's copy."""
+        if self._given is not None:
+            return copy.deepcopy(self._given, memo)
         owner = memo.get(id(self._owner), self._owner)
         return MethodType(getattr(type(self._owner), self._name), owner)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return the unpickled owner's method: it has no attributes yet when this runs."""
+        if self._given is not None:
+            return _itself, (self._given,)
         return getattr, (self._owner, self._name)
+
+
+def _itself(value: object) -> object:
+    """Unpickle what was pickled."""
+    return value
 
 
 @contextmanager
@@ -47,6 +61,8 @@ def own_attribute(owner: object, name: str, value: object) -> Iterator[None]:
     try:
         yield
     finally:
+        if isinstance(value, OwnMethod):
+            value.is_current = False
         if attributes.get(name) is value:
             del attributes[name]
             attributes.update(before)

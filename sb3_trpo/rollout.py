@@ -29,16 +29,19 @@ class _CheckedStep(OwnMethod):
 
     def __call__(self, *actions: np.ndarray) -> VecEnvStepReturn:
         """Step, and raise if an observation or a reward is not finite."""
-        observations, rewards, dones, infos = self._method(*actions)
+        answer: VecEnvStepReturn = self._method(*actions)
+        if not self.is_current:
+            return answer
+        observations, rewards, dones, infos = answer
         self._step += 1
         check_observations(observations, self._step)
-        _check("reward", rewards, self._step)
+        _check("reward", np.asarray(rewards), self._step)
         for env in np.flatnonzero(dones) if np.count_nonzero(dones) else ():
             # At a time limit the critic reads an episode's last observation.
             last = infos[env].get("terminal_observation")
             for name, array in _named_arrays("terminal observation", last):
                 _check(name, np.asarray(array)[None], self._step, int(env))
-        return observations, rewards, dones, infos
+        return answer
 
 
 @contextmanager

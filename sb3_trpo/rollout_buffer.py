@@ -11,6 +11,7 @@ from types import MethodType
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common import buffers
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_trpo.own_attribute import own_attribute
@@ -78,13 +79,6 @@ def compute_returns_and_advantage(
     buffer.returns = buffer.advantages + values
 
 
-# As they were imported: what is patched later is the user's.
-_SB3S = {
-    "add": RolloutBuffer.add,
-    "compute_returns_and_advantage": RolloutBuffer.compute_returns_and_advantage,
-}
-
-
 @contextmanager
 def filling_fast(buffer: RolloutBuffer) -> Iterator[None]:
     """
@@ -96,6 +90,13 @@ def filling_fast(buffer: RolloutBuffer) -> Iterator[None]:
     with ExitStack() as stack:
         for method in (add, compute_returns_and_advantage):
             name = method.__name__
-            if getattr(type(buffer), name) is _SB3S[name] and name not in vars(buffer):
+            if _is_sb3s(type(buffer), name) and name not in vars(buffer):
                 stack.enter_context(own_attribute(buffer, name, MethodType(method, buffer)))
         yield
+
+
+def _is_sb3s(kind: type[RolloutBuffer], name: str) -> bool:
+    """Tell whether a method is the one of SB3's class and file, and not one that was patched in."""
+    method = getattr(kind, name)
+    is_rollout_buffers = method is getattr(RolloutBuffer, name)
+    return is_rollout_buffers and getattr(method, "__globals__", None) is vars(buffers)

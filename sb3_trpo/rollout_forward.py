@@ -9,12 +9,14 @@ from typing import Any, cast
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common import policies
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_trpo.distributions import (
+    DISTRIBUTION_METHODS,
     Bernoulli,
     Categorical,
     Family,
@@ -28,6 +30,7 @@ from sb3_trpo.mlp import (
     actor_mlp,
     critic_mlp,
     flat_features,
+    global_hooks,
     hooks_of,
     is_plain,
 )
@@ -53,10 +56,12 @@ class RolloutForward(OwnMethod):
         self._policy = policy
         self._structure = _Structure(policy)
         self._actor, self._critic = _NumpyMlp(actor), _NumpyMlp(critic)
+        # Every parameter's place, the owner's dictionary and the name in it: one list for each, so
+        # that looking at all of them is a `map`.
         layers = (*actor.layers, *critic.layers)
-        self._groups = [layer._parameters for layer in layers for _ in range(2)]
+        self._owners = [layer._parameters for layer in layers for _ in ("weight", "bias")]
         self._names = ["weight", "bias"] * len(layers)
-        self._addresses: list[int] = []
+        self._seen: list[Any] = []
         self._sample = _sampler(policy, head)
         space = policy.observation_space
         parts = list(space.values()) if isinstance(space, spaces.Dict) else [space]
@@ -80,29 +85,34 @@ class RolloutForward(OwnMethod):
             features = self._features(obs)
             raw = self._actor(features)
             if math.isfinite(np.vdot(raw, raw)):  # one call; too large a number is SB3's, too
-                actions, log_prob = self._sample(raw)
-                values = self._critic(features)
-                return (
-                    th.from_numpy(actions.reshape(self._action_shape)),
-                    th.from_numpy(values),
-                    th.from_numpy(log_prob),
-                )
+                sampled = self._sample(raw)
+                if sampled is not None:
+                    actions, log_prob = sampled
+                    values = self._critic(features)
+                    return (
+                        th.from_numpy(actions.reshape(self._action_shape)),
+                        th.from_numpy(values),
+                        th.from_numpy(log_prob),
+                    )
         return ActorCriticPolicy.forward(self._policy, cast(th.Tensor, obs), deterministic)
 
     def _fits(self) -> bool:
         """Tell whether the policy still is what was recognised."""
-        return self._structure.is_unchanged() and self._has_views()
+        return self.is_current and self._structure.is_unchanged() and self._has_views()
 
     def _has_views(self) -> bool:
         """Renew the views if a parameter's memory was replaced; tell whether NumPy can read it."""
-        tensors = cast(list[th.Tensor], list(map(dict.get, self._groups, self._names)))
-        addresses = list(map(th.Tensor.data_ptr, tensors))
-        if addresses != self._addresses:
+        tensors = cast(list[th.Tensor], list(map(dict.get, self._owners, self._names)))
+        try:
+            seen = [*map(th.Tensor.data_ptr, tensors), *map(th.Tensor.stride, tensors[::2])]
+        except TypeError:  # one is missing
+            return False
+        if seen != self._seen:
             if not all(tensor.is_cpu and tensor.dtype == th.float32 for tensor in tensors):
                 return False
             self._actor.view()
             self._critic.view()
-            self._addresses = addresses
+            self._seen = seen
         return True
 
     def _features(self, obs: PyTorchObs) -> np.ndarray:
@@ -126,21 +136,34 @@ class _Structure:
     """
     The modules and hooks of a policy, to see at little cost whether a callback has changed them.
 
+    Dictionaries are watched, because they stay the same objects.
+
     :param policy: recognised, so without hooks
     """
 
-    def __init__(self, policy: nn.Module) -> None:
+    def __init__(self, policy: ActorCriticPolicy) -> None:
         modules = list(policy.modules())
         places = [(m._modules, name, child) for m in modules for name, child in m._modules.items()]
         siblings, names, children = zip(*places, strict=True)
         self._siblings, self._names, self._children = siblings, names, list(children)
-        # The dictionaries themselves: they stay the same objects when a hook comes.
         self._hooks = [hooks for module in modules for hooks in hooks_of(module)]
+        self._hooks += global_hooks()
+        self._distribution = vars(policy.action_dist)
+        # A method of a module's own, or its compiled form, is one attribute more.
+        self._attributes = [*map(vars, modules)]
+        self._attributes += [module._modules for module in modules if module._modules]
+        with own_attribute(policy, "forward", None):
+            self._counts = list(map(len, self._attributes))
 
     def is_unchanged(self) -> bool:
-        """Tell whether every module is in its place and none has a hook."""
+        """Tell whether every module is in its place and nothing was given to one."""
         children = list(map(dict.get, self._siblings, self._names))
-        return not any(self._hooks) and children == self._children
+        return (
+            not any(self._hooks)
+            and DISTRIBUTION_METHODS.isdisjoint(self._distribution)
+            and children == self._children
+            and list(map(len, self._attributes)) == self._counts
+        )
 
 
 class _NumpyMlp:
@@ -176,6 +199,7 @@ _NUMPY_ACTIVATIONS: dict[type, Callable[..., Any]] = {
 }
 
 Sampled = tuple[np.ndarray, np.ndarray]
+Sampler = Callable[[np.ndarray], Sampled | None]
 
 # So many outputs of a single state take less time in Python's arithmetic than in NumPy's calls.
 _FEW = 16
@@ -185,10 +209,13 @@ _TINY = 1e-45
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
+# Beyond it the variance is near the ends of single precision.
+_LARGEST_LOG_STD = 40.0
 
-def _sampler(policy: ActorCriticPolicy, head: Head) -> Callable[[np.ndarray], Sampled]:
+
+def _sampler(policy: ActorCriticPolicy, head: Head) -> Sampler:
     """Choose how actions are drawn from means or logits."""
-    samplers: dict[type[Family], Callable[[np.ndarray], Sampled]] = {
+    samplers: dict[type[Family], Sampler] = {
         Gaussian: partial(_sample_gaussian, policy),
         Categorical: _sample_categorical,
         MultiCategorical: partial(_sample_multi_categorical, head.sizes),
@@ -202,31 +229,47 @@ def _is_few(outputs: np.ndarray) -> bool:
     return len(outputs) == 1 and outputs.size <= _FEW
 
 
-def _sample_gaussian(policy: ActorCriticPolicy, mean: np.ndarray) -> Sampled:
-    """Draw from independent normal distributions."""
-    log_std = policy.log_std.detach().numpy()
-    std = np.exp(log_std)
-    noise = th.randn(*mean.shape)
+def _sample_gaussian(policy: ActorCriticPolicy, mean: np.ndarray) -> Sampled | None:
+    """Draw from independent normal distributions; give up where σ is shared or out of range."""
+    n, size = mean.shape
+    log_std = policy.log_std.detach()
+    if log_std.shape != (size,):
+        return None
     if _is_few(mean):
-        action, squares = [], 0.0
-        for mu, sigma, z in zip(mean[0].tolist(), std.tolist(), noise.tolist()[0], strict=True):
-            action.append(mu + sigma * z)
-            squares += z * z
-        log_density = -0.5 * squares - sum(log_std.tolist()) - len(action) * _HALF_LOG_2PI
-        return np.array([action], np.float32), np.array([log_density], np.float32)
-    actions = noise.numpy()
-    log_prob = np.vecdot(actions, actions)
-    log_prob *= -0.5
-    log_prob -= np.add.reduce(log_std) + mean.shape[1] * _HALF_LOG_2PI
+        return _sample_few_gaussian(log_std.tolist(), mean)
+    log_stds = log_std.numpy()
+    if not np.abs(log_stds).max() < _LARGEST_LOG_STD:
+        return None
+    std = np.exp(log_stds)
+    actions = th.randn(n, size, dtype=th.float32, device="cpu").numpy()
     actions *= std
     actions += mean
+    # Of the rounded action: beside a small σ the rounding is not small.
+    distance = (actions - mean) / std
+    log_prob = np.vecdot(distance, distance)
+    log_prob *= -0.5
+    log_prob -= np.add.reduce(log_stds) + size * _HALF_LOG_2PI
     return actions, log_prob
+
+
+def _sample_few_gaussian(log_stds: list[float], mean: np.ndarray) -> Sampled | None:
+    """Do the same for one state in Python's arithmetic."""
+    if not all(-_LARGEST_LOG_STD < log_std < _LARGEST_LOG_STD for log_std in log_stds):
+        return None
+    means, stds = mean[0].tolist(), list(map(math.exp, log_stds))
+    noise = th.randn(1, len(means), dtype=th.float32, device="cpu").tolist()[0]
+    draws = [[mu + sigma * z for mu, sigma, z in zip(means, stds, noise, strict=True)]]
+    actions = np.array(draws, np.float32)
+    rounded = zip(actions.tolist()[0], means, stds, strict=True)
+    squares = sum([((action - mu) / sigma) ** 2 for action, mu, sigma in rounded])
+    log_density = -0.5 * squares - sum(log_stds) - len(means) * _HALF_LOG_2PI
+    return actions, np.array([log_density], np.float32)
 
 
 def _sample_categorical(logits: np.ndarray) -> Sampled:
     """Draw from one categorical distribution, as ``th.multinomial`` does from these numbers."""
     n, size = logits.shape
-    variates = th.empty(n, size).exponential_()
+    variates = th.empty(n, size, dtype=th.float32, device="cpu").exponential_()
     if _is_few(logits):
         values = logits[0].tolist()
         top = max(values)
@@ -267,10 +310,10 @@ def fast_forward(policy: ActorCriticPolicy) -> RolloutForward | None:
         single precision with layers that NumPy has
     """
     actor, critic = actor_mlp(policy), critic_mlp(policy)
-    if actor is None or critic is None or not is_plain(policy):
+    if actor is None or critic is None or not all(map(is_plain, policy.modules())):
         return None
-    head = head_of(policy.action_dist)
-    if head is None:
+    head = head_of(policy)
+    if head is None or not _is_sb3s(type(policy).forward):
         return None
     activations = [a for a in (*actor.activations, *critic.activations) if a is not None]
     if not all(type(activation) in _NUMPY_ACTIVATIONS for activation in activations):
@@ -278,6 +321,11 @@ def fast_forward(policy: ActorCriticPolicy) -> RolloutForward | None:
     parameters = (*actor.parameters, *critic.parameters)
     is_single = all(p.is_cpu and p.dtype == th.float32 for p in parameters)
     return RolloutForward(policy, actor, critic, head) if is_single else None
+
+
+def _is_sb3s(method: object) -> bool:
+    """Tell whether a method is the one of SB3's file, and not what someone has patched in."""
+    return getattr(method, "__globals__", None) is vars(policies)
 
 
 @contextmanager

@@ -210,6 +210,12 @@ def test_subclass_that_overrides_neither_is_read_in_place() -> None:
     assert is_sb3_buffer(filled(2, 2, Plain))
 
 
+def test_wrapper_around_a_buffers_get_is_used() -> None:
+    buffer = filled(2, 2)
+    vars(buffer)["get"] = buffer.get
+    assert not is_sb3_buffer(buffer)
+
+
 def random_state() -> np.ndarray:
     state: Any = np.random.get_state()
     return np.array(state[1])

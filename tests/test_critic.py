@@ -1,7 +1,10 @@
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import torch as th
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sb3_trpo import TRPO
 from sb3_trpo.batch import Minibatch, minibatches
@@ -147,6 +151,84 @@ def test_layer_that_was_frozen_for_a_while_is_fitted_as_by_sb3(name: str) -> Non
 
 
 # What must not move
+
+
+def with_other_parameters(model: TRPO) -> None:
+    model.policy.load_state_dict(copy.deepcopy(model.policy.state_dict()), assign=True)
+
+
+def with_a_part_in_the_optimizer(model: TRPO) -> None:
+    model.policy.optimizer = th.optim.Adam(model.policy.value_net.parameters(), 1e-3, eps=1e-5)
+
+
+def with_tied_layers(model: TRPO) -> None:
+    layers: Any = model.policy.mlp_extractor.value_net
+    width = layers[-2].out_features
+    th.manual_seed(0)
+    tied = nn.Linear(width, width).double()
+    layers.extend([tied, nn.Tanh(), tied])
+    model.policy.optimizer = th.optim.Adam(model.policy.parameters(), 1e-3, eps=1e-5)
+
+
+def with_a_masked_gradient(model: TRPO) -> None:
+    weight: Any = model.policy.value_net.weight
+    weight.register_hook(lambda gradient: 0 * gradient)
+
+
+def with_a_scheduler(model: TRPO) -> None:
+    th.optim.lr_scheduler.StepLR(model.policy.optimizer, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_other_parameters,
+        with_a_part_in_the_optimizer,
+        with_tied_layers,
+        with_a_masked_gradient,
+        with_a_scheduler,
+    ],
+)
+def test_plain_critic_that_was_changed_is_fitted_as_by_sb3(
+    change: Callable[[TRPO], None], tmp_path: Path
+) -> None:
+    model, twin = (collected("box", float64=True) for _ in range(2))
+    for m in (model, twin):
+        change(m)
+    before = parameters_of(model.policy)
+    assert not critic_of(model).mlp
+    fit(model)
+    fit_as_sb3_would(twin)
+    assert_same_models(model, twin)
+    moved = parameters_of(model.policy)
+    assert th.equal(moved["value_net.weight"], before["value_net.weight"]) == (
+        change in (with_other_parameters, with_a_masked_gradient)
+    )
+    model.save(tmp_path / "model")
+
+
+def test_steps_of_a_wrapped_or_watched_optimizer_are_taken() -> None:
+    model, steps = collected("box"), []
+    handle = register_optimizer_step_post_hook(lambda *_: steps.append(1))
+    fit(model, epochs=1)
+    handle.remove()
+    watched = len(steps)
+    step = mock.Mock(side_effect=model.policy.optimizer.step)
+    vars(model.policy.optimizer)["step"] = step
+    fit(model, epochs=1)
+    assert step.call_count == watched > 0
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_adam_is_fused_for_the_duration_of_a_fit(fused: bool | None) -> None:
+    model = collected("box_shared")
+    (group,) = model.policy.optimizer.param_groups
+    group["fused"] = fused
+    seen: list[Any] = []
+    model.policy.optimizer.register_step_post_hook(lambda *_: seen.append(group["fused"]))
+    fit(model)
+    assert set(seen) == {fused is None}
+    assert group["fused"] is fused
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -300,6 +300,19 @@ def test_layer_with_a_hook_goes_through_autograd() -> None:
     assert kind_of(case_of(make, run)) is AutogradLinearization
 
 
+def test_layer_with_a_hook_on_its_gradient_goes_through_autograd() -> None:
+    def make() -> dict[str, nn.Module]:
+        layers = one_layer()
+        weight: Any = layers["layer"].weight
+        weight.register_hook(lambda gradient: 0 * gradient)
+        return layers
+
+    def run(layers: Any, x: th.Tensor) -> Any:
+        return layers["other"](layers["layer"](x))
+
+    assert kind_of(case_of(make, run)) is AutogradLinearization
+
+
 def test_hook_on_all_modules_of_the_process_is_respected() -> None:
     def run(layers: Any, x: th.Tensor) -> Any:
         return layers["other"](layers["layer"](x))

@@ -107,6 +107,29 @@ def test_layer_without_a_bias_is_not_recognised() -> None:
     assert read_mlp(nn.Sequential(), nn.Linear(3, 2, bias=False)) is None
 
 
+def test_layers_that_share_their_weights_are_not_recognised() -> None:
+    layers = network([5, 5, 5], nn.Tanh)
+    assert read_mlp(layers[:-1], layers[-1]) is not None
+    layers[4] = layers[2]
+    assert read_mlp(layers[:-1], layers[-1]) is None
+    layers[4] = nn.Linear(5, 5).double()
+    layers[4].bias = layers[2].bias
+    assert read_mlp(layers[:-1], layers[-1]) is None
+
+
+def test_hook_on_a_gradient_is_not_passed_over() -> None:
+    layers: Any = network([5], nn.Tanh)
+    handle = layers[0].weight.register_hook(lambda gradient: 2 * gradient)
+    assert read_mlp(layers[:-1], layers[-1]) is None
+    handle.remove()
+    assert read_mlp(layers[:-1], layers[-1]) is not None
+    layers[-1].bias.register_post_accumulate_grad_hook(lambda parameter: None)
+    assert read_mlp(layers[:-1], layers[-1]) is None
+    plain: Any = policy()
+    plain.log_std.register_hook(lambda gradient: 2 * gradient)
+    assert actor_mlp(plain) is None
+
+
 def policy() -> ActorCriticPolicy:
     return ActorCriticPolicy(VECTOR, BOX_ACTIONS, lambda progress: 1e-3)
 

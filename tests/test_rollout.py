@@ -273,6 +273,38 @@ def test_the_check_hands_everything_on_unchanged() -> None:
     assert not {"step", "step_wait"} & vars(checked).keys()
 
 
+def test_stand_in_that_someone_has_kept_steps_without_a_check() -> None:
+    env = env_answering_with(np.zeros(3, dtype=np.float32), [0.0, np.inf, 0.0])
+    with refusing_non_finite(env):
+        kept = env.step
+        with pytest.raises(ValueError, match="reward"):
+            kept(np.zeros((3, 3), dtype=np.float32))
+    assert kept(np.zeros((3, 3), dtype=np.float32))[1][1] == np.inf
+
+
+def test_rewards_may_be_a_list() -> None:
+    env = env_answering_with(np.zeros(3, dtype=np.float32), [0.0, 1.0, 2.0])
+    with refusing_non_finite(env):
+        assert env.step(np.zeros((3, 3), dtype=np.float32))[1] == [0.0, 1.0, 2.0]
+
+
+def test_copy_of_an_environment_has_the_step_that_the_user_gave_it() -> None:
+    env = env_answering_with(np.zeros(3, dtype=np.float32), [0.0, 1.0, 2.0])
+    step = env.step
+    with refusing_non_finite(env):
+        copied = copy.deepcopy(env)
+    assert copied.step is step
+    assert env.step is step
+
+
+def env_answering_with(observations: np.ndarray, rewards: list[float]) -> DummyVecEnv:
+    """Make an environment whose step the user has replaced."""
+    env = faulty_envs(10**9)
+    answer: Any = (observations, rewards, np.zeros(3, dtype=bool), [{}] * 3)
+    vars(env)["step"] = lambda actions: answer
+    return env
+
+
 @pytest.mark.parametrize("value", NOT_FINITE)
 def test_refused_step_leaves_the_normalisations_statistics_as_they_were(value: float) -> None:
     env = VecNormalize(faulty_envs(FIRST + 1, spoil=spoil_vector(value)))

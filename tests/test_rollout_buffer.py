@@ -1,6 +1,7 @@
 """A buffer that is filled fast holds what SB3's own methods would have put into it, bit for bit."""
 
 import copy
+import functools
 import pickle
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -141,7 +142,7 @@ def test_methods_that_are_sb3s_are_replaced(kind: Any, replaced: set[str]) -> No
 
 
 def test_patch_of_sb3s_class_is_respected(monkeypatch: Any) -> None:
-    add = mock.Mock()
+    add: Any = functools.wraps(RolloutBuffer.add)(mock.Mock())
     monkeypatch.setattr(RolloutBuffer, "add", add)
     filled(buffer_of(), fast=True)
     assert add.call_count == 5

@@ -178,6 +178,131 @@ def test_weights_written_a_moment_ago_are_the_ones_that_act(
     assert not th.allclose(ours[0][1], before[0][1])
 
 
+def give_layer_a_forward(policy: Any) -> None:
+    forward = policy.action_net.forward
+    policy.action_net.forward = lambda latent: 2 * forward(latent)
+
+
+def give_policy_a_method(policy: Any) -> None:
+    extract = policy.extract_features
+    policy.extract_features = lambda obs, *args: 2 * extract(obs, *args)
+
+
+def give_distribution_a_method(policy: Any) -> None:
+    sample = policy.action_dist.sample
+    policy.action_dist.sample = lambda: sample() + 1
+
+
+def append_a_module(policy: Any) -> None:
+    policy.mlp_extractor.policy_net.append(nn.LayerNorm(8))
+
+
+def transpose_a_weight(policy: Any) -> None:
+    weight = policy.mlp_extractor.policy_net[2].weight
+    weight.data = weight.data.t()
+
+
+def remove_a_bias(policy: Any) -> None:
+    policy.action_net.bias = None
+
+
+def parametrize_a_layer(policy: Any) -> None:
+    nn.utils.parametrizations.weight_norm(policy.action_net)
+
+
+def share_the_std(policy: Any) -> None:
+    policy.log_std = nn.Parameter(th.full((1,), -0.5))
+
+
+def let_the_std_vanish(policy: Any) -> None:
+    policy.log_std.data.fill_(-41.0)
+
+
+def compile_a_layer(policy: Any) -> None:
+    policy.action_net.compile(backend="eager")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        give_layer_a_forward,
+        give_policy_a_method,
+        give_distribution_a_method,
+        append_a_module,
+        transpose_a_weight,
+        remove_a_bias,
+        parametrize_a_layer,
+        share_the_std,
+        let_the_std_vanish,
+        compile_a_layer,
+    ],
+)
+@pytest.mark.parametrize("n_envs", [1, 5])
+def test_what_a_callback_does_to_the_policy_holds_for_the_next_action(
+    change: Callable[[Any], None], n_envs: int
+) -> None:
+    model = model_of(n_envs=n_envs, net_arch=[8, 8])
+    observations = observations_of(model, n_envs)
+    with acting_fast(model.policy):
+        act(model.policy, observations)
+        change(model.policy)
+        ours = act(model.policy, observations)
+    assert "forward" not in vars(model.policy)
+    assert_same(ours, act(model.policy, observations))
+
+
+def test_hook_on_every_module_that_a_callback_sets_is_run() -> None:
+    model, calls = model_of(), []
+    observations = observations_of(model, 1)
+    with acting_fast(model.policy):
+        handle = nn.modules.module.register_module_forward_hook(lambda *_: calls.append(1))
+        act(model.policy, observations)
+        handle.remove()
+    assert len(calls) > len(observations)
+
+
+def test_stand_in_that_a_users_wrapper_has_kept_is_sb3s_pass_after_the_rollout() -> None:
+    model = model_of()
+    observations = observations_of(model, 1)
+    with acting_fast(model.policy):
+        kept = model.policy.forward
+    give_layer_a_forward(model.policy)
+    expected = act(model.policy, observations)
+    model.policy.forward = kept  # type: ignore[method-assign]
+    assert_same(act(model.policy, observations), expected)
+
+
+@pytest.mark.parametrize("n_envs", [1, 5])
+@pytest.mark.parametrize("log_std", [-9.0, -5.0, 1.0])
+def test_log_prob_is_that_of_the_action_in_the_buffer(log_std: float, n_envs: int) -> None:
+    """Beside a small standard deviation the action's rounding is not small."""
+    model: Any = model_of(n_envs=n_envs)
+    with th.no_grad():
+        model.policy.log_std.fill_(log_std)
+        model.policy.action_net.weight.zero_()  # the mean has no rounding of its own
+        model.policy.action_net.bias.fill_(0.9)
+    observations = observations_of(model, n_envs)
+    with acting_fast(model.policy):
+        ours = act(model.policy, observations)
+    for observation, (action, _, log_prob) in zip(observations, ours, strict=True):
+        with th.no_grad():
+            expected = model.policy.evaluate_actions(observation, action)[1]
+        th.testing.assert_close(log_prob, expected, rtol=RTOL, atol=ATOL)
+
+
+@pytest.mark.parametrize("actions", ["box", "discrete"])
+def test_default_type_of_the_process_does_not_matter(actions: str) -> None:
+    model = model_of(action_space=ACTIONS[actions], n_envs=5)
+    observations = observations_of(model, 5)
+    theirs = act(model.policy, observations)
+    th.set_default_dtype(th.float64)
+    try:
+        with acting_fast(model.policy):
+            assert_same(act(model.policy, observations), theirs)
+    finally:
+        th.set_default_dtype(th.float32)
+
+
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda policy: pickle.loads(pickle.dumps(policy))]
 )
@@ -260,6 +385,19 @@ def with_other_class(model: TRPO) -> None:
     model.policy.__class__ = Subclass
 
 
+def with_shared_std(model: TRPO) -> None:
+    share_the_std(model.policy)
+
+
+def with_own_flattening(model: TRPO) -> None:
+    flatten: Any = model.policy.features_extractor.flatten
+    flatten.forward = lambda observations: 2 * observations.flatten(1)
+
+
+def with_own_sampling(model: TRPO) -> None:
+    give_distribution_a_method(model.policy)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -270,6 +408,9 @@ def with_other_class(model: TRPO) -> None:
         with_other_layer,
         with_compiled_layer,
         with_other_class,
+        with_shared_std,
+        with_own_flattening,
+        with_own_sampling,
     ],
 )
 def test_policy_that_is_not_exactly_sb3s_takes_sb3s_pass(change: Callable[[TRPO], None]) -> None:
@@ -277,6 +418,23 @@ def test_policy_that_is_not_exactly_sb3s_takes_sb3s_pass(change: Callable[[TRPO]
     change(model)
     with acting_fast(model.policy):
         assert "forward" not in vars(model.policy)
+
+
+def test_patch_of_sb3s_class_is_respected(monkeypatch: Any) -> None:
+    model = model_of()
+    monkeypatch.setattr(ActorCriticPolicy, "forward", lambda *args: None)
+    with acting_fast(model.policy):
+        assert "forward" not in vars(model.policy)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_standard_deviation_may_be_shared(shape: tuple[int, ...], n_envs: int) -> None:
+    model = model_of(n_envs=n_envs)
+    model.policy.log_std = nn.Parameter(th.full(shape, -0.5))
+    model.learn(32 * n_envs)
+    observation = observations_of(model, n_envs)[0]
+    assert bool(model.policy(observation)[2].isfinite().all())
 
 
 def test_gsde_takes_sb3s_pass() -> None:
