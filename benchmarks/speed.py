@@ -145,17 +145,19 @@ def with_rollout(model: Algorithm) -> Algorithm:
 
 def alternate(actions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """
-    Time callables in turn.
+    Time callables in turn, each time with another one first.
 
     :param actions: what to time, by name
     :param repeats: how often each, after one call that is not counted
     :return: median seconds of each
     """
     times: dict[str, list[float]] = {name: [] for name in actions}
+    names = list(actions)
     for repeat in range(repeats + 1):
-        for name, action in actions.items():
+        first = repeat % len(names)
+        for name in names[first:] + names[:first]:
             start = time.perf_counter()
-            action()
+            actions[name]()
             if repeat > 0:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
@@ -415,7 +417,7 @@ def floor(repeats: int) -> list[Entry]:
 
 
 def _replay(model: Algorithm, actions: list[np.ndarray]) -> None:
-    """Step the environment through recorded actions."""
+    """Step the environment through recorded actions; its episodes start, and end, elsewhere."""
     assert model.env is not None
     model.env.reset()
     for action in actions:

@@ -254,7 +254,7 @@ class Tape:
             if weight.shape[0] > weight.shape[1]
         }
         self._one = weights[0][0].new_ones(())
-        self._input = weights[0][0]
+        self._input = weights[0][0].new_empty(0)  # until the first forward pass
 
     @th.no_grad()
     def forward(self, features: th.Tensor) -> th.Tensor:
