@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -190,15 +189,14 @@ class SequenceBatch(ActorBatch):
         """Return what a recurrent policy's ``get_distribution`` takes."""
         return self.sequences.inputs(self.observations)
 
-    # Read once: on an accelerator reading waits, and every Fisher product asks.
-    @cached_property
+    @property
     def weight_sum(self) -> float:
         """Return the number of states without padding."""
         return float(self.sequences.lengths.sum())
 
     def weigh(self, per_state: th.Tensor) -> th.Tensor:
         """Multiply padding by 0."""
-        is_padding = ~self.sequences.is_state
+        is_padding = self.sequences.is_padding
         return per_state.masked_fill(is_padding.reshape(-1, *[1] * (per_state.dim() - 1)), 0.0)
 
     def select(self, index: slice | th.Tensor) -> "SequenceBatch":
@@ -294,8 +292,8 @@ def minibatches(
     sequences = rollout.critic_sequences
     if sequences is not None:
         for part in chain.from_iterable(sequences.shuffled(batch_size) for _ in range(n_epochs)):
-            padded = part.inputs(rollout.observations), part.is_state
-            yield padded, rollout.returns[part.rows.flatten()[part.is_state]]
+            padded = part.inputs(rollout.observations), part.states
+            yield padded, rollout.returns[part.rows.flatten()[part.states]]
         return
     if not is_sb3_buffer(buffer):
         for samples in chain.from_iterable(buffer.get(batch_size) for _ in range(n_epochs)):

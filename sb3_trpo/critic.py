@@ -81,10 +81,10 @@ class Critic:
         :return: shape ``(n,)``
         """
         if isinstance(features, tuple):
-            inputs, is_state = features
+            inputs, states = features
             # A recurrent policy's takes the states of its LSTM, too.
             values: th.Tensor = self.policy.predict_values(*inputs)  # type: ignore[call-arg]
-            return values.flatten()[is_state]
+            return values.flatten()[states]
         if self.trunk is None:
             return self.policy.predict_values(features).flatten()
         latent = self.policy.mlp_extractor.forward_critic(cast(th.Tensor, features))

@@ -38,7 +38,8 @@ class Sequences:
 
     :param rows: of their states, shape ``(n, L)``; shorter ones are padded with their last row,
         whose numbers are as harmless as any state's
-    :param lengths: number of states in each, shape ``(n,)``
+    :param lengths: number of states in each, shape ``(n,)``, on the CPU: shapes depend on them, and
+        reading them from an accelerator would wait for it
     :param memory: hidden and cell state of the LSTM before every row, shape ``(N, layers, hidden)``
     """
 
@@ -47,10 +48,18 @@ class Sequences:
     memory: Memory
 
     @cached_property
-    def is_state(self) -> th.Tensor:
-        """Tell states from padding, shape ``(n · L,)``."""
-        steps = th.arange(self.rows.shape[1], device=self.rows.device)
-        return (steps < self.lengths.unsqueeze(1)).flatten()
+    def is_padding(self) -> th.Tensor:
+        """Tell padding from states, shape ``(n · L,)``."""
+        return ~self._is_state().to(self.rows.device)
+
+    @property
+    def states(self) -> th.Tensor:
+        """List the places among n · L that are states."""
+        return self._is_state().nonzero().flatten().to(self.rows.device)
+
+    def _is_state(self) -> th.Tensor:
+        """Tell states from padding, on the CPU."""
+        return (th.arange(self.rows.shape[1]) < self.lengths.unsqueeze(1)).flatten()
 
     def select(self, index: slice | th.Tensor) -> "Sequences":
         """Take some of the sequences, padded to the longest of them."""
@@ -75,7 +84,7 @@ class Sequences:
         """Go over all sequences in random order, about ``batch_size`` states at a time."""
         n = len(self.lengths)
         per_minibatch = max(1, batch_size * n // int(self.lengths.sum()))
-        order = th.as_tensor(np.random.permutation(n), device=self.rows.device)
+        order = th.as_tensor(np.random.permutation(n))
         return (self.select(some) for some in th.split(order, per_minibatch))
 
 
@@ -94,4 +103,4 @@ def cut_sequences(rows: th.Tensor, is_start: th.Tensor, memory: Memory) -> Seque
     first, lengths = first[order], lengths[order]
     steps = th.arange(int(lengths[0]), device=rows.device)
     padded = first[:, None] + th.minimum(steps, lengths[:, None] - 1)
-    return Sequences(rows[padded], lengths, memory)
+    return Sequences(rows[padded], lengths.cpu(), memory)

@@ -97,7 +97,7 @@ def test_whole_padded_sequences_are_evaluated_as_the_states_one_by_one(case: str
     family, inner = distribution.family, stepped.distributions(model)
     states = [family.outputs(b if case == "multi_discrete" else b[0]) for b in inner]
     order = {row: i for i, row in enumerate(r for rows in sequences_by_hand(model) for r in rows)}
-    where = batch.sequences.is_state
+    where = ~batch.sequences.is_padding
     rows = batch.sequences.rows.flatten()[where].tolist()
     for k, output in enumerate(distribution.outputs):
         expected = th.cat([states[order[row]][k] for row in rows])
@@ -117,7 +117,7 @@ def test_chunks_are_whole_sequences(case: str, size: int) -> None:
 def test_padding_has_no_influence() -> None:
     model = collected("box")
     _, batch = actor_and_batch(model)
-    padding = ~batch.sequences.is_state  # type: ignore[attr-defined]
+    padding = batch.sequences.is_padding  # type: ignore[attr-defined]
     spoilt = batch.weigh(th.where(padding, th.inf, 1.0).double())
     assert float(spoilt.sum()) == batch.weight_sum
     advantages = batch.advantages[~padding]
