@@ -11,7 +11,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common import policies
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
@@ -104,7 +104,7 @@ class RolloutForward(OwnMethod):
         """Renew the views if a parameter's memory was replaced; tell whether NumPy can read it."""
         tensors = cast(list[th.Tensor], list(map(dict.get, self._owners, self._names)))
         try:
-            seen = [*map(th.Tensor.data_ptr, tensors), *map(th.Tensor.stride, tensors[::2])]
+            seen = [*map(th.Tensor.data_ptr, tensors), *map(th.Tensor.is_contiguous, tensors[::2])]
         except TypeError:  # one is missing
             return False
         if seen != self._seen:
@@ -136,33 +136,32 @@ class _Structure:
     """
     The modules and hooks of a policy, to see at little cost whether a callback has changed them.
 
-    Dictionaries are watched, because they stay the same objects.
+    Dictionaries are watched, because they stay the same objects, and few of them: after a step of
+    the environment none is in the caches.
 
     :param policy: recognised, so without hooks
     """
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         modules = list(policy.modules())
-        places = [(m._modules, name, child) for m in modules for name, child in m._modules.items()]
-        siblings, names, children = zip(*places, strict=True)
-        self._siblings, self._names, self._children = siblings, names, list(children)
-        self._hooks = [hooks for module in modules for hooks in hooks_of(module)]
-        self._hooks += global_hooks()
-        self._distribution = vars(policy.action_dist)
-        # A method of a module's own, or its compiled form, is one attribute more.
-        self._attributes = [*map(vars, modules)]
-        self._attributes += [module._modules for module in modules if module._modules]
+        # The first two kinds: no gradient is computed while acting.
+        self._hooks = [hooks for m in modules for hooks in hooks_of(m)[:2]]
+        self._hooks += global_hooks()[:2]
+        self._groups = [module._modules for module in modules if module._modules]
+        self._groups_then = list(map(dict, self._groups))
+        # A method of an object's own, or its compiled form, is one attribute more.
+        self._attributes = list(map(vars, modules))
         with own_attribute(policy, "forward", None):
             self._counts = list(map(len, self._attributes))
+        self._distribution = vars(policy.action_dist)
 
     def is_unchanged(self) -> bool:
         """Tell whether every module is in its place and nothing was given to one."""
-        children = list(map(dict.get, self._siblings, self._names))
         return (
             not any(self._hooks)
-            and DISTRIBUTION_METHODS.isdisjoint(self._distribution)
-            and children == self._children
+            and self._groups == self._groups_then
             and list(map(len, self._attributes)) == self._counts
+            and DISTRIBUTION_METHODS.isdisjoint(self._distribution)
         )
 
 
@@ -215,8 +214,9 @@ _LARGEST_LOG_STD = 40.0
 
 def _sampler(policy: ActorCriticPolicy, head: Head) -> Sampler:
     """Choose how actions are drawn from means or logits."""
+    actions = get_action_dim(policy.action_space)
     samplers: dict[type[Family], Sampler] = {
-        Gaussian: partial(_sample_gaussian, policy),
+        Gaussian: partial(_sample_gaussian, policy, _single_precision(1, actions)),
         Categorical: _sample_categorical,
         MultiCategorical: partial(_sample_multi_categorical, head.sizes),
         Bernoulli: _sample_bernoulli,
@@ -229,19 +229,26 @@ def _is_few(outputs: np.ndarray) -> bool:
     return len(outputs) == 1 and outputs.size <= _FEW
 
 
-def _sample_gaussian(policy: ActorCriticPolicy, mean: np.ndarray) -> Sampled | None:
+def _single_precision(*shape: int) -> th.Tensor:
+    """Make a tensor for NumPy to read, whatever torch's defaults are."""
+    return th.empty(shape, dtype=th.float32, device="cpu")
+
+
+def _sample_gaussian(
+    policy: ActorCriticPolicy, work: th.Tensor, mean: np.ndarray
+) -> Sampled | None:
     """Draw from independent normal distributions; give up where σ is shared or out of range."""
     n, size = mean.shape
     log_std = policy.log_std.detach()
     if log_std.shape != (size,):
         return None
     if _is_few(mean):
-        return _sample_few_gaussian(log_std.tolist(), mean)
+        return _sample_few_gaussian(log_std.tolist(), work, mean)
     log_stds = log_std.numpy()
     if not np.abs(log_stds).max() < _LARGEST_LOG_STD:
         return None
     std = np.exp(log_stds)
-    actions = th.randn(n, size, dtype=th.float32, device="cpu").numpy()
+    actions = _single_precision(n, size).normal_().numpy()
     actions *= std
     actions += mean
     # Of the rounded action: beside a small σ the rounding is not small.
@@ -252,12 +259,14 @@ def _sample_gaussian(policy: ActorCriticPolicy, mean: np.ndarray) -> Sampled | N
     return actions, log_prob
 
 
-def _sample_few_gaussian(log_stds: list[float], mean: np.ndarray) -> Sampled | None:
+def _sample_few_gaussian(
+    log_stds: list[float], work: th.Tensor, mean: np.ndarray
+) -> Sampled | None:
     """Do the same for one state in Python's arithmetic."""
     if not all(-_LARGEST_LOG_STD < log_std < _LARGEST_LOG_STD for log_std in log_stds):
         return None
     means, stds = mean[0].tolist(), list(map(math.exp, log_stds))
-    noise = th.randn(1, len(means), dtype=th.float32, device="cpu").tolist()[0]
+    noise = work.normal_().tolist()[0]
     draws = [[mu + sigma * z for mu, sigma, z in zip(means, stds, noise, strict=True)]]
     actions = np.array(draws, np.float32)
     rounded = zip(actions.tolist()[0], means, stds, strict=True)
@@ -269,7 +278,7 @@ def _sample_few_gaussian(log_stds: list[float], mean: np.ndarray) -> Sampled | N
 def _sample_categorical(logits: np.ndarray) -> Sampled:
     """Draw from one categorical distribution, as ``th.multinomial`` does from these numbers."""
     n, size = logits.shape
-    variates = th.empty(n, size, dtype=th.float32, device="cpu").exponential_()
+    variates = _single_precision(n, size).exponential_()
     if _is_few(logits):
         values = logits[0].tolist()
         top = max(values)
