@@ -104,6 +104,7 @@ class RolloutForward(OwnMethod):
         """Renew the views if a parameter's memory was replaced; tell whether NumPy can read it."""
         tensors = cast(list[th.Tensor], list(map(dict.get, self._owners, self._names)))
         try:
+            # A weight may have been transposed where it is.
             seen = [*map(th.Tensor.data_ptr, tensors), *map(th.Tensor.is_contiguous, tensors[::2])]
         except TypeError:  # one is missing
             return False
