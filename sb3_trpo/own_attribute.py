@@ -1,9 +1,9 @@
-"""Attributes that one object has for as long as a block runs."""
+"""What one object has in place of its class's method for as long as a block runs."""
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
+from types import MethodType, ModuleType
 from typing import Any
 
 
@@ -41,6 +41,17 @@ class OwnMethod:
 def _itself(value: object) -> object:
     """Unpickle what was pickled."""
     return value
+
+
+def is_unpatched(method: object, module: ModuleType) -> bool:
+    """
+    Tell whether a method is the one of a module's file, and not what someone has patched in.
+
+    :param method: of a class of the module
+    :param module: where the class is
+    :return: whether the method was written there; a wrapper that bears its name was not
+    """
+    return getattr(method, "__globals__", None) is vars(module)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common import buffers
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_trpo.own_attribute import own_attribute
+from sb3_trpo.own_attribute import is_unpatched, own_attribute
 
 
 # Under this name a pickle of the bound function is that of the buffer's own method.
@@ -90,13 +90,7 @@ def filling_fast(buffer: RolloutBuffer) -> Iterator[None]:
     with ExitStack() as stack:
         for method in (add, compute_returns_and_advantage):
             name = method.__name__
-            if _is_sb3s(type(buffer), name) and name not in vars(buffer):
+            known, used = getattr(RolloutBuffer, name), getattr(type(buffer), name)
+            if used is known and is_unpatched(known, buffers) and name not in vars(buffer):
                 stack.enter_context(own_attribute(buffer, name, MethodType(method, buffer)))
         yield
-
-
-def _is_sb3s(kind: type[RolloutBuffer], name: str) -> bool:
-    """Tell whether a method is the one of SB3's class and file, and not one that was patched in."""
-    method = getattr(kind, name)
-    is_rollout_buffers = method is getattr(RolloutBuffer, name)
-    return is_rollout_buffers and getattr(method, "__globals__", None) is vars(buffers)

@@ -34,7 +34,7 @@ from sb3_trpo.mlp import (
     hooks_of,
     is_plain,
 )
-from sb3_trpo.own_attribute import OwnMethod, own_attribute
+from sb3_trpo.own_attribute import OwnMethod, is_unpatched, own_attribute
 
 
 class RolloutForward(OwnMethod):
@@ -323,7 +323,7 @@ def fast_forward(policy: ActorCriticPolicy) -> RolloutForward | None:
     if actor is None or critic is None or not all(map(is_plain, policy.modules())):
         return None
     head = head_of(policy)
-    if head is None or not _is_sb3s(type(policy).forward):
+    if head is None or not is_unpatched(type(policy).forward, policies):
         return None
     activations = [a for a in (*actor.activations, *critic.activations) if a is not None]
     if not all(type(activation) in _NUMPY_ACTIVATIONS for activation in activations):
@@ -331,11 +331,6 @@ def fast_forward(policy: ActorCriticPolicy) -> RolloutForward | None:
     parameters = (*actor.parameters, *critic.parameters)
     is_single = all(p.is_cpu and p.dtype == th.float32 for p in parameters)
     return RolloutForward(policy, actor, critic, head) if is_single else None
-
-
-def _is_sb3s(method: object) -> bool:
-    """Tell whether a method is the one of SB3's file, and not what someone has patched in."""
-    return getattr(method, "__globals__", None) is vars(policies)
 
 
 @contextmanager
