@@ -1,12 +1,12 @@
 """TRPO with invalid actions masked."""
 
-from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from gymnasium import spaces
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -34,7 +34,10 @@ class MaskableTRPO(TRPO):
     buffer_classes: ClassVar[tuple[Any, Any]] = (MaskableRolloutBuffer, MaskableDictRolloutBuffer)
     supported_action_spaces = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     averaged_action_spaces = ()  # masked bits are categorical, whose KL divergence is summed
+    policy_family: ClassVar[Any] = MaskableActorCriticPolicy
+    other_families = ()
     predict: Any = MaskablePPO.predict
+    _use_masking = True
 
     def learn(  # type: ignore[override] # the order is that of MaskablePPO
         self: SelfMaskableTRPO,
@@ -73,64 +76,26 @@ class MaskableTRPO(TRPO):
         :param use_masking: whether to ask the environment for masks
         :raises ValueError: if the environment has no masks, or one that allows no action
         """
-        arguments = (env, callback, rollout_buffer, n_rollout_steps)
-        if not use_masking:
-            return super().collect_rollouts(*arguments)
-        if not is_masking_supported(env):
+        if use_masking and not is_masking_supported(env):
             raise ValueError(
                 "The environment has no method action_masks. Wrap it in sb3-contrib's "
                 "ActionMasker, or pass use_masking=False."
             )
-        masking = _Masking(self, env, rollout_buffer)
-        handle = self.policy.register_forward_pre_hook(masking, with_kwargs=True)
-        try:
-            return super().collect_rollouts(*arguments)
-        finally:
-            handle.remove()
+        self._use_masking = use_masking
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
-
-class _Masking:
-    """
-    Hands an environment's masks to the policy and to the buffer, before each step of a rollout.
-
-    Calls of the policy between a step and the buffer's record of it are a callback's, with masks of
-    its own. Copies and pickles of the policy, which may have no environment, get no masks from it.
-
-    :param model: collects the rollout
-    :param env: training environment
-    :param buffer: rollout buffer
-    """
-
-    def __init__(self, model: TRPO, env: VecEnv, buffer: Any) -> None:
-        self._model, self._env, self._buffer = model, env, buffer
-        self._start = model.num_timesteps
-
-    def __call__(self, policy: Any, inputs: Any, options: dict[str, Any]) -> Any:
-        """Add the masks to what the policy's forward pass is called with."""
-        buffer = self._buffer
-        stepped = self._model.num_timesteps != self._start + buffer.pos * buffer.n_envs
-        if buffer.full or stepped or "action_masks" in options:
-            return None
-        masks = get_action_masks(self._env).reshape(buffer.n_envs, buffer.mask_dims)
-        _check(masks, getattr(policy.action_dist, "action_dims", [buffer.mask_dims]), buffer.pos)
-        buffer.action_masks[buffer.pos] = masks
-        return inputs, {**options, "action_masks": masks}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """Give a copy of the policy a hook that does nothing."""
-        return _leave_alone
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Give an unpickled policy a hook that does nothing."""
-        return partial, (_leave_alone,)
-
-
-def _leave_alone(policy: Any, inputs: Any, options: dict[str, Any]) -> None:
-    """Change nothing about a call."""
+    def _act(self, env: VecEnv, forward: Any, obs_tensor: Any, **context: Any) -> Any:
+        """Sample among the allowed actions."""
+        if self._use_masking:
+            masks = get_action_masks(env).reshape(env.num_envs, -1)
+            sizes = getattr(self.policy.action_dist, "action_dims", [masks.shape[1]])
+            _check(masks, sizes, self.rollout_buffer.pos)
+            context["action_masks"] = masks
+        return super()._act(env, forward, obs_tensor, **context)
 
 
 def _check(masks: np.ndarray, sizes: list[int], step: int) -> None:
-    """Refuse masks of which one leaves an action dimension, a block of columns, without a value."""
+    """Raise if a mask allows no value of some action dimension, a block of columns."""
     for dimension, block in enumerate(np.split(masks, np.cumsum(sizes)[:-1], axis=1)):
         if not block.any(axis=1).all():
             env = int(block.any(axis=1).argmin())

@@ -99,4 +99,5 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
         "CnnLstmPolicy": MaskableCnnLstmPolicy,
         "MultiInputLstmPolicy": MaskableMultiInputLstmPolicy,
     }
+    policy_family = MaskableMlpLstmPolicy
     buffer_classes = (MaskableRecurrentRolloutBuffer, MaskableRecurrentDictRolloutBuffer)

@@ -1,12 +1,15 @@
 """TRPO for policies with an LSTM."""
 
+from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch as th
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.vec_env import VecEnv
 from torch.nn.modules.batchnorm import _NormBase
 
 from sb3_trpo.batch import is_sb3_buffer
@@ -30,17 +33,13 @@ class RecurrentTRPO(TRPO):
     """
 
     policy_aliases = RecurrentPPO.policy_aliases
+    policy_family: ClassVar[Any] = RecurrentActorCriticPolicy
+    other_families = ()
     buffer_classes: ClassVar[tuple[Any, Any]] = (RecurrentRolloutBuffer, RecurrentDictRolloutBuffer)
-    _collect: Any = RecurrentPPO.collect_rollouts
 
     def _build_buffer(self, **options: Any) -> None:
         """Build the rollout buffer, which has to know the LSTM, and the LSTM's first states."""
         policy: Any = self.policy
-        if not isinstance(policy, RecurrentActorCriticPolicy):
-            raise ValueError(
-                f"The policy {type(policy).__name__} has no LSTM. Use TRPO, or a subclass of "
-                f"sb3-contrib's RecurrentActorCriticPolicy."
-            )
         if policy.squash_output:
             raise ValueError(
                 "squash_output=True does not go with an LSTM: sb3-contrib's recurrent rollout "
@@ -63,6 +62,19 @@ class RecurrentTRPO(TRPO):
                 f"RecurrentRolloutBuffer without overriding get."
             )
 
-    def _excluded_save_params(self) -> list[str]:
-        """List what is not saved."""
-        return [*super()._excluded_save_params(), "_last_lstm_states"]
+    def _act(self, env: VecEnv, forward: Any, obs_tensor: Any, **context: Any) -> Any:
+        """Sample actions with the LSTM's states, which start anew with an episode."""
+        starts = th.as_tensor(self._last_episode_starts, dtype=th.float32, device=self.device)
+        forward = partial(forward, episode_starts=starts)
+        states = self._last_lstm_states
+        return super()._act(env, forward, obs_tensor, lstm_states=states, **context)
+
+    def _values(
+        self, obs_tensor: Any, lstm_states: Any, episode_starts: np.ndarray, envs: slice
+    ) -> th.Tensor:
+        """Predict values with the critic's states of these environments."""
+        policy: Any = self.policy
+        states = tuple(state[:, envs].contiguous() for state in lstm_states.vf)
+        starts = th.as_tensor(episode_starts, dtype=th.float32, device=self.device)
+        values: th.Tensor = policy.predict_values(obs_tensor, states, starts)
+        return values

@@ -1,22 +1,19 @@
 """The policy's forward pass while a rollout is collected, in NumPy."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common import policies
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_trpo.distributions import (
-    DISTRIBUTION_METHODS,
     Bernoulli,
     Categorical,
     Family,
@@ -25,25 +22,23 @@ from sb3_trpo.distributions import (
     MultiCategorical,
     head_of,
 )
+from sb3_trpo.finite import is_finite
 from sb3_trpo.mlp import (
     Mlp,
     actor_mlp,
     critic_mlp,
     flat_features,
-    global_hooks,
-    hooks_of,
     is_plain,
 )
-from sb3_trpo.own_attribute import OwnMethod, is_unpatched, own_attribute
 
 
-class RolloutForward(OwnMethod):
+class RolloutForward:
     """
     The forward pass of SB3's ``MlpPolicy`` for a few states, in NumPy.
 
     It draws from torch's generator in SB3's order, so actions, values and log-probabilities are
-    SB3's to rounding. The arrays are views of the parameters, checked at every call, so weights
-    that were written or replaced a moment ago are the ones that act.
+    SB3's to rounding. The arrays are views of the parameters, checked at every call, so changed
+    weights take effect at once. Changed modules and hooks take effect when the next one is made.
 
     :param policy: recognised by :func:`fast_forward`
     :param actor: its actor network
@@ -52,9 +47,7 @@ class RolloutForward(OwnMethod):
     """
 
     def __init__(self, policy: ActorCriticPolicy, actor: Mlp, critic: Mlp, head: Head) -> None:
-        super().__init__(policy, "forward")
         self._policy = policy
-        self._structure = _Structure(policy)
         self._actor, self._critic = _NumpyMlp(actor), _NumpyMlp(critic)
         # Every parameter's place, the owner's dictionary and the name in it: one list for each, so
         # that looking at all of them is a `map`.
@@ -71,20 +64,20 @@ class RolloutForward(OwnMethod):
         self._keys = list(getattr(policy.features_extractor, "extractors", ()))
         self._action_shape = (-1, *cast(tuple[int, ...], policy.action_space.shape))
 
-    def __call__(
-        self, obs: PyTorchObs, deterministic: bool = False
-    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def __call__(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         Act as ``ActorCriticPolicy.forward`` does.
 
         :param obs: n observations
-        :param deterministic: whether to take the most likely action
         :return: actions, values of shape ``(n, 1)`` and log-probabilities of shape ``(n,)``
+        :raises ValueError: if an observation is not finite
         """
-        if not (deterministic or th.is_grad_enabled()) and self._fits():
+        if self._has_views():
             features = self._features(obs)
+            if not is_finite(features):
+                raise ValueError("The network's input is not finite.")
             raw = self._actor(features)
-            if math.isfinite(np.vdot(raw, raw)):  # one call; too large a number is SB3's, too
+            if math.isfinite(np.vdot(raw, raw)):  # non-finite outputs are left to SB3
                 sampled = self._sample(raw)
                 if sampled is not None:
                     actions, log_prob = sampled
@@ -94,14 +87,10 @@ class RolloutForward(OwnMethod):
                         th.from_numpy(values),
                         th.from_numpy(log_prob),
                     )
-        return ActorCriticPolicy.forward(self._policy, cast(th.Tensor, obs), deterministic)
-
-    def _fits(self) -> bool:
-        """Tell whether the policy still is what was recognised."""
-        return self.is_current and self._structure.is_unchanged() and self._has_views()
+        return cast(tuple[th.Tensor, th.Tensor, th.Tensor], self._policy(obs))
 
     def _has_views(self) -> bool:
-        """Renew the views if a parameter's memory was replaced; tell whether NumPy can read it."""
+        """Renew the views where memory was replaced; return whether NumPy can read it."""
         tensors = cast(list[th.Tensor], list(map(dict.get, self._owners, self._names)))
         try:
             # A weight may have been transposed where it is.
@@ -129,41 +118,9 @@ def _as_rows(observations: th.Tensor) -> np.ndarray:
     """Flatten the observation of every state, in single precision."""
     array = observations.numpy()
     if array.dtype != np.float32:
-        array = array.astype(np.float32)
+        with np.errstate(over="ignore"):  # infinity is refused
+            array = array.astype(np.float32)
     return array if array.ndim == 2 else array.reshape(len(array), -1)
-
-
-class _Structure:
-    """
-    The modules and hooks of a policy, to see at little cost whether a callback has changed them.
-
-    Dictionaries are watched, because they stay the same objects, and few of them: after a step of
-    the environment none is in the caches.
-
-    :param policy: recognised, so without hooks
-    """
-
-    def __init__(self, policy: ActorCriticPolicy) -> None:
-        modules = list(policy.modules())
-        # The first two kinds: no gradient is computed while acting.
-        self._hooks = [hooks for m in modules for hooks in hooks_of(m)[:2]]
-        self._hooks += global_hooks()[:2]
-        self._groups = [module._modules for module in modules if module._modules]
-        self._groups_then = list(map(dict, self._groups))
-        # A method of an object's own, or its compiled form, is one attribute more.
-        self._attributes = list(map(vars, modules))
-        with own_attribute(policy, "forward", None):
-            self._counts = list(map(len, self._attributes))
-        self._distribution = vars(policy.action_dist)
-
-    def is_unchanged(self) -> bool:
-        """Tell whether every module is in its place and nothing was given to one."""
-        return (
-            not any(self._hooks)
-            and self._groups == self._groups_then
-            and list(map(len, self._attributes)) == self._counts
-            and DISTRIBUTION_METHODS.isdisjoint(self._distribution)
-        )
 
 
 class _NumpyMlp:
@@ -175,7 +132,7 @@ class _NumpyMlp:
         self._layers: list[tuple[np.ndarray, np.ndarray, Callable[..., Any] | None]] = []
 
     def view(self) -> None:
-        """Look at the parameters as they are now."""
+        """View the current parameters."""
         pairs = [(weight.numpy().T, bias.numpy()) for weight, bias in self._mlp.weights]
         self._layers = [
             (*pair, activation) for pair, activation in zip(pairs, self._activations, strict=True)
@@ -192,6 +149,9 @@ class _NumpyMlp:
         return h.reshape(len(features), -1)
 
 
+# As it was imported, so that a later patch of the class is noticed.
+_SB3S_FORWARD = ActorCriticPolicy.forward
+
 # Elementwise, in place with ``out``.
 _NUMPY_ACTIVATIONS: dict[type, Callable[..., Any]] = {
     nn.Tanh: np.tanh,
@@ -201,10 +161,10 @@ _NUMPY_ACTIVATIONS: dict[type, Callable[..., Any]] = {
 Sampled = tuple[np.ndarray, np.ndarray]
 Sampler = Callable[[np.ndarray], Sampled | None]
 
-# So many outputs of a single state take less time in Python's arithmetic than in NumPy's calls.
+# Up to this many outputs of a single state, plain Python is faster than NumPy.
 _FEW = 16
 
-# Below every number in single precision but 0, which an exponential variate may be.
+# Smallest positive number in single precision: an exponential variate can be exactly 0.
 _TINY = 1e-45
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -226,7 +186,7 @@ def _sampler(policy: ActorCriticPolicy, head: Head) -> Sampler:
 
 
 def _is_few(outputs: np.ndarray) -> bool:
-    """Tell whether these are few outputs of a single state."""
+    """Return whether these are few outputs of a single state."""
     return len(outputs) == 1 and outputs.size <= _FEW
 
 
@@ -252,7 +212,7 @@ def _sample_gaussian(
     actions = _single_precision(n, size).normal_().numpy()
     actions *= std
     actions += mean
-    # Of the rounded action: beside a small σ the rounding is not small.
+    # Use the rounded action: with a small σ the rounding matters.
     distance = (actions - mean) / std
     log_prob = np.vecdot(distance, distance)
     log_prob *= -0.5
@@ -323,7 +283,7 @@ def fast_forward(policy: ActorCriticPolicy) -> RolloutForward | None:
     if actor is None or critic is None or not all(map(is_plain, policy.modules())):
         return None
     head = head_of(policy)
-    if head is None or not is_unpatched(type(policy).forward, policies):
+    if head is None or type(policy).forward is not _SB3S_FORWARD:
         return None
     activations = [a for a in (*actor.activations, *critic.activations) if a is not None]
     if not all(type(activation) in _NUMPY_ACTIVATIONS for activation in activations):
@@ -331,19 +291,3 @@ def fast_forward(policy: ActorCriticPolicy) -> RolloutForward | None:
     parameters = (*actor.parameters, *critic.parameters)
     is_single = all(p.is_cpu and p.dtype == th.float32 for p in parameters)
     return RolloutForward(policy, actor, critic, head) if is_single else None
-
-
-@contextmanager
-def acting_fast(policy: ActorCriticPolicy) -> Iterator[None]:
-    """
-    Let a policy use its fast forward pass, if it has one, for the duration of a block.
-
-    :param policy: any policy
-    :return: context manager
-    """
-    forward = fast_forward(policy)
-    if forward is None:
-        yield
-        return
-    with own_attribute(policy, "forward", forward):
-        yield

@@ -3,30 +3,33 @@
 import math
 import pathlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from io import BufferedIOBase
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
-from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.actor import Actor, read_actor
 from sb3_trpo.batch import ActorBatch, Minibatch, Rollout, minibatches, read_rollout
 from sb3_trpo.checkpoint import rewindable, saved_kl_reduction
 from sb3_trpo.critic import Critic, CriticFit, fit_critic, read_critic
+from sb3_trpo.finite import NormalizationStatistics, Reading, check_finite
 from sb3_trpo.fisher import FisherProduct
 from sb3_trpo.hyperparameters import KL_REDUCTIONS, check_ranges, parse_schedule, value_at
-from sb3_trpo.rollout import check_observations, refusing_non_finite
-from sb3_trpo.rollout_buffer import filling_fast
-from sb3_trpo.rollout_forward import acting_fast
+from sb3_trpo.rollout_buffer import fastest
+from sb3_trpo.rollout_forward import fast_forward
 from sb3_trpo.surrogate import Surrogate, improvement_and_kl, surrogate_at
 from sb3_trpo.trust_region import LineSearch, NaturalStep, backtrack, natural_step
 
@@ -36,7 +39,17 @@ SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 DEFAULT_TARGET_KL = 0.01
 DEFAULT_CG_DAMPING = 0.1
 
-# So many updates in a row that leave the policy as it is are reported.
+# What an actor update came to; the log has the position in this list.
+ACTOR_UPDATES = (
+    "accepted",
+    "target_kl_is_zero",
+    "line_search_failed",
+    "zero_gradient",
+    "not_finite",
+    "non_positive_curvature",
+)
+
+# Warn after this many updates in a row that left the policy unchanged.
 _SKIPS_BEFORE_WARNING = 10
 
 
@@ -117,6 +130,13 @@ class TRPO(OnPolicyAlgorithm):
     supported_action_spaces: ClassVar[tuple[Any, ...]] = (
         *(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
     )
+
+    # What a policy has to be, and what it must not be.
+    policy_family: ClassVar[type[BasePolicy]] = ActorCriticPolicy
+    other_families: ClassVar[tuple[type[BasePolicy], ...]] = (RecurrentActorCriticPolicy,)
+
+    # The LSTM's states after the last step; there are none without an LSTM.
+    _last_lstm_states: Any = None
 
     # Where sb3-contrib averages the KL divergence over action dimensions.
     averaged_action_spaces: ClassVar[tuple[Any, ...]] = (spaces.Box, spaces.MultiBinary)
@@ -242,6 +262,7 @@ class TRPO(OnPolicyAlgorithm):
     def _check_hyperparameters(self) -> None:
         """Refuse what cannot work, naming it, before anything is built."""
         check_ranges(self)
+        self._check_policy_family()
         if "use_sde" in self.policy_kwargs:
             raise ValueError(
                 f"policy_kwargs has use_sde={self.policy_kwargs['use_sde']}. Pass use_sde to the "
@@ -264,6 +285,18 @@ class TRPO(OnPolicyAlgorithm):
                 stacklevel=4,
             )
 
+    def _check_policy_family(self) -> None:
+        """Refuse a policy of another algorithm."""
+        policy, family = self.policy_class, self.policy_family
+        is_class = isinstance(policy, type)
+        if not (is_class and issubclass(policy, family)) or issubclass(policy, self.other_families):
+            others = " or ".join(kind.__name__ for kind in self.other_families)
+            raise ValueError(
+                f"{type(self).__name__} cannot use the policy {getattr(policy, '__name__', policy)}"
+                f". Pass a subclass of {family.__name__}{f' that is no {others}' if others else ''}"
+                f", or one of {', '.join(self.policy_aliases)}."
+            )
+
     def _check_sub_sampling(self, size: int) -> None:
         """Refuse factors that leave too few of the rollout's states."""
         least = 2 if self.normalize_advantage else 1
@@ -281,6 +314,13 @@ class TRPO(OnPolicyAlgorithm):
                 f"{fewest}."
             )
 
+    def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
+        """Prepare training as SB3 does; the reset leaves VecNormalize's statistics finite."""
+        with NormalizationStatistics(self.env) as statistics:
+            prepared = super()._setup_learn(*arguments, **options)
+            statistics.check(step=0)
+        return prepared
+
     def collect_rollouts(
         self,
         env: VecEnv,
@@ -289,38 +329,164 @@ class TRPO(OnPolicyAlgorithm):
         n_rollout_steps: int,
     ) -> bool:
         """
-        Collect a rollout as SB3 does, and refuse observations and rewards that are not finite.
+        Collect a rollout as SB3 does, and refuse numbers that are not finite where they are used.
 
         :param env: training environment
         :param callback: called at every step, and at the start and the end of the rollout
         :param rollout_buffer: buffer to fill
         :param n_rollout_steps: steps per environment
-        :return: whether the callback let the rollout come to its end
-        :raises ValueError: at the step that returns a number that is not finite, before the policy
-            sees it
+        :return: ``False`` if the callback stopped the rollout early
+        :raises ValueError: at the step whose reward is not finite, or whose observation makes the
+            policy's answer or VecNormalize's statistics not finite
         """
-        # What a normalisation saw before clipping; it has none before its first reset.
-        check_observations(getattr(self._vec_normalize_env, "old_obs", None))
-        check_observations(self._last_obs)
-        with refusing_non_finite(env), acting_fast(self.policy), filling_fast(rollout_buffer):
-            return self._collect(env, callback, rollout_buffer, n_rollout_steps)
+        n_steps = 0
+        self._start_rollout(env, rollout_buffer)
+        callback.on_rollout_start()
+        act = partial(self._act, env, fast_forward(self.policy) or self.policy)
+        add = fastest(rollout_buffer, "add")
+        statistics = NormalizationStatistics(env)
+        while n_steps < n_rollout_steps:
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+            with th.no_grad(), Reading(self._last_obs, n_steps) as reading:
+                obs_tensor = obs_as_tensor(cast(Any, self._last_obs), self.device)
+                sampled, values, log_probs, lstm_states, stored = act(obs_tensor)
+            actions = sampled.cpu().numpy()
+            reading.check(action=actions, value=values, log_probability=log_probs)
+            clipped_actions = self._actions_in_space(actions)
+            action_masks = stored.get("action_masks")
 
-    # SB3's loop; a recurrent policy needs another one.
-    _collect = OnPolicyAlgorithm.collect_rollouts
+            with statistics:
+                new_obs, rewards, dones, infos = env.step(clipped_actions)
+                statistics.check(n_steps + 1)
+                check_finite("reward", np.asarray(rewards), n_steps + 1)
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+
+            self._update_info_buffer(infos, dones)
+            n_steps += 1
+            if isinstance(self.action_space, spaces.Discrete):
+                actions = actions.reshape(-1, 1)
+            self._bootstrap_time_limits(rewards, dones, infos, lstm_states, n_steps)
+            starts = self._last_episode_starts
+            add(self._last_obs, actions, rewards, starts, values, log_probs, **stored)
+            self._last_obs, self._last_episode_starts = cast(Any, new_obs), dones
+            self._last_lstm_states = lstm_states
+
+        values = self._last_values(lstm_states, n_steps)
+        fastest(rollout_buffer, "compute_returns_and_advantage")(last_values=values, dones=dones)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _start_rollout(self, env: VecEnv, rollout_buffer: RolloutBuffer) -> None:
+        """Empty the buffer and sample gSDE's noise."""
+        assert self._last_obs is not None, "No previous observation was provided"
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+
+    def _act(
+        self, env: VecEnv, forward: Callable[..., Any], obs_tensor: Any, **context: Any
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor, Any, dict[str, Any]]:
+        """
+        Sample actions for the last observations.
+
+        :param env: training environment
+        :param forward: the policy, or its fast forward pass
+        :param obs_tensor: the last observations
+        :param context: what else the policy reads and the buffer stores: masks, LSTM states
+        :return: actions, values, log-probabilities, the LSTM's next states (``None`` without an
+            LSTM), and what else the buffer stores
+        """
+        actions, values, log_probs, *lstm_states = forward(obs_tensor, **context)
+        return actions, values, log_probs, lstm_states[0] if lstm_states else None, context
+
+    def _values(
+        self, obs_tensor: Any, lstm_states: Any, episode_starts: np.ndarray, envs: slice
+    ) -> th.Tensor:
+        """
+        Predict the values of observations that the actor does not see.
+
+        :param obs_tensor: observations of the environments ``envs``
+        :param lstm_states: of all environments
+        :param episode_starts: whether an observation is an episode's first
+        :param envs: the environments
+        :return: shape ``(n, 1)``
+        """
+        return self.policy.predict_values(obs_tensor)
+
+    def _actions_in_space(self, actions: np.ndarray) -> np.ndarray:
+        """Scale squashed actions to the bounds of the action space, and clip others to them."""
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        if self.policy.squash_output:
+            return cast(np.ndarray, self.policy.unscale_action(actions))
+        return np.clip(actions, self.action_space.low, self.action_space.high)
+
+    def _bootstrap_time_limits(
+        self, rewards: Any, dones: Any, infos: Any, lstm_states: Any, step: int
+    ) -> None:
+        """Add the value of an episode's last state to its reward where a time limit ended it."""
+        for env, done in enumerate(dones):
+            last = infos[env].get("terminal_observation") if done else None
+            if last is None or not infos[env].get("TimeLimit.truncated", False):
+                continue
+            terminal_obs = self.policy.obs_to_tensor(last)[0]
+            with th.no_grad(), Reading(terminal_obs, step, "terminal observation", env) as reading:
+                start, only = np.array([False]), slice(env, env + 1)
+                value = self.gamma * self._values(terminal_obs, lstm_states, start, only)[0]
+            reading.check(value=value)
+            rewards[env] += value.item()
+
+    def _last_values(self, lstm_states: Any, step: int) -> th.Tensor:
+        """Predict the values of the observations after the last step."""
+        starts = np.asarray(self._last_episode_starts)
+        with th.no_grad(), Reading(self._last_obs, step) as reading:
+            obs_tensor = obs_as_tensor(cast(Any, self._last_obs), self.device)
+            values = self._values(obs_tensor, lstm_states, starts, slice(None))
+        reading.check(value=values)
+        return values
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """Compute the remaining progress, at least 0: SB3's falls below when steps overshoot."""
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
+
+    def _excluded_save_params(self) -> list[str]:
+        """List what is not saved."""
+        return [*super()._excluded_save_params(), "_last_lstm_states"]
 
     def train(self) -> None:
         """Update the actor within the trust region, then fit the critic, on the rollout buffer."""
         self.policy.set_training_mode(False)
         self._update_learning_rate(self.policy.optimizer)
-        progress = max(self._current_progress_remaining, 0.0)  # SB3 overshoots total_timesteps
-        target_kl = value_at("target_kl", self.target_kl, progress)
-        damping = value_at("cg_damping", self.cg_damping, progress)
-
         dtype = next(self.policy.parameters()).dtype
         rollout = read_rollout(self.rollout_buffer, self.device, dtype)
+        actor = self._update_actor(rollout)
+        self._update_critic(rollout, actor)
+        self._n_updates += 1
+        self._last_own_update = self._n_updates
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _update_actor(self, rollout: Rollout) -> Actor:
+        """
+        Take a natural-gradient step that a line search keeps in the trust region.
+
+        :param rollout: what was collected
+        :return: the actor at its new parameters
+        """
+        progress = self._current_progress_remaining
+        target_kl = value_at("target_kl", self.target_kl, progress)
+        damping = value_at("cg_damping", self.cg_damping, progress)
         batch = self._actor_batch(rollout)
         actor = read_actor(self.policy, batch, self.kl_reduction, self.max_states_per_chunk)
+        # L and g at the old parameters
         surrogate = surrogate_at(actor, batch.chunks(actor.max_states_per_chunk), self.ent_coef)
+        # x = (F + λI)⁻¹g and the full step
         fisher_batch = batch.every(self.fisher_sub_sampling_factor, self._n_updates)
         fisher = FisherProduct(actor, fisher_batch.chunks(actor.max_states_per_chunk), damping)
         step = natural_step(
@@ -331,6 +497,7 @@ class TRPO(OnPolicyAlgorithm):
             self.cg_residual_tol,
             subtract_damping=0.0 if self.damped_step_size else damping,
         )
+        # the first candidate that improves L inside the trust region
         search = backtrack(
             actor.parameters,
             step,
@@ -341,14 +508,21 @@ class TRPO(OnPolicyAlgorithm):
             self.line_search_accept_ratio,
         )
         self._refresh_running_statistics(actor, surrogate, batch)
+        self.logger.record("train/target_kl", target_kl)
+        self.logger.record("train/cg_damping", damping)
+        self._count_skips(step, search)
+        self._log_actor(surrogate, step, search)
+        return actor
+
+    def _update_critic(self, rollout: Rollout, actor: Actor) -> None:
+        """
+        Fit the critic to the returns without moving the actor.
+
+        :param rollout: what was collected
+        :param actor: at its new parameters
+        """
         critic = read_critic(self.policy, actor.parameters, actor.modules)
         fit = fit_critic(critic, self._minibatches(rollout, critic))
-
-        self._n_updates += 1
-        self._last_own_update = self._n_updates
-        self._count_skips(step, search)
-        self._log_schedules(target_kl, damping)
-        self._log_actor(surrogate, step, search)
         self._log_critic(rollout, fit)
 
     def _actor_batch(self, rollout: Rollout) -> ActorBatch:
@@ -385,14 +559,8 @@ class TRPO(OnPolicyAlgorithm):
                     f"cg_damping or a smaller target_kl.",
                     stacklevel=3,
                 )
-        self.logger.record("train/actor_update", outcome, exclude="tensorboard")
+        self.logger.record("train/actor_update", ACTOR_UPDATES.index(outcome))
         self.logger.record("train/skipped_updates", self._skipped_updates)
-
-    def _log_schedules(self, target_kl: float, damping: float) -> None:
-        """Log what the schedules gave, and the number of updates."""
-        self.logger.record("train/target_kl", target_kl)
-        self.logger.record("train/cg_damping", damping)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _log_actor(self, surrogate: Surrogate, step: NaturalStep, search: LineSearch) -> None:
         """Log objective, step and line search."""

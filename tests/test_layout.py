@@ -16,8 +16,7 @@ LAYERS = (
     {"surrogate", "fisher", "trust_region", "critic"},
     {
         "hyperparameters",
-        "own_attribute",
-        "rollout",
+        "finite",
         "rollout_forward",
         "rollout_buffer",
         "checkpoint",
@@ -39,8 +38,7 @@ ORDER = (
     ("sequences", "distributions", "batch", "mlp", "linearization", "layerwise", "actor"),
     (
         "hyperparameters",
-        "own_attribute",
-        "rollout",
+        "finite",
         "rollout_forward",
         "rollout_buffer",
         "checkpoint",
