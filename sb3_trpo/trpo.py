@@ -19,11 +19,12 @@ from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.actor import Actor, read_actor
-from sb3_trpo.batch import ActorBatch, Minibatch, Rollout, minibatches, read_rollout
+from sb3_trpo.batch import ActorBatch, Minibatch, Rollout
 from sb3_trpo.checkpoint import rewindable, saved_kl_reduction
 from sb3_trpo.critic import Critic, CriticFit, fit_critic, read_critic
 from sb3_trpo.fisher import FisherProduct
 from sb3_trpo.hyperparameters import KL_REDUCTIONS, check_ranges, parse_schedule, value_at
+from sb3_trpo.read_buffer import minibatches, read_rollout
 from sb3_trpo.rollout import check_observations, refusing_non_finite
 from sb3_trpo.rollout_buffer import filling_fast
 from sb3_trpo.rollout_forward import acting_fast

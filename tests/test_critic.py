@@ -15,8 +15,9 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sb3_trpo import TRPO
-from sb3_trpo.batch import Minibatch, minibatches
+from sb3_trpo.batch import Minibatch
 from sb3_trpo.critic import Critic, CriticFit, fit_critic, read_critic
+from sb3_trpo.read_buffer import minibatches
 from tests import reference
 from tests.cases import BY_NAME, CASES, Case, actor_and_batch, collected, freeze, rollout_of
 
