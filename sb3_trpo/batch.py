@@ -1,4 +1,4 @@
-"""The records that an update works on: a rollout as tensors, and the states the actor's update uses."""
+"""The records that an update works on: a rollout as tensors, and the states of the actor's part."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
