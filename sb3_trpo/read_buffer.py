@@ -1,4 +1,4 @@
-"""Read a rollout buffer: its content as tensors, and minibatches of it for the critic."""
+"""Read a rollout buffer: all of it as tensors, and minibatches for the critic."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,13 +15,14 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from sb3_trpo.batch import Layout, Minibatch, Rollout, rows_of
 from sb3_trpo.sequences import Observations, Sequences, cut_sequences, select
 
-# Buffers whose arrays are read in place.
+# Buffers whose arrays are read directly.
 _KNOWN: tuple[Any, ...] = (
     *(RolloutBuffer, DictRolloutBuffer),
     *(maskable.MaskableRolloutBuffer, maskable.MaskableDictRolloutBuffer),
     *(recurrent.RecurrentRolloutBuffer, recurrent.RecurrentDictRolloutBuffer),
 )
 
+# Converts an array of a buffer into a tensor with one row per state of the given shape.
 Reader = Callable[[np.ndarray, tuple[int, ...]], th.Tensor]
 
 
@@ -29,14 +30,14 @@ def read_rollout(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> R
     """
     Read a full rollout buffer.
 
-    SB3's own buffers are read where they are, without a copy on the CPU. A class with a ``get`` of
-    its own is asked through ``get(None)``.
+    The arrays of SB3's own buffers are used directly, without a copy on the CPU. A class that
+    overrides ``get`` is read through ``get(None)``.
 
     :param buffer: buffer after ``compute_returns_and_advantage``
-    :param device: where the policy is
+    :param device: the policy's device
     :param dtype: floating-point type of the policy's parameters
-    :return: its content
-    :raises ValueError: if a number of it is not finite, naming it and its step and environment
+    :return: the buffer's content
+    :raises ValueError: if it contains an infinity or a NaN, naming the step and the environment
     """
     is_known = is_sb3_buffer(buffer)
     rollout = _read_in_place(buffer, device, dtype) if is_known else _read_samples(buffer)
@@ -57,10 +58,10 @@ def read_rollout(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> R
 
 def is_sb3_buffer(buffer: RolloutBuffer) -> bool:
     """
-    Tell whether a buffer hands out its arrays as SB3's own do.
+    Return whether a buffer returns its content as SB3's own buffers do.
 
     :param buffer: the buffer
-    :return: whether neither ``get`` nor ``_get_samples`` is overridden
+    :return: False if ``get`` or ``_get_samples`` is overridden
     """
     kind = type(buffer)
     return not {"get", "_get_samples"} & vars(buffer).keys() and any(
@@ -76,16 +77,17 @@ def minibatches(
     features: Callable[[Observations], Observations] = lambda observations: observations,
 ) -> Iterator[Minibatch]:
     """
-    Go several times over all states, each time in a new random order.
+    Iterate over all states for several epochs, reshuffled each time.
 
-    Order and random stream are those of ``RolloutBuffer.get``.
+    The order and the random numbers used are those of ``RolloutBuffer.get``.
 
-    :param buffer: where the rollout was read from; one with a ``get`` of its own chooses the
-        minibatches itself
+    :param buffer: the buffer that the rollout was read from; if its class overrides ``get``, its
+        own minibatches are used
     :param rollout: the buffer's content
     :param batch_size: number of states in a minibatch; the last one of an epoch may be smaller
-    :param n_epochs: how often
-    :param features: what to hand out in the observations' place, computed once for the rollout
+    :param n_epochs: number of passes over all states
+    :param features: function of the observations whose result takes their place; it is evaluated
+        once, unless the buffer's class overrides ``get``
     :return: pairs of features and returns
     """
     sequences = rollout.critic_sequences
@@ -108,7 +110,7 @@ def minibatches(
 
 
 def _read_in_place(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> Rollout:
-    """Wrap the arrays of one of SB3's own buffers."""
+    """Use the arrays of one of SB3's own buffers directly."""
     size = buffer.buffer_size * buffer.n_envs
 
     def rows(array: np.ndarray, shape: tuple[int, ...]) -> th.Tensor:
@@ -121,9 +123,9 @@ def _read_in_place(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) ->
         }
     else:
         observations = rows(buffer.observations, buffer.obs_shape)
-    # SB3 hands out single-precision actions whatever the action space's own type.
+    # SB3's buffers return float32 actions whatever the type of the action space.
     actions = rows(buffer.actions.astype(np.float32, copy=False), (buffer.action_dim,))
-    # After a first `get` the arrays are in SB3's order already.
+    # The first `get` reorders the arrays: one environment after the other.
     layout = (size, 1) if buffer.generator_ready else (buffer.buffer_size, buffer.n_envs)
     return Rollout(
         observations,
@@ -140,11 +142,11 @@ def _read_in_place(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) ->
 
 
 def _read_masks(buffer: Any, rows: Reader) -> th.Tensor | None:
-    """Read the masks of a buffer that has them."""
+    """Read the action masks if the buffer has any."""
     masks = getattr(buffer, "action_masks", None)
     if masks is None:
         return None
-    if buffer.generator_ready and masks.ndim == 3:  # `get` of a recurrent buffer leaves them
+    if buffer.generator_ready and masks.ndim == 3:  # a recurrent buffer's `get` does not
         masks = buffer.swap_and_flatten(masks)
     return rows(masks.astype(bool), (buffer.mask_dims,))
 
@@ -152,26 +154,27 @@ def _read_masks(buffer: Any, rows: Reader) -> th.Tensor | None:
 def _read_sequences(
     buffer: Any, network: str, layout: Layout, rows: Reader, dtype: th.dtype
 ) -> Sequences | None:
-    """Cut a buffer that has LSTM states into sequences."""
+    """Cut the rollout into sequences if the buffer has LSTM states."""
     if not hasattr(buffer, "hidden_states_pi"):
         return None
     starts = rows(buffer.episode_starts, ()) > 0
 
     def states(name: str) -> th.Tensor:
         array = getattr(buffer, f"{name}_states_{network}")
-        if not buffer.generator_ready:  # (step, layer, environment, ...) until the first `get`
+        if not buffer.generator_ready:  # (step, layer, environment, hidden) until the first `get`
             array = array.swapaxes(1, 2)
         memory = rows(array, array.shape[-2:]).to(dtype)
+        # An episode starts with an empty memory.
         return memory.masked_fill(starts[:, None, None], 0.0)
 
     order = rows_of(th.arange(len(starts), device=starts.device), layout)
     is_start = starts[order]
-    is_start[:: buffer.buffer_size] = True
+    is_start[:: buffer.buffer_size] = True  # the first state of every environment
     return cut_sequences(order, is_start, (states("hidden"), states("cell")))
 
 
 def _read_samples(buffer: RolloutBuffer) -> Rollout:
-    """Ask a buffer that has its own way of handing out its content."""
+    """Read a buffer whose class overrides ``get``, in the order that it chooses."""
     samples = next(iter(buffer.get(None)))
     return Rollout(
         samples.observations,
@@ -186,7 +189,7 @@ def _read_samples(buffer: RolloutBuffer) -> Rollout:
 
 
 def _check_finite(rollout: Rollout, buffer: RolloutBuffer) -> None:
-    """Refuse a rollout with a number that is not finite."""
+    """Raise if a number of the rollout is infinite or NaN."""
     named = {
         "value": rollout.old_values,
         "log-probability": rollout.old_log_prob,
@@ -205,7 +208,7 @@ def _check_finite(rollout: Rollout, buffer: RolloutBuffer) -> None:
 
 
 def _place(row: int, layout: Layout, buffer: RolloutBuffer) -> str:
-    """Name a state by step and environment; where a buffer has its own order, by its row."""
+    """Name a state by step and environment, or by its row if the buffer has its own order."""
     if not is_sb3_buffer(buffer):
         return f"row {row} of get(None)"
     n_envs = layout[1]

@@ -143,7 +143,8 @@ def test_closed_form_equals_autograd_with_any_optimizer(optimizer: str) -> None:
 @pytest.mark.parametrize("name", ["box", "box_shared"])
 def test_step_of_adam_is_bitwise_that_of_its_method(name: str, optimizer: str) -> None:
     """A hook makes the fit call the method."""
-    ours, hooked = (collected(name, **with_optimizer(optimizer)) for _ in range(2))
+    options = {**with_optimizer(optimizer), "learning_rate": 2e-3}
+    ours, hooked = (collected(name, **options) for _ in range(2))
     hooked.policy.optimizer.register_step_post_hook(lambda *_: None)
     for model in (ours, hooked):
         fit(model)
