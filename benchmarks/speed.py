@@ -20,7 +20,7 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -46,8 +46,8 @@ from sb3_trpo.fisher import FisherProduct
 from sb3_trpo.layerwise import LayerwiseLinearization
 from sb3_trpo.linearization import PlainActor
 from sb3_trpo.mlp import Tape
-from sb3_trpo.rollout_buffer import filling_fast
-from sb3_trpo.rollout_forward import RolloutForward, acting_fast
+from sb3_trpo.rollout_buffer import fastest
+from sb3_trpo.rollout_forward import RolloutForward, fast_forward
 
 Algorithm = sb3_trpo.TRPO | sb3_contrib.TRPO
 CLASSES: dict[str, Any] = {"sb3_contrib": sb3_contrib.TRPO, "sb3_trpo": sb3_trpo.TRPO}
@@ -351,9 +351,9 @@ def rollout(repeats: int) -> list[Entry]:
 
 @th.no_grad()
 def _forward(model: Algorithm, observation: th.Tensor, fast: bool) -> None:
-    with acting_fast(model.policy) if fast else nullcontext():
-        for _ in range(1000):
-            model.policy(observation)
+    forward: Any = fast_forward(model.policy) if fast else model.policy
+    for _ in range(1000):
+        forward(observation)
 
 
 @th.no_grad()
@@ -363,10 +363,11 @@ def _fill(buffer: RolloutBuffer, fast: bool) -> None:
     numbers, start = np.zeros(1, np.float32), np.zeros(1, bool)
     value, log_prob = th.zeros(1, 1), th.zeros(1)
     buffer.reset()
-    with filling_fast(buffer) if fast else nullcontext():
-        for _ in range(buffer.buffer_size):
-            buffer.add(observation, action, numbers, start, value, log_prob)
-        buffer.compute_returns_and_advantage(value, start)
+    method: Any = fastest if fast else getattr
+    add = method(buffer, "add")
+    for _ in range(buffer.buffer_size):
+        add(observation, action, numbers, start, value, log_prob)
+    method(buffer, "compute_returns_and_advantage")(value, start)
 
 
 def learn(repeats: int) -> list[Entry]:

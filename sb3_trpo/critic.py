@@ -1,10 +1,11 @@
-"""The critic's fit: minibatch regression of the returns, with every actor parameter held."""
+"""Fit the critic: minibatch regression on the returns, while the actor's parameters are held."""
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch as th
@@ -13,16 +14,20 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.adam import adam
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sb3_trpo.actor import training_mode
 from sb3_trpo.batch import Features, Minibatch, size_of
 from sb3_trpo.mlp import Mlp, Tape, critic_mlp, flat_features, pairs_of, preprocessed
 from sb3_trpo.sequences import Observations, select
-from sb3_trpo.vectors import flatten, unflatten
 
-# States that a fixed features extractor is run on at a time.
+# Number of states that a fixed features extractor evaluates at a time.
 _STATES_PER_PASS = 512
+
+# Computes a minibatch's loss and writes its gradient into the parameters' ``grad``.
+Loss = Callable[[Features, th.Tensor], th.Tensor]
+Closure = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,10 @@ class CriticFit:
     """
     The result of a fit.
 
-    :param loss: mean squared error over all minibatches; NaN where there were none
-    :param diverged: whether a parameter or the optimizer's state stopped being finite, in which
-        case the fit was undone
+    :param loss: mean of the minibatches' mean squared errors, each before its step; NaN if there
+        were no minibatches
+    :param diverged: whether a parameter, a running statistic or the optimizer's state became
+        infinite or NaN, in which case the fit was undone
     """
 
     loss: float
@@ -42,13 +48,15 @@ class CriticFit:
 @dataclass(frozen=True, eq=False)
 class Critic:
     """
-    A policy as the critic's fit sees it. Made for one update by :func:`read_critic`.
+    The parts of a policy that the fit uses. :func:`read_critic` makes one for each update.
 
-    :param policy: its ``optimizer`` holds all parameters
-    :param parameters: what the fit may move
-    :param modules: what is in training mode during the fit
-    :param trunk: features extractor that the fit does not move; ``None`` if it does
-    :param mlp: the network after a trunk that only flattens, if it is plain
+    :param policy: its ``optimizer`` takes the steps
+    :param parameters: the parameters that the fit may move
+    :param modules: the modules in training mode during the fit
+    :param trunk: the critic's features extractor if its output is the same throughout the fit, else
+        ``None``
+    :param mlp: the value network if it is a plain one and its parameters are all that the fit
+        moves, else ``None``; the fit then needs no autograd
     """
 
     policy: ActorCriticPolicy
@@ -60,10 +68,10 @@ class Critic:
     @th.no_grad()
     def features(self, observations: Observations) -> Observations:
         """
-        Compute once what would be the same in every epoch.
+        Compute once what is the same in every epoch.
 
         :param observations: any number of states
-        :return: their features; the observations themselves where the fit moves the extractor
+        :return: their features; the observations themselves if the fit moves the extractor
         """
         if self.mlp is not None:
             return flat_features(self.policy, observations)
@@ -77,12 +85,12 @@ class Critic:
         """
         Evaluate the critic.
 
-        :param features: of n states, or sequences of n states in total
-        :return: shape ``(n,)``
+        :param features: the features of n states, or sequences of n states in total
+        :return: the values, shape ``(n,)``
         """
         if isinstance(features, tuple):
             inputs, states = features
-            # A recurrent policy's takes the states of its LSTM, too.
+            # A recurrent policy also takes the states of its LSTM.
             values: th.Tensor = self.policy.predict_values(*inputs)  # type: ignore[call-arg]
             return values.flatten()[states]
         if self.trunk is None:
@@ -97,127 +105,142 @@ def read_critic(
     actor_modules: frozenset[nn.Module],
 ) -> Critic:
     """
-    Find out what in a policy is the critic's alone.
+    Find the parameters and modules that only the critic uses.
 
-    Parameters of the actor are held. Modules that the actor runs through, or that the fit does not
-    move, stay in evaluation mode.
+    The actor's parameters are held. Modules that the actor uses stay in evaluation mode, and so
+    does a features extractor that the fit does not move.
 
-    :param policy: in evaluation mode
-    :param actor_parameters: what must not move
-    :param actor_modules: modules that the actor runs through
+    :param policy: a policy in evaluation mode
+    :param actor_parameters: the parameters that must not move
+    :param actor_modules: the modules that the actor uses
     :return: the critic
     """
-    held = {id(parameter) for parameter in actor_parameters}
-    parameters = [p for p in policy.parameters() if p.requires_grad and id(p) not in held]
+    held = set(actor_parameters)
+    parameters = tuple(p for p in policy.parameters() if p.requires_grad and p not in held)
     trunk = _fixed_trunk(policy, held, actor_modules)
     still = actor_modules | frozenset([] if trunk is None else trunk.modules())
     modules = tuple(module for module in policy.modules() if module not in still)
     mlp = critic_mlp(policy)
-    is_closed_form = mlp is not None and _is_plain_adam(policy.optimizer, mlp.parameters)
-    is_whole = mlp is not None and set(map(id, mlp.parameters)) == set(map(id, parameters))
-    return Critic(
-        policy, tuple(parameters), modules, trunk, mlp if is_closed_form and is_whole else None
-    )
+    is_whole = mlp is not None and set(mlp.parameters) == set(parameters)
+    return Critic(policy, parameters, modules, trunk, mlp if is_whole else None)
 
 
 def _fixed_trunk(
-    policy: ActorCriticPolicy, held: set[int], actor_modules: frozenset[nn.Module]
+    policy: ActorCriticPolicy, held: set[nn.Parameter], actor_modules: frozenset[nn.Module]
 ) -> nn.Module | None:
-    """Return the critic's features extractor if nothing that the fit does can change its output."""
+    """Return the critic's features extractor if nothing in the fit can change its output."""
     flow = (ActorCriticPolicy.predict_values, ActorCriticPolicy.extract_features)
-    kind = type(policy)  # a compiled policy's own class has neither
+    kind = type(policy)  # the class of a compiled policy has neither method
     own = (getattr(kind, "predict_values", None), getattr(kind, "extract_features", None))
     if own != flow or "predict_values" in vars(policy):
         return None
     trunk = cast(nn.Module, policy.vf_features_extractor)
     parameters = list(trunk.parameters())
+    is_held = all(p in held or not p.requires_grad for p in parameters)
+    # Held parameters are not enough: in training mode, running statistics and dropout change the
+    # output, too. The actor's modules stay in evaluation mode, and a wholly frozen extractor is put
+    # into it.
     is_actors = all(module in actor_modules for module in trunk.modules())
     is_frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
-    is_held = all(id(p) in held or not p.requires_grad for p in parameters)
     is_stateless = not parameters and type(trunk) in (FlattenExtractor, CombinedExtractor)
-    is_fixed = is_held and (is_actors or is_frozen or is_stateless)
-    return trunk if is_fixed else None
-
-
-def _is_plain_adam(optimizer: th.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> bool:
-    """
-    Tell whether a step of an optimizer is that of Adam on these parameters and nothing else.
-
-    Not if it has variations that its fused form would not share, does not hold all parameters, or
-    is wrapped or watched, as by torch's learning rate schedulers.
-    """
-    if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1:
-        return False
-    hooks = (
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
-        _global_optimizer_pre_hooks,
-        _global_optimizer_post_hooks,
-    )
-    group = optimizer.param_groups[0]
-    held = set(map(id, group["params"]))
-    variations = ("weight_decay", "amsgrad", "maximize", "differentiable", "decoupled_weight_decay")
-    is_number = isinstance(group["lr"], float)
-    # Adam counts the steps of every parameter; one that was frozen for a while has fewer.
-    steps = {float(optimizer.state.get(p, {}).get("step", 0)) for p in parameters}
-    return (
-        is_number
-        and len(steps) == 1
-        and held.issuperset(map(id, parameters))
-        and "step" not in vars(optimizer)
-        and not any(hooks)
-        and not any(group.get(name) for name in variations)
-    )
+    return trunk if is_held and (is_actors or is_frozen or is_stateless) else None
 
 
 def fit_critic(critic: Critic, minibatches: Iterable[Minibatch]) -> CriticFit:
     """
     Take one optimizer step on the mean squared error of every minibatch.
 
-    If a number is not finite at the end, parameters, running statistics and optimizer are as they
-    were before.
+    The fit is undone if a minibatch raises, or if a number is not finite at the end: parameters,
+    running statistics and the optimizer's state are then as they were before.
 
     :param critic: the part of the policy to fit
     :param minibatches: pairs of features (see :meth:`Critic.features`) and returns
-    :return: the loss
+    :return: the loss, and whether the fit was undone
     """
-    if critic.mlp is not None:
-        return _fit_in_closed_form(critic, critic.mlp, minibatches)
-    return _fit_by_autograd(critic, minibatches)
-
-
-def _fit_by_autograd(critic: Critic, minibatches: Iterable[Minibatch]) -> CriticFit:
-    """Fit any critic with any optimizer."""
     optimizer = critic.policy.optimizer
     buffers = [b for module in critic.modules for b in module.buffers(recurse=False)]
-    before = _Snapshot([*critic.parameters, *buffers], optimizer)
+    state = _State([*critic.parameters, *buffers], optimizer)
+    loss = _loss_by_autograd(critic) if critic.mlp is None else _loss_in_closed_form(critic.mlp)
+    # Batch normalisation has no variance of a single state.
     least = 2 if any(isinstance(module, _NormBase) for module in critic.modules) else 1
+    # An optimizer moves whatever has a gradient. From now on only the critic's parameters get one.
     optimizer.zero_grad(set_to_none=True)
     try:
-        with training_mode(critic.modules), _fused(optimizer), th.enable_grad():
-            # Batch normalisation has no variance of a single state.
+        with training_mode(critic.modules), _fused(optimizer):
+            step = _step_of(optimizer)
             usable = (minibatch for minibatch in minibatches if len(minibatch[1]) >= least)
-            losses = [_step(critic, optimizer, minibatch) for minibatch in usable]
+            losses = [_descend(step, loss, minibatch) for minibatch in usable]
     except BaseException:
-        before.restore()
+        state.restore()
         raise
     finally:
-        optimizer.zero_grad(set_to_none=True)
-    state = [value for entry in optimizer.state.values() for value in entry.values()]
-    numbers = [*critic.parameters, *buffers, *filter(th.is_tensor, state)]
-    diverged = not all(map(_is_finite, numbers))
+        for parameter in critic.parameters:
+            parameter.grad = None
+    diverged = not state.is_finite()
     if diverged:
-        before.restore()
-    return CriticFit(_mean(losses), diverged)
+        state.restore()
+    # Averaged at the end, so that an accelerator is waited for only once.
+    return CriticFit(float(th.stack(losses).mean()) if losses else math.nan, diverged)
+
+
+def _descend(step: Callable[[Closure], Any], loss: Loss, minibatch: Minibatch) -> th.Tensor:
+    """Take a step on one minibatch and return its loss before the step."""
+    losses: list[th.Tensor] = []
+
+    def closure() -> float:
+        losses.append(loss(*minibatch))
+        return cast(float, losses[-1])  # torch's annotation; a number would wait for the device
+
+    # Optimizers such as LBFGS evaluate the loss several times in a step.
+    step(closure)
+    return losses[0]
+
+
+def _loss_by_autograd(critic: Critic) -> Loss:
+    """Return the loss of any critic."""
+
+    @th.enable_grad()
+    def loss(features: Features, returns: th.Tensor) -> th.Tensor:
+        error = F.mse_loss(critic.values(features), returns)
+        if error.requires_grad and critic.parameters:
+            # `backward` would also give the actor's parameters a gradient.
+            slopes = th.autograd.grad(error, critic.parameters, allow_unused=True)
+            for parameter, slope in zip(critic.parameters, slopes, strict=True):
+                parameter.grad = slope
+        return error.detach()
+
+    return loss
+
+
+def _loss_in_closed_form(mlp: Mlp) -> Loss:
+    """Return the loss of a plain network. Its gradient takes a third of autograd's time."""
+    weights = pairs_of(mlp.parameters)
+    gradients = [th.empty_like(parameter) for parameter in mlp.parameters]
+    tapes: dict[int, Tape] = {}
+
+    @th.no_grad()
+    def loss(features: Features, returns: th.Tensor) -> th.Tensor:
+        size = len(returns)
+        tape = tapes.get(size) or tapes.setdefault(size, Tape(mlp, weights, size))
+        # L = Σ (V - R)² / n, dL/dV = 2 (V - R) / n, dL/dθ = Jᵀ dL/dV
+        values = tape.forward(cast(th.Tensor, features))
+        error = values.squeeze(1).sub_(returns)
+        mean_squared_error = th.dot(error, error) / size
+        tape.cotangent(values.mul_(2 / size), pairs_of(gradients))
+        for parameter, gradient in zip(mlp.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return mean_squared_error
+
+    return loss
 
 
 @contextmanager
 def _fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
     """
-    Let Adam take its fused kernel for the duration of a block, where that is on the CPU.
+    Use Adam's fused kernel within the block, on the CPU only.
 
-    Where the user has chosen, and on an accelerator, whose fused kernel needs counters of its own,
-    nothing changes.
+    Nothing changes if the user has chosen an implementation. On an accelerator nothing changes
+    either: the fused kernel there needs the step counters on the device.
     """
     choices = ("fused", "foreach", "capturable", "differentiable")
     groups = [
@@ -237,139 +260,83 @@ def _fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
             group["fused"] = None
 
 
-def _step(critic: Critic, optimizer: th.optim.Optimizer, minibatch: Minibatch) -> th.Tensor:
-    """Descend on one minibatch and return its loss before the step."""
-    features, returns = minibatch
-    losses: list[th.Tensor] = []
+def _step_of(optimizer: th.optim.Optimizer) -> Callable[[Closure], Any]:
+    """
+    Return the optimizer's ``step``, or a plain Adam's in its functional form.
 
-    def closure() -> float:
-        loss = F.mse_loss(critic.values(features), returns)
-        if loss.requires_grad and critic.parameters:
-            slopes = th.autograd.grad(loss, critic.parameters, allow_unused=True)
-            for parameter, slope in zip(critic.parameters, slopes, strict=True):
-                parameter.grad = slope
-        losses.append(loss.detach())
-        return cast(float, loss)  # torch's annotation; a number would wait for the device
+    Adam is plain if its kernel is fused and nothing wraps or watches its steps. What its method
+    does around the kernel takes four times as long as the kernel.
+    """
+    hooks = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+    )
+    is_plain = (
+        len(optimizer.param_groups) == 1
+        and optimizer.param_groups[0].get("fused")
+        and not optimizer.param_groups[0].get("amsgrad")
+        and "step" not in vars(optimizer)
+        and not any(hooks)
+    )
+    if type(optimizer) is th.optim.Adam and is_plain:
+        return partial(_step_of_adam, optimizer)
+    return optimizer.step
 
-    # Optimizers such as LBFGS evaluate the loss several times in a step.
-    optimizer.step(closure)
-    return losses[0]
+
+@th.no_grad()
+def _step_of_adam(optimizer: th.optim.Adam, closure: Closure) -> None:
+    """Do what ``Adam.step`` does with one group."""
+    closure()
+    (group,) = optimizer.param_groups
+    moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+    states = [optimizer.state.get(parameter, {}) for parameter in moved]
+    if not all(states):
+        optimizer.step()  # the first step creates the state
+        return
+    adam(
+        moved,
+        [parameter.grad for parameter in moved],
+        exp_avgs=[state["exp_avg"] for state in states],
+        exp_avg_sqs=[state["exp_avg_sq"] for state in states],
+        max_exp_avg_sqs=[],
+        state_steps=[state["step"] for state in states],
+        fused=True,
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=group["maximize"],
+        decoupled_weight_decay=group["decoupled_weight_decay"],
+    )
 
 
-class _Snapshot:
-    """A copy of tensors and optimizer state that can be put back."""
+class _State:
+    """
+    The tensors and the optimizer's state that a fit changes, with a copy to return to.
+
+    :param tensors: parameters and running statistics
+    :param optimizer: the optimizer that takes the steps
+    """
 
     def __init__(self, tensors: Sequence[th.Tensor], optimizer: th.optim.Optimizer) -> None:
         self._tensors = tensors
         self._values = [tensor.detach().clone() for tensor in tensors]
         self._optimizer = optimizer
-        self._state: dict[str, Any] = copy.deepcopy(optimizer.state_dict())
+        self._optimizer_state: dict[str, Any] = copy.deepcopy(optimizer.state_dict())
+
+    def is_finite(self) -> bool:
+        """Return whether all numbers are finite; an infinity would stop Adam for good."""
+        entries = [value for entry in self._optimizer.state.values() for value in entry.values()]
+        numbers = [*self._tensors, *filter(th.is_tensor, entries)]
+        return all(bool(tensor.isfinite().all()) for tensor in numbers)
 
     @th.no_grad()
     def restore(self) -> None:
         """Put everything back."""
         for tensor, value in zip(self._tensors, self._values, strict=True):
             tensor.copy_(value)
-        self._optimizer.load_state_dict(self._state)
-
-
-@th.no_grad()
-def _fit_in_closed_form(critic: Critic, mlp: Mlp, minibatches: Iterable[Minibatch]) -> CriticFit:
-    """Fit a plain network with Adam on flat copies, which are written back if they are finite."""
-    state = _AdamState(mlp.parameters, cast(th.optim.Adam, critic.policy.optimizer))
-    gradient = th.empty_like(state.values)
-    weights = pairs_of(unflatten(state.values, mlp.parameters))
-    gradients = pairs_of(unflatten(gradient, mlp.parameters))
-    tapes: dict[int, Tape] = {}
-    losses: list[th.Tensor] = []
-    for features, returns in minibatches:
-        size = len(returns)
-        tape = tapes.get(size) or tapes.setdefault(size, Tape(mlp, weights, size))
-        values = tape.forward(cast(th.Tensor, features))
-        error = values.squeeze(1).sub_(returns)
-        losses.append(th.dot(error, error) / size)
-        tape.cotangent(values.mul_(2 / size), gradients)
-        state.descend(gradient)
-    diverged = not state.is_finite()
-    if not diverged:
-        state.write()
-    return CriticFit(_mean(losses), diverged)
-
-
-class _AdamState:
-    """
-    Parameters and Adam's state for them as flat vectors.
-
-    One fused call then moves all of them. The optimizer's own ``fused`` option is not touched: it
-    would be saved with the model.
-    """
-
-    def __init__(self, parameters: Sequence[nn.Parameter], optimizer: th.optim.Adam) -> None:
-        self._parameters = parameters
-        self._state = optimizer.state
-        self._group = optimizer.param_groups[0]
-        self.values = flatten([parameter.detach() for parameter in parameters])
-        self._exp_avg = flatten([self._entry(p, "exp_avg", th.zeros_like(p)) for p in parameters])
-        self._exp_avg_sq = flatten(
-            [self._entry(p, "exp_avg_sq", th.zeros_like(p)) for p in parameters]
-        )
-        # Adam counts on the CPU, its fused form where the parameters are.
-        self._counter = self._entry(parameters[0], "step", th.zeros(()))
-        self._steps = self._counter.detach().to(self.values.device, th.float32, copy=True)
-
-    def _entry(self, parameter: nn.Parameter, name: str, default: th.Tensor) -> th.Tensor:
-        """Read an entry of the optimizer's state, which is empty before the first step."""
-        return cast(th.Tensor, self._state.get(parameter, {}).get(name, default))
-
-    def descend(self, gradient: th.Tensor) -> None:
-        """Take one step."""
-        beta1, beta2 = self._group["betas"]
-        self._steps += 1
-        # What `torch.optim.adam.adam(fused=True)` comes down to for a single tensor. Its way there
-        # takes longer than the arithmetic.
-        th._fused_adam_(
-            [self.values],
-            [gradient],
-            [self._exp_avg],
-            [self._exp_avg_sq],
-            [],
-            [self._steps],
-            lr=self._group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=0.0,
-            eps=self._group["eps"],
-            amsgrad=False,
-            maximize=False,
-        )
-
-    def is_finite(self) -> bool:
-        """Tell whether nothing has overflowed; an infinite average would stop Adam for good."""
-        return _is_finite(self.values) and _is_finite(self._exp_avg_sq)
-
-    def write(self) -> None:
-        """Write parameters and state back to where they came from."""
-        parameters = self._parameters
-        if float(self._steps) == 0:
-            return
-        values, averages, squares = (
-            unflatten(vector, parameters)
-            for vector in (self.values, self._exp_avg, self._exp_avg_sq)
-        )
-        for i, parameter in enumerate(parameters):
-            parameter.copy_(values[i])
-            self._state[parameter].update(
-                step=self._steps.to(self._counter.device, copy=True),
-                exp_avg=averages[i].clone(),
-                exp_avg_sq=squares[i].clone(),
-            )
-
-
-def _is_finite(tensor: th.Tensor) -> bool:
-    """Tell whether all numbers are finite."""
-    return bool(tensor.isfinite().all())
-
-
-def _mean(losses: Sequence[th.Tensor]) -> float:
-    """Average, waiting for the device once."""
-    return float(th.stack(list(losses)).mean()) if losses else math.nan
+        self._optimizer.load_state_dict(self._optimizer_state)

@@ -22,12 +22,13 @@ from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.actor import Actor, read_actor
-from sb3_trpo.batch import ActorBatch, Minibatch, Rollout, minibatches, read_rollout
+from sb3_trpo.batch import ActorBatch, Minibatch, Rollout
 from sb3_trpo.checkpoint import rewindable, saved_kl_reduction
 from sb3_trpo.critic import Critic, CriticFit, fit_critic, read_critic
 from sb3_trpo.finite import NormalizationStatistics, Reading, check_finite
 from sb3_trpo.fisher import FisherProduct
 from sb3_trpo.hyperparameters import KL_REDUCTIONS, check_ranges, parse_schedule, value_at
+from sb3_trpo.read_buffer import minibatches, read_rollout
 from sb3_trpo.rollout_buffer import fastest
 from sb3_trpo.rollout_forward import fast_forward
 from sb3_trpo.surrogate import Surrogate, improvement_and_kl, surrogate_at
@@ -424,8 +425,9 @@ class TRPO(OnPolicyAlgorithm):
         if not isinstance(self.action_space, spaces.Box):
             return actions
         if self.policy.squash_output:
-            return cast(np.ndarray, self.policy.unscale_action(actions))
-        return np.clip(actions, self.action_space.low, self.action_space.high)
+            return self.policy.unscale_action(actions)
+        clipped: np.ndarray = np.clip(actions, self.action_space.low, self.action_space.high)
+        return clipped
 
     def _bootstrap_time_limits(
         self, rewards: Any, dones: Any, infos: Any, lstm_states: Any, step: int

@@ -25,7 +25,8 @@ from torch import nn
 
 from sb3_trpo import TRPO
 from sb3_trpo.actor import Actor, read_actor
-from sb3_trpo.batch import ActorBatch, Rollout, read_rollout
+from sb3_trpo.batch import ActorBatch, Rollout
+from sb3_trpo.read_buffer import read_rollout
 from tests import reference
 
 N_STEPS, N_ENVS = 8, 3

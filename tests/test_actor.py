@@ -11,9 +11,10 @@ from torch import nn
 from sb3_trpo import TRPO
 from sb3_trpo import actor as actor_module
 from sb3_trpo.actor import Actor, read_actor, training_mode
-from sb3_trpo.batch import ActorBatch, read_rollout
+from sb3_trpo.batch import ActorBatch
 from sb3_trpo.layerwise import LayerwiseLinearization
 from sb3_trpo.linearization import AutogradLinearization, MlpLinearization
+from sb3_trpo.read_buffer import read_rollout
 from tests import environments, reference
 from tests.cases import CASES, Case, LinearExtractor, actor_and_batch, collected, freeze
 

@@ -9,14 +9,8 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
-from sb3_trpo.batch import (
-    ActorBatch,
-    Minibatch,
-    Rollout,
-    is_sb3_buffer,
-    minibatches,
-    read_rollout,
-)
+from sb3_trpo.batch import ActorBatch, Minibatch, Rollout
+from sb3_trpo.read_buffer import is_sb3_buffer, minibatches, read_rollout
 from sb3_trpo.sequences import Observations
 
 CPU = th.device("cpu")
@@ -189,6 +183,17 @@ def test_actions_are_as_the_policys_log_prob_takes_them(name: str, dtype: th.dty
     assert th.equal(by_env.float(), expected.float())
 
 
+@pytest.mark.parametrize("dtype", [th.float32, th.float64])
+def test_actions_are_rounded_to_single_precision_as_sb3_does(dtype: th.dtype) -> None:
+    """A float64 action that was not rounded would have another log-probability than SB3's."""
+    buffer = filled(4, 2, action_space=ACTIONS["float64"])
+    assert buffer.actions.dtype == np.float64
+    rounded = buffer.actions.astype(np.float32)
+    assert not np.array_equal(rounded, buffer.actions)
+    actions = read(buffer, dtype).actions
+    assert th.equal(actions, th.as_tensor(rounded).reshape(8, 2).to(dtype))
+
+
 @pytest.mark.parametrize("kind", [BufferOfItsOwn, BufferWithSamplesOfItsOwn])
 def test_custom_buffer_is_read_through_its_own_get(kind: type[RolloutBuffer]) -> None:
     buffer = filled(4, 2, kind)
@@ -337,6 +342,13 @@ def test_normalisation_has_two_passes() -> None:
 
 def test_equal_advantages_are_not_divided_by_zero() -> None:
     assert not batch_with(th.full((15,), 3.0)).normalized().advantages.any()
+
+
+def test_single_state_is_not_normalised() -> None:
+    """It has no standard deviation."""
+    batch = read(filled(1, 1)).actor_batch
+    assert th.equal(batch.normalized().advantages, batch.advantages)
+    assert batch.advantages.isfinite().all()
 
 
 def test_normalising_leaves_the_buffer_alone() -> None:

@@ -1,22 +1,25 @@
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sb3_trpo import TRPO
-from sb3_trpo.batch import Minibatch, minibatches
+from sb3_trpo.batch import Minibatch
 from sb3_trpo.critic import Critic, CriticFit, fit_critic, read_critic
+from sb3_trpo.read_buffer import minibatches
 from tests import reference
 from tests.cases import BY_NAME, CASES, Case, actor_and_batch, collected, freeze, rollout_of
 
@@ -28,6 +31,8 @@ EPOCHS = 3
 Optimizers = dict[str, tuple[type[th.optim.Optimizer], dict[str, Any]]]
 OPTIMIZERS: Optimizers = {
     "adam": (th.optim.Adam, {"eps": 1e-5}),
+    "adam_with_other_constants": (th.optim.Adam, {"betas": (0.5, 0.7), "eps": 1e-2}),
+    "adam_that_ascends": (th.optim.Adam, {"maximize": True}),
     "adamw": (th.optim.AdamW, {"weight_decay": 0.1}),
     "adam_with_decay": (th.optim.Adam, {"weight_decay": 0.1}),
     "amsgrad": (th.optim.Adam, {"amsgrad": True}),
@@ -116,6 +121,72 @@ def test_fit_with_any_optimizer_equals_sb3s_plain_loop(name: str, optimizer: str
     assert_same_models(ours, theirs)
 
 
+def minibatches_of(model: TRPO, critic: Critic) -> list[Minibatch]:
+    np.random.seed(3)
+    rollout = rollout_of(model)
+    return list(minibatches(model.rollout_buffer, rollout, 16, EPOCHS, critic.features))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_closed_form_equals_autograd_with_any_optimizer(optimizer: str) -> None:
+    closed, other = (collected("box", float64=True, **with_optimizer(optimizer)) for _ in range(2))
+    plain = critic_of(closed)
+    assert plain.mlp is not None
+    one = fit_critic(plain, minibatches_of(closed, plain))
+    by_autograd = replace(critic_of(other), mlp=None)
+    two = fit_critic(by_autograd, minibatches_of(other, by_autograd))
+    assert one.loss == pytest.approx(two.loss, rel=1e-9)
+    assert_same_models(closed, other)
+
+
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name.startswith("adam")])
+@pytest.mark.parametrize("name", ["box", "box_shared"])
+def test_step_of_adam_is_bitwise_that_of_its_method(name: str, optimizer: str) -> None:
+    """A hook makes the fit call the method."""
+    options = {**with_optimizer(optimizer), "learning_rate": 2e-3}
+    ours, hooked = (collected(name, **options) for _ in range(2))
+    hooked.policy.optimizer.register_step_post_hook(lambda *_: None)
+    for model in (ours, hooked):
+        fit(model)
+        fit(model)
+    expected = parameters_of(hooked.policy)
+    assert all(th.equal(p, expected[key]) for key, p in parameters_of(ours.policy).items())
+    pairs = zip(optimizer_tensors(ours.policy), optimizer_tensors(hooked.policy), strict=True)
+    assert all(th.equal(a, b) for a, b in pairs)
+
+
+def test_first_step_of_adam_alone_goes_through_its_method() -> None:
+    model = collected("box")
+    with mock.patch.object(
+        th.optim.Adam, "step", autospec=True, side_effect=th.optim.Adam.step
+    ) as step:
+        fit(model)
+        fit(model)
+    assert step.call_count == 1
+
+
+@pytest.mark.parametrize("name", ["box", "box_shared"])
+def test_loss_of_an_optimizer_with_several_evaluations_is_that_before_its_step(name: str) -> None:
+    model = collected(name, float64=True, **with_optimizer("lbfgs"))
+    critic = critic_of(model)
+    (minibatch, *_) = minibatches_of(model, critic)
+    rollout = rollout_of(model)
+    np.random.seed(3)
+    (plain, *_) = minibatches(model.rollout_buffer, rollout, 16)
+    values = model.policy.predict_values(plain[0])  # type: ignore[arg-type]
+    expected = float((values.flatten() - plain[1]).square().mean().detach())
+    assert fit_critic(critic, [minibatch]).loss == pytest.approx(expected, rel=1e-12)
+
+
+def test_optimizers_state_shares_no_memory_between_parameters() -> None:
+    """A tensor is saved with the whole memory that it is a part of."""
+    model = collected("box")
+    fit(model)
+    for entry in model.policy.optimizer.state.values():
+        for tensor in entry.values():
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
 def test_fit_equals_sb3s_plain_loop_to_rounding_in_float32() -> None:
     ours, theirs = collected("box"), collected("box")
     fit(ours)
@@ -196,7 +267,8 @@ def test_plain_critic_that_was_changed_is_fitted_as_by_sb3(
     for m in (model, twin):
         change(m)
     before = parameters_of(model.policy)
-    assert not critic_of(model).mlp
+    is_special = change in (with_tied_layers, with_a_masked_gradient)
+    assert (critic_of(model).mlp is None) == is_special
     fit(model)
     fit_as_sb3_would(twin)
     assert_same_models(model, twin)
@@ -266,6 +338,15 @@ def test_gradients_that_someone_left_behind_move_nothing() -> None:
         parameter.grad = th.ones_like(parameter)
     fit(model)
     assert all(th.equal(a, b) for a, b in zip(actor.parameters, before, strict=True))
+
+
+@pytest.mark.parametrize("change", [lambda _: None, with_a_part_in_the_optimizer])
+@pytest.mark.parametrize("name", ["box", "box_shared"])
+def test_no_gradients_are_left_behind(name: str, change: Callable[[TRPO], None]) -> None:
+    model = collected(name, float64=True)
+    change(model)
+    fit(model)
+    assert all(parameter.grad is None for parameter in model.policy.parameters())
 
 
 @pytest.mark.parametrize("name", ["box", "box_shared", "discrete_separate"])
@@ -347,6 +428,33 @@ def test_diverging_fit_leaves_the_critics_running_statistics_as_they_were() -> N
     assert all(th.equal(b, before[name]) for name, b in model.policy.named_buffers())
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "lbfgs"])
+@pytest.mark.parametrize("name", ["box", "box_shared", "batch_norm_separate"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_fit_is_undone_when_a_minibatch_raises(
+    name: str, optimizer: str, error: type[BaseException]
+) -> None:
+    model = collected(name, **with_optimizer(optimizer))
+    fit(model)
+    before = {key: value.clone() for key, value in model.policy.state_dict().items()}
+    state = copy.deepcopy(model.policy.optimizer.state_dict())
+    critic = critic_of(model)
+
+    def two_and_an_error() -> Iterator[Minibatch]:
+        yield from minibatches_of(model, critic)[:2]
+        moved = model.policy.state_dict()
+        assert any(not th.equal(moved[key], before[key]) for key in before)
+        raise error
+
+    with pytest.raises(error):
+        fit_critic(critic, two_and_an_error())
+    after = model.policy.state_dict()
+    assert all(th.equal(after[key], before[key]) for key in before)
+    th.testing.assert_close(model.policy.optimizer.state_dict(), state, rtol=0, atol=0)
+    assert all(parameter.grad is None for parameter in model.policy.parameters())
+    assert not any(module.training for module in model.policy.modules())
+
+
 # Modes
 
 
@@ -415,6 +523,28 @@ def test_running_statistics_of_the_critics_own_layers_move() -> None:
     assert all(name.startswith("vf_") for name in moved)
 
 
+def test_minibatch_of_one_state_is_passed_over_by_batch_normalisation() -> None:
+    ours, theirs = (collected("batch_norm_separate") for _ in range(2))
+    critic, twin = critic_of(ours), critic_of(theirs)
+    (observations, returns), *_ = minibatches_of(ours, critic)
+    assert isinstance(observations, th.Tensor)
+    one_state = observations[:1], returns[:1]
+    assert math.isnan(fit_critic(critic, [one_state]).loss)
+    result = fit_critic(critic, [one_state, (observations, returns), one_state])
+    assert result == fit_critic(twin, [(observations, returns)])
+    expected = theirs.policy.state_dict()
+    assert all(th.equal(v, expected[key]) for key, v in ours.policy.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["box", "box_shared"])
+def test_minibatch_of_one_state_counts_without_batch_normalisation(name: str) -> None:
+    model = collected(name)
+    critic = critic_of(model)
+    (observations, returns), *_ = minibatches_of(model, critic)
+    assert isinstance(observations, th.Tensor)
+    assert math.isfinite(fit_critic(critic, [(observations[:1], returns[:1])]).loss)
+
+
 def test_dropout_of_the_critic_is_random() -> None:
     first, second = collected("dropout_separate"), collected("dropout_separate")
     fit(first)
@@ -454,6 +584,27 @@ def test_features_are_computed_once_where_the_fit_cannot_move_them(
     name: str, is_fixed: bool
 ) -> None:
     assert (critic_of(collected(name)).trunk is not None) is is_fixed
+
+
+class Standardizing(BaseFeaturesExtractor):
+    """Nothing to learn, but running statistics."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, observation_space.shape[0])
+        self.norm = nn.BatchNorm1d(observation_space.shape[0], affine=False)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return cast(th.Tensor, self.norm(observations))
+
+
+def test_extractor_with_nothing_to_move_but_running_statistics_is_not_taken_for_fixed() -> None:
+    options = {"features_extractor_class": Standardizing, "share_features_extractor": False}
+    model = collected("box", policy_kwargs=options)
+    assert critic_of(model).trunk is None
+    norm = cast(Standardizing, model.policy.vf_features_extractor).norm
+    before = cast(th.Tensor, norm.running_mean).clone()
+    fit(model)
+    assert not th.equal(cast(th.Tensor, norm.running_mean), before)
 
 
 class DetachedPolicy(ActorCriticPolicy):

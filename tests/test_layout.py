@@ -12,7 +12,16 @@ ROOT = Path(sb3_trpo.__file__).parent
 # One number per module, lowest first. `zoo` stands for all modules of the subpackage.
 LAYERS = (
     {"vectors", "conjugate_gradient", "state_mean"},
-    {"sequences", "distributions", "batch", "mlp", "linearization", "layerwise", "actor"},
+    {
+        "sequences",
+        "distributions",
+        "batch",
+        "read_buffer",
+        "mlp",
+        "linearization",
+        "layerwise",
+        "actor",
+    },
     {"surrogate", "fisher", "trust_region", "critic"},
     {
         "hyperparameters",
@@ -35,7 +44,16 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 # Within a layer, imports go towards the start of these lists only.
 ORDER = (
     ("conjugate_gradient", "vectors", "state_mean"),
-    ("sequences", "distributions", "batch", "mlp", "linearization", "layerwise", "actor"),
+    (
+        "sequences",
+        "distributions",
+        "batch",
+        "read_buffer",
+        "mlp",
+        "linearization",
+        "layerwise",
+        "actor",
+    ),
     (
         "hyperparameters",
         "finite",

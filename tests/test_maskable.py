@@ -22,8 +22,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_trpo import TRPO, MaskableTRPO
-from sb3_trpo.batch import read_rollout
 from sb3_trpo.fisher import FisherProduct
+from sb3_trpo.read_buffer import read_rollout
 from sb3_trpo.surrogate import improvement_and_kl, surrogate_at
 from sb3_trpo.trpo import ACTOR_UPDATES
 from tests import reference

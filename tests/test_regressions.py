@@ -21,9 +21,9 @@ from torch import nn
 
 from sb3_trpo import TRPO
 from sb3_trpo.actor import read_actor
-from sb3_trpo.batch import read_rollout
 from sb3_trpo.critic import read_critic
 from sb3_trpo.distributions import family_of
+from sb3_trpo.read_buffer import read_rollout
 from sb3_trpo.surrogate import improvement_and_kl, surrogate_at
 from tests.environments import BOX_ACTIONS, DICT, VECTOR, ToyEnv
 
