@@ -32,6 +32,10 @@ Optimizers = dict[str, tuple[type[th.optim.Optimizer], dict[str, Any]]]
 OPTIMIZERS: Optimizers = {
     "adam": (th.optim.Adam, {"eps": 1e-5}),
     "adam_with_other_constants": (th.optim.Adam, {"betas": (0.5, 0.7), "eps": 1e-2}),
+    "adam_with_decoupled_decay": (
+        th.optim.Adam,
+        {"weight_decay": 0.1, "decoupled_weight_decay": True},
+    ),
     "adam_that_ascends": (th.optim.Adam, {"maximize": True}),
     "adamw": (th.optim.AdamW, {"weight_decay": 0.1}),
     "adam_with_decay": (th.optim.Adam, {"weight_decay": 0.1}),
