@@ -137,9 +137,8 @@ def _fixed_trunk(
     trunk = cast(nn.Module, policy.vf_features_extractor)
     parameters = list(trunk.parameters())
     is_held = all(p in held or not p.requires_grad for p in parameters)
-    # Held parameters are not enough: in training mode, running statistics and dropout change the
-    # output, too. The actor's modules stay in evaluation mode, and a wholly frozen extractor is put
-    # into it.
+    # That no parameter moves is not enough: in training mode, running statistics and dropout also
+    # change the output. The actor's modules, and those of a frozen extractor, are not in it.
     is_actors = all(module in actor_modules for module in trunk.modules())
     is_frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
     is_stateless = not parameters and type(trunk) in (FlattenExtractor, CombinedExtractor)
@@ -213,7 +212,7 @@ def _loss_by_autograd(critic: Critic) -> Loss:
 
 
 def _loss_in_closed_form(mlp: Mlp) -> Loss:
-    """Return the loss of a plain network. Its gradient takes a third of autograd's time."""
+    """Return the loss of a plain network, whose gradient takes less time than by autograd."""
     weights = pairs_of(mlp.parameters)
     gradients = [th.empty_like(parameter) for parameter in mlp.parameters]
     tapes: dict[int, Tape] = {}
@@ -264,8 +263,8 @@ def _step_of(optimizer: th.optim.Optimizer) -> Callable[[Closure], Any]:
     """
     Return the optimizer's ``step``, or a plain Adam's in its functional form.
 
-    Adam is plain if its kernel is fused and nothing wraps or watches its steps. What its method
-    does around the kernel takes four times as long as the kernel.
+    The method takes twice as long as the functional form. Adam is plain if its kernel is fused and
+    nothing wraps or watches its steps.
     """
     hooks = (
         optimizer._optimizer_step_pre_hooks,

@@ -32,6 +32,10 @@ Optimizers = dict[str, tuple[type[th.optim.Optimizer], dict[str, Any]]]
 OPTIMIZERS: Optimizers = {
     "adam": (th.optim.Adam, {"eps": 1e-5}),
     "adam_with_other_constants": (th.optim.Adam, {"betas": (0.5, 0.7), "eps": 1e-2}),
+    "adam_with_decoupled_decay": (
+        th.optim.Adam,
+        {"weight_decay": 0.1, "decoupled_weight_decay": True},
+    ),
     "adam_that_ascends": (th.optim.Adam, {"maximize": True}),
     "adamw": (th.optim.AdamW, {"weight_decay": 0.1}),
     "adam_with_decay": (th.optim.Adam, {"weight_decay": 0.1}),
@@ -232,6 +236,16 @@ def with_a_part_in_the_optimizer(model: TRPO) -> None:
     model.policy.optimizer = th.optim.Adam(model.policy.value_net.parameters(), 1e-3, eps=1e-5)
 
 
+def with_two_groups(model: TRPO) -> None:
+    head = list(model.policy.value_net.parameters())
+    rest = [p for p in model.policy.parameters() if not any(p is q for q in head)]
+    groups: list[dict[str, Any]] = [
+        {"params": head, "lr": 3e-3},
+        {"params": rest, "betas": (0.5, 0.7)},
+    ]
+    model.policy.optimizer = th.optim.Adam(groups, 1e-3, eps=1e-5)
+
+
 def with_tied_layers(model: TRPO) -> None:
     layers: Any = model.policy.mlp_extractor.value_net
     width = layers[-2].out_features
@@ -255,6 +269,7 @@ def with_a_scheduler(model: TRPO) -> None:
     [
         with_other_parameters,
         with_a_part_in_the_optimizer,
+        with_two_groups,
         with_tied_layers,
         with_a_masked_gradient,
         with_a_scheduler,
