@@ -1,5 +1,6 @@
 """How a policy is read as an actor: which parameters are its, and what it does with a batch."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -9,13 +10,22 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 
 from sb3_trpo.batch import ActorBatch
 from sb3_trpo.distributions import ActionDistribution, Outputs
 from sb3_trpo.layerwise import MOST_DIRECTIONS, directions, linearize, recording_layers
-from sb3_trpo.linearization import Linearization, MlpLinearization, read_plain_actor
+from sb3_trpo.linearization import (
+    Linearization,
+    MlpLinearization,
+    RowwiseLinearization,
+    bytes_of_rows,
+    read_plain_actor,
+    second_derivative_fault,
+)
 from sb3_trpo.sequences import Observations
+from sb3_trpo.vectors import flatten
 
 # States that are run through the policy to find out what belongs to the actor and how much memory a
 # state takes.
@@ -27,6 +37,9 @@ _MEMORY_BUDGET = 480_000_000
 # Memory of the graph of one chunk of images on the CPU, in bytes. Large tensors are slow there:
 # they leave the caches, and the allocator returns their pages to the system.
 _CHUNK_BUDGET = 64_000_000
+
+# States in a chunk where every state and output takes a backward pass of its own.
+_FEW_STATES = 8
 
 # The Fisher product's two backward passes keep about as much again, twice, as the forward pass
 # saved.
@@ -44,6 +57,8 @@ class Actor:
     :param kl_scale: what the KL divergence of the joint action is multiplied by
     :param max_states_per_chunk: number of states that are evaluated at a time
     :param max_states_in_memory: number of states whose graphs may be in memory at a time
+    :param is_differentiable_once: whether the policy runs operations that torch cannot
+        differentiate twice
     """
 
     def __init__(
@@ -54,6 +69,7 @@ class Actor:
         kl_scale: float,
         max_states_per_chunk: int,
         max_states_in_memory: int,
+        is_differentiable_once: bool = False,
     ) -> None:
         self.policy = policy
         self.parameters = tuple(parameters)
@@ -61,6 +77,7 @@ class Actor:
         self.kl_scale = kl_scale
         self.max_states_per_chunk = max_states_per_chunk
         self.max_states_in_memory = max_states_in_memory
+        self.is_differentiable_once = is_differentiable_once
         self._plain = read_plain_actor(policy, self.parameters)
         self._latest: tuple[ActorBatch, Linearization] | None = None
         self._latest_features: tuple[ActorBatch, th.Tensor] | None = None
@@ -95,12 +112,10 @@ class Actor:
         """Choose closed forms where the policy allows them."""
         if self._plain is not None:
             return MlpLinearization(self._plain, self._features(batch))
-        with (
-            th.enable_grad(),
-            _differentiable(self.policy),
-            recording_layers(self.policy) as calls,
-        ):
+        with th.enable_grad(), recording_layers(self.policy) as calls:
             distribution = self.distribution(batch)
+        if self.is_differentiable_once:
+            return RowwiseLinearization(distribution, self.parameters)
         return linearize(self.policy, distribution, self.parameters, calls)
 
     def _features(self, batch: ActorBatch) -> th.Tensor:
@@ -139,7 +154,10 @@ class Actor:
 
 def read_distribution(policy: ActorCriticPolicy, batch: ActorBatch) -> ActionDistribution:
     """
-    Ask a policy for its action distribution.
+    Ask a policy for its action distribution, in a form that can be differentiated twice.
+
+    The form is the same with and without a graph, so that all parts of an update see the same
+    numbers.
 
     :param policy: feed-forward, maskable or recurrent
     :param batch: states, or sequences of them
@@ -148,7 +166,8 @@ def read_distribution(policy: ActorCriticPolicy, batch: ActorBatch) -> ActionDis
     options = {} if batch.masks is None else {"action_masks": batch.masks}
     observations, *others = batch.inputs
     observations = in_fast_layout(policy, observations)
-    answer: Any = policy.get_distribution(observations, *others, **options)
+    with _twice_differentiable(policy):
+        answer: Any = policy.get_distribution(observations, *others, **options)
     # A recurrent policy returns the states of its LSTM too.
     return ActionDistribution(answer[0] if isinstance(answer, tuple) else answer)
 
@@ -213,7 +232,7 @@ def read_actor(
     few = batch.every(-(-len(batch) // _PROBE_STATES), 0)
     candidates = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     probe = _Probe(set(), {})
-    with th.enable_grad(), _differentiable(policy), _recording(probe, policy):
+    with th.enable_grad(), _recording(probe, policy), recording_layers(policy) as calls:
         distribution = read_distribution(policy, few)
     attached = [z for z in distribution.outputs if z.requires_grad]
     if not attached:
@@ -221,16 +240,45 @@ def read_actor(
             "The policy has nothing to train: every parameter of its action distribution is "
             "frozen. Set requires_grad of at least one to True."
         )
-    slopes = th.autograd.grad([z.sum() for z in attached], candidates, allow_unused=True)
+    slopes = th.autograd.grad(
+        [z.sum() for z in attached], candidates, allow_unused=True, retain_graph=True
+    )
     parameters = [p for p, slope in zip(candidates, slopes, strict=True) if slope is not None]
-    bytes_per_state = probe.bytes_of_graphs(sum(directions(distribution))) / len(few)
+    gradient = flatten([slope for slope in slopes if slope is not None])
+    fault = second_derivative_fault(linearize(policy, distribution, parameters, calls), gradient)
+    if fault is None:
+        bytes_per_state = probe.bytes_of_graphs(sum(directions(distribution))) / len(few)
+    else:
+        _warn_of_first_derivatives(fault)
+        bytes_per_state = bytes_of_rows(distribution, gradient)
     in_memory = max_states_per_chunk or _states_in(_MEMORY_BUDGET, bytes_per_state)
     per_chunk = in_memory
-    if probe.is_of_images and attached[0].is_cpu:
+    if fault is not None:
+        per_chunk = min(in_memory, _FEW_STATES)
+    elif probe.is_of_images and attached[0].is_cpu:
         per_chunk = min(in_memory, _states_in(_CHUNK_BUDGET, bytes_per_state))
     modules = probe.modules | _modules_with(policy, parameters)
     kl_scale = 1.0 if kl_reduction == "sum" else 1.0 / _action_dimensions(distribution)
-    return Actor(policy, parameters, frozenset(modules), kl_scale, per_chunk, in_memory)
+    return Actor(
+        policy,
+        parameters,
+        frozenset(modules),
+        kl_scale,
+        per_chunk,
+        in_memory,
+        is_differentiable_once=fault is not None,
+    )
+
+
+def _warn_of_first_derivatives(fault: str) -> None:
+    """Say why the update is slow."""
+    warnings.warn(
+        f"The policy runs an operation that torch cannot differentiate twice ({fault}). The "
+        f"actor's update is right but slow: it takes one backward pass for every state and output. "
+        f"An operation with a second derivative, like Embedding with a sum for EmbeddingBag, "
+        f"avoids that.",
+        stacklevel=4,
+    )
 
 
 def _states_in(budget: int, bytes_per_state: float) -> int:
@@ -265,16 +313,23 @@ def _action_dimensions(distribution: ActionDistribution) -> int:
 
 
 @contextmanager
-def _differentiable(policy: nn.Module) -> Iterator[None]:
-    """Run a policy so that it can be differentiated twice: cuDNN's recurrent layers cannot be."""
+def _twice_differentiable(policy: nn.Module) -> Iterator[None]:
+    """
+    Run a policy without the kernels that have no second derivative.
+
+    These are cuDNN's recurrent layers, fused attention, torch's fast path of transformers in
+    evaluation mode, and compiled code.
+    """
     is_recurrent = any(isinstance(module, nn.RNNBase) for module in policy.modules())
-    enabled = th.backends.cudnn.enabled
-    th.backends.cudnn.enabled = enabled and not is_recurrent
+    cudnn, fast_path = th.backends.cudnn.enabled, th.backends.mha.get_fastpath_enabled()
+    th.backends.cudnn.enabled = cudnn and not is_recurrent
+    th.backends.mha.set_fastpath_enabled(False)
     try:
-        with _uncompiled(policy):
+        with sdpa_kernel(SDPBackend.MATH), _uncompiled(policy):
             yield
     finally:
-        th.backends.cudnn.enabled = enabled
+        th.backends.cudnn.enabled = cudnn
+        th.backends.mha.set_fastpath_enabled(fast_path)
 
 
 def _uncompiled(policy: nn.Module) -> AbstractContextManager[Any]:
@@ -292,13 +347,12 @@ def _uncompiled(policy: nn.Module) -> AbstractContextManager[Any]:
 @contextmanager
 def _recording(probe: _Probe, policy: nn.Module) -> Iterator[None]:
     """Record the modules that are called and the size of what is saved for the backward pass."""
-    own = [*policy.parameters(), *policy.buffers()]
-    own_storage = {tensor.untyped_storage().data_ptr() for tensor in own}
+    own = {_memory_of(tensor)[0] for tensor in [*policy.parameters(), *policy.buffers()]}
 
     def note(tensor: th.Tensor) -> th.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own_storage:
-            probe.saved_bytes[storage.data_ptr()] = storage.nbytes()
+        address, size = _memory_of(tensor)
+        if address not in own:
+            probe.saved_bytes[address] = size
         return tensor
 
     def called(module: nn.Module, args: Any, output: Any) -> None:
@@ -313,3 +367,13 @@ def _recording(probe: _Probe, policy: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _memory_of(tensor: th.Tensor) -> tuple[int, int]:
+    """Return where a tensor's numbers are in memory, and how many bytes they take."""
+    if tensor.layout is th.sparse_coo:
+        tensor = tensor._values()
+    elif tensor.layout is not th.strided:  # compressed rows, columns or blocks
+        tensor = tensor.values()
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()

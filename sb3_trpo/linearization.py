@@ -131,6 +131,68 @@ class AutogradLinearization(Linearization):
         return cotangents, pullback
 
 
+# How far <Jv, u> and <v, Jᵀu> may be apart in float32, as a share.
+_ADJOINT_TOLERANCE = 1e-3
+
+
+def second_derivative_fault(linearization: Linearization, gradient: th.Tensor) -> str | None:
+    """
+    Check a linearization's Jv, which autograd takes from a second backward pass.
+
+    :param linearization: of a few states
+    :param gradient: g = Jᵀ1, the gradient of the sum of all outputs
+    :return: what is wrong, in torch's words where it has some; ``None`` if 1ᵀJg = gᵀg
+    """
+    if not isinstance(linearization, AutogradLinearization):
+        return None
+    try:
+        tangents = linearization.jacobian_product(gradient)
+    except RuntimeError as error:
+        if isinstance(error, th.cuda.OutOfMemoryError):
+            raise
+        return str(error)
+    ours, expected = sum(float(t.sum()) for t in tangents), float(th.dot(gradient, gradient))
+    if abs(ours - expected) > _ADJOINT_TOLERANCE * expected:  # false for numbers not finite
+        return "a backward pass that leaves autograd"
+    return None
+
+
+def bytes_of_rows(distribution: ActionDistribution, gradient: th.Tensor) -> float:
+    """
+    Compute what :class:`RowwiseLinearization` keeps for one state.
+
+    :param distribution: of any states
+    :param gradient: of θ, shape ``(P,)``
+    :return: number of bytes
+    """
+    columns = sum(z[0].numel() for z in distribution.outputs)
+    return columns * gradient.numel() * gradient.element_size()
+
+
+class RowwiseLinearization(AutogradLinearization):
+    """
+    Derivatives of a policy that can be differentiated once only: J itself, row by row.
+
+    Every entry of z takes one backward pass, so this is for few states.
+    """
+
+    def jacobian_product(self, vector: th.Tensor) -> Outputs:
+        """Multiply by J."""
+        outputs = self.distribution.outputs
+        parts = th.split(self._jacobian @ vector, [z.numel() for z in outputs])
+        return tuple(part.view(z.shape) for part, z in zip(parts, outputs, strict=True))
+
+    def transposed_product(self, tangent: Outputs) -> th.Tensor:
+        """Multiply by Jᵀ."""
+        return self._jacobian.T @ flatten(tangent)
+
+    @cached_property
+    def _jacobian(self) -> th.Tensor:
+        """Differentiate every entry of z."""
+        entries = [entry for z in self.distribution.outputs for entry in z.flatten()]
+        return th.stack([flatten(_grad([entry], self._parameters)) for entry in entries])
+
+
 def _grad(
     outputs: Sequence[th.Tensor],
     inputs: Sequence[th.Tensor],

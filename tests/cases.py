@@ -345,7 +345,7 @@ def move_off_the_start(policy: ActorCriticPolicy, scale: float = 0.3) -> None:
     generator = th.Generator().manual_seed(1)
     with th.no_grad():
         for tensor in [*policy.parameters(), *policy.buffers()]:
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and tensor.layout is th.strided:
                 tensor.add_(scale * th.rand(tensor.shape, generator=generator))
 
 

@@ -1,12 +1,10 @@
 """Derivatives layer by layer: the same numbers as autograd, and only where they are right."""
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,47 +14,11 @@ from sb3_trpo.batch import ActorBatch
 from sb3_trpo.layerwise import LayerwiseLinearization
 from sb3_trpo.linearization import AutogradLinearization
 from sb3_trpo.vectors import flatten
-from tests.cases import BOX, CASES, DISCRETE, IMAGE, VECTOR, Case, actor_and_batch, collected
+from tests.cases import BOX, CASES, DISCRETE, IMAGE, Case, actor_and_batch, collected
+from tests.layers import case_of
 
 # Sums of a few thousand products in double precision.
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
-
-
-class Extractor(BaseFeaturesExtractor):
-    """
-    A network of layers that a test puts together.
-
-    :param make: returns a dictionary of layers
-    :param run: computes the features from the layers and the observations
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Box,
-        make: Callable[[], dict[str, nn.Module]],
-        run: Callable[[Any, th.Tensor], th.Tensor],
-    ) -> None:
-        super().__init__(observation_space, features_dim=4)
-        self.layers = nn.ModuleDict(make())
-        self.run = run
-
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        return self.run(self.layers, observations)
-
-
-def case_of(
-    make: Callable[[], dict[str, nn.Module]],
-    run: Callable[[Any, th.Tensor], th.Tensor],
-    observations: spaces.Box = VECTOR,
-    actions: spaces.Space[Any] = DISCRETE,
-) -> Case:
-    policy = "CnnPolicy" if observations is IMAGE else "MlpPolicy"
-    options = {
-        "features_extractor_class": Extractor,
-        "features_extractor_kwargs": {"make": make, "run": run},
-        "net_arch": [5],
-    }
-    return Case("custom", actions, observations, policy, options)
 
 
 def one_layer() -> dict[str, nn.Module]:
