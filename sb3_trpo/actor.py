@@ -157,7 +157,8 @@ def read_distribution(policy: ActorCriticPolicy, batch: ActorBatch) -> ActionDis
     Ask a policy for its action distribution, in a form that can be differentiated twice.
 
     The form is the same with and without a graph, so that all parts of an update see the same
-    numbers.
+    numbers. The policy's own distribution object is left as it was: a graph on it would keep the
+    policy from being copied.
 
     :param policy: feed-forward, maskable or recurrent
     :param batch: states, or sequences of them
@@ -166,10 +167,21 @@ def read_distribution(policy: ActorCriticPolicy, batch: ActorBatch) -> ActionDis
     options = {} if batch.masks is None else {"action_masks": batch.masks}
     observations, *others = batch.inputs
     observations = in_fast_layout(policy, observations)
-    with _twice_differentiable(policy):
+    with _twice_differentiable(policy), _keeping_state(policy.action_dist):
         answer: Any = policy.get_distribution(observations, *others, **options)
-    # A recurrent policy returns the states of its LSTM too.
-    return ActionDistribution(answer[0] if isinstance(answer, tuple) else answer)
+        # A recurrent policy returns the states of its LSTM too.
+        return ActionDistribution(answer[0] if isinstance(answer, tuple) else answer)
+
+
+@contextmanager
+def _keeping_state(distribution: object) -> Iterator[None]:
+    """Give an object the attributes back that it had before the block."""
+    attributes = dict(vars(distribution))
+    try:
+        yield
+    finally:
+        vars(distribution).clear()
+        vars(distribution).update(attributes)
 
 
 @contextmanager
@@ -227,8 +239,13 @@ def read_actor(
         as take about half a GB
     :return: the actor
     :raises ValueError: if no parameter that may be trained has an influence on the action
-        distribution
+        distribution, or in torch's inference mode
     """
+    if th.is_inference_mode_enabled():
+        raise ValueError(
+            "The policy cannot be trained inside torch.inference_mode(), which turns gradients "
+            "off. Call learn() outside of it."
+        )
     few = batch.every(-(-len(batch) // _PROBE_STATES), 0)
     candidates = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     probe = _Probe(set(), {})

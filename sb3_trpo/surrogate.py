@@ -9,6 +9,7 @@ c     entropy coefficient
 ====  ===================================================================
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -119,7 +120,7 @@ def improvement_and_kl(
     :param actor: at a candidate θ
     :param old: the policy of θ_k, chunk by chunk
     :param ent_coef: c
-    :return: improvement and D(θ) in nats; NaN for both where θ is no valid distribution
+    :return: improvement and D(θ) in nats; NaN and infinity where θ gives no distribution
     """
 
     def weighted_sum(policy: OldPolicy) -> th.Tensor:
@@ -133,5 +134,5 @@ def improvement_and_kl(
     try:
         improvement, kl = state_mean(weighted_sum, old).tolist()
     except _REFUSALS:
-        return float("nan"), float("nan")
+        return math.nan, math.inf
     return improvement, kl

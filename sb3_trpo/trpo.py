@@ -28,7 +28,14 @@ from sb3_trpo.rollout import check_observations, refusing_non_finite
 from sb3_trpo.rollout_buffer import filling_fast
 from sb3_trpo.rollout_forward import acting_fast
 from sb3_trpo.surrogate import Surrogate, improvement_and_kl, surrogate_at
-from sb3_trpo.trust_region import LineSearch, NaturalStep, backtrack, natural_step
+from sb3_trpo.trust_region import (
+    Candidate,
+    LineSearch,
+    NaturalStep,
+    backtrack,
+    inside_trust_region,
+    natural_step,
+)
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
@@ -334,11 +341,10 @@ class TRPO(OnPolicyAlgorithm):
         search = backtrack(
             actor.parameters,
             step,
-            lambda: improvement_and_kl(actor, surrogate.old, self.ent_coef),
-            target_kl,
+            lambda: Candidate(*improvement_and_kl(actor, surrogate.old, self.ent_coef)),
+            inside_trust_region(target_kl, self.line_search_accept_ratio),
             self.line_search_shrinking_factor,
             self.line_search_max_iter,
-            self.line_search_accept_ratio,
         )
         self._refresh_running_statistics(actor, surrogate, batch)
         critic = read_critic(self.policy, actor.parameters, actor.modules)
@@ -346,7 +352,7 @@ class TRPO(OnPolicyAlgorithm):
 
         self._n_updates += 1
         self._last_own_update = self._n_updates
-        self._count_skips(step, search)
+        self._count_skips(search)
         self._log_schedules(target_kl, damping)
         self._log_actor(surrogate, step, search)
         self._log_critic(rollout, fit)
@@ -370,9 +376,9 @@ class TRPO(OnPolicyAlgorithm):
             _, kl = improvement_and_kl(actor, surrogate.old, self.ent_coef)
             self.logger.record("train/kl_after_running_statistics", kl)
 
-    def _count_skips(self, step: NaturalStep, search: LineSearch) -> None:
+    def _count_skips(self, search: LineSearch) -> None:
         """Count updates that unintentionally leave the policy as it is, and warn of a series."""
-        outcome = step.failure or ("accepted" if search.accepted else "line_search_failed")
+        outcome = search.failure or "accepted"
         if outcome in ("accepted", "target_kl_is_zero"):
             self._skipped_in_a_row = 0
         else:

@@ -98,7 +98,8 @@ class Graph(nn.Module):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         matrix: Any = self.matrix
-        return (matrix.to(x.dtype) @ x.T).T
+        product: th.Tensor = matrix.to(x.dtype) @ x.T
+        return product.T
 
 
 class Unused(nn.Module):

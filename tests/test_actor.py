@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +98,23 @@ def test_policy_with_nothing_to_train_is_refused() -> None:
     freeze("mlp_extractor.policy_net", "action_net")(model.policy)
     with pytest.raises(ValueError, match=r"nothing to train.*requires_grad"):
         read_actor(model.policy, batch)
+
+
+def test_inference_mode_is_refused_by_name() -> None:
+    model = collected("box")
+    _, batch = actor_and_batch(model)
+    with th.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        read_actor(model.policy, batch)
+
+
+@pytest.mark.parametrize("name", ["box", "box_shared", "discrete", "multi_discrete", "cnn_discrete"])
+def test_policy_can_be_copied_at_any_moment_of_an_update(name: str) -> None:
+    """Tensors on a graph cannot: none may stay on the policy's own distribution."""
+    model = collected(name)
+    actor, batch = actor_and_batch(model)
+    copy.deepcopy(model.policy)
+    jacobian_products(actor, batch)
+    copy.deepcopy(model.policy)
 
 
 def test_unknown_distribution_is_refused() -> None:

@@ -1,14 +1,16 @@
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trpo.actor import Actor
 from sb3_trpo.batch import ActorBatch
 from sb3_trpo.surrogate import improvement_and_kl, surrogate_at
 from tests import reference
-from tests.cases import CASES, Case, actor_and_batch, collected, data_of
+from tests.cases import CASES, DISCRETE, Case, actor_and_batch, collected, data_of, make_model
 
 # Means over 24 states in float64.
 RTOL, ATOL = 1e-9, 1e-12
@@ -146,6 +148,65 @@ def test_candidate_that_is_no_distribution_is_never_acceptable(name: str, bad: f
         actor.parameters[-1].fill_(bad)
     improvement, kl = improvement_and_kl(actor, surrogate.old)
     assert not (improvement > 0 and kl <= 1e9)
+
+
+def test_candidate_whose_distribution_raises_is_never_acceptable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A Cholesky factor of a matrix that is not positive definite, say."""
+    actor, batch = actor_and_batch(collected("box"))
+    surrogate = surrogate_at(actor, (batch,))
+
+    def get_distribution(observations: th.Tensor) -> None:
+        th.linalg.cholesky(-th.eye(2))
+
+    monkeypatch.setattr(actor.policy, "get_distribution", get_distribution)
+    improvement, kl = improvement_and_kl(actor, surrogate.old)
+    assert math.isnan(improvement)
+    assert kl == math.inf
+
+
+class MaskingPolicy(ActorCriticPolicy):
+    """Forbids the first or the last of three actions by a logit of -inf."""
+
+    def get_distribution(self, obs: Any) -> Any:
+        distribution: Any = super().get_distribution(obs)
+        first = (obs[:, 0] > 0).unsqueeze(1)
+        forbidden = th.cat([first, th.zeros_like(first), ~first], dim=1)
+        logits = distribution.distribution.logits.masked_fill(forbidden, -math.inf)
+        return distribution.proba_distribution(logits)
+
+    def evaluate_actions(self, obs: Any, actions: th.Tensor) -> Any:
+        distribution = self.get_distribution(obs)
+        return None, distribution.log_prob(actions), distribution.entropy()
+
+    def forward(self, obs: Any, deterministic: bool = False) -> Any:
+        distribution = self.get_distribution(obs)
+        actions = distribution.get_actions(deterministic)
+        return actions, self.predict_values(obs), distribution.log_prob(actions)
+
+
+MASKING = Case("masking", DISCRETE, policy=MaskingPolicy)
+
+
+@pytest.mark.parametrize("ent_coef", [0.0, 0.5])
+def test_impossible_outcomes_contribute_nothing(ent_coef: float) -> None:
+    actor, batch = actor_and_batch(collected(MASKING, float64=True))
+    surrogate = surrogate_at(actor, (batch,), ent_coef)
+    assert any(bool(z.isinf().any()) for z in surrogate.old[0].outputs)
+    expected = reference.dense_gradient(value_of(actor, batch, ent_coef), actor.parameters)
+    th.testing.assert_close(surrogate.gradient, expected, rtol=RTOL, atol=ATOL)
+    old = reference.old_distributions(actor.policy, batch.observations)
+    move(actor)
+    _, kl = improvement_and_kl(actor, surrogate.old, ent_coef)
+    divergence = reference.mean_kl(actor.policy, batch.observations, old)
+    assert kl == pytest.approx(reference.number(divergence), rel=RTOL)
+
+
+def test_policy_with_impossible_outcomes_learns() -> None:
+    model = make_model(MASKING, ent_coef=0.1)
+    model.learn(72)
+    assert model.logger.name_to_value["train/skipped_updates"] == 0
 
 
 def test_improvement_keeps_digits_that_a_difference_of_means_would_lose() -> None:
