@@ -1,9 +1,9 @@
-"""How a policy is read as an actor: which parameters are its, and what it does with a batch."""
+"""The policy as an actor: its parameters, and how it evaluates and linearises a batch."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch as th
@@ -15,20 +15,17 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from sb3_trpo.batch import ActorBatch
 from sb3_trpo.distributions import ActionDistribution, Outputs
-from sb3_trpo.layerwise import MOST_DIRECTIONS, directions, linearize, recording_layers
+from sb3_trpo.layerwise import directions, layerwise, recording_layers
 from sb3_trpo.linearization import (
+    AutogradLinearization,
     Linearization,
-    MlpLinearization,
     RowwiseLinearization,
-    bytes_of_rows,
-    read_plain_actor,
-    second_derivative_fault,
+    differentiable,
 )
 from sb3_trpo.sequences import Observations
 from sb3_trpo.vectors import flatten
 
-# States that are run through the policy to find out what belongs to the actor and how much memory a
-# state takes.
+# States that are evaluated to find the actor's parts and the memory that a state takes.
 _PROBE_STATES = 16
 
 # Memory that graphs may take where the user sets no number of states, in bytes.
@@ -41,11 +38,11 @@ _CHUNK_BUDGET = 64_000_000
 # States in a chunk where every state and output takes a backward pass of its own.
 _FEW_STATES = 8
 
-# The Fisher product's two backward passes keep about as much again, twice, as the forward pass
-# saved.
+# Memory of a Fisher product's graphs, as a multiple of what one forward pass saves.
 _GRAPHS_PER_FORWARD = 4
 
 
+@dataclass(frozen=True, eq=False)
 class Actor:
     """
     A policy as the trust-region update sees it. Made for one update by :func:`read_actor`.
@@ -61,26 +58,13 @@ class Actor:
         differentiate twice
     """
 
-    def __init__(
-        self,
-        policy: ActorCriticPolicy,
-        parameters: Sequence[nn.Parameter],
-        modules: frozenset[nn.Module],
-        kl_scale: float,
-        max_states_per_chunk: int,
-        max_states_in_memory: int,
-        is_differentiable_once: bool = False,
-    ) -> None:
-        self.policy = policy
-        self.parameters = tuple(parameters)
-        self.modules = modules
-        self.kl_scale = kl_scale
-        self.max_states_per_chunk = max_states_per_chunk
-        self.max_states_in_memory = max_states_in_memory
-        self.is_differentiable_once = is_differentiable_once
-        self._plain = read_plain_actor(policy, self.parameters)
-        self._latest: tuple[ActorBatch, Linearization] | None = None
-        self._latest_features: tuple[ActorBatch, th.Tensor] | None = None
+    policy: ActorCriticPolicy
+    parameters: tuple[nn.Parameter, ...]
+    modules: frozenset[nn.Module]
+    kl_scale: float
+    max_states_per_chunk: int
+    max_states_in_memory: int
+    is_differentiable_once: bool = False
 
     def distribution(self, batch: ActorBatch) -> ActionDistribution:
         """
@@ -89,41 +73,21 @@ class Actor:
         :param batch: n states
         :return: their distribution
         """
-        if self._plain is not None:
-            return self._plain.evaluate(self._features(batch))
         return read_distribution(self.policy, batch)
 
     def linearize(self, batch: ActorBatch) -> Linearization:
         """
         Evaluate the actor for derivatives at the current θ.
 
-        The latest one is kept: an update that fits into one chunk runs the network once for all its
-        derivatives.
-
-        :param batch: a chunk; θ must not have moved since the last call with the same one
-        :return: what derivatives are taken from
+        :param batch: a chunk
+        :return: the fastest linearization that is right for the policy
         """
-        if self._latest is None or self._latest[0] is not batch:
-            self._latest = None  # free the graph before the next one is built
-            self._latest = batch, self._linearize(batch)
-        return self._latest[1]
-
-    def _linearize(self, batch: ActorBatch) -> Linearization:
-        """Choose closed forms where the policy allows them."""
-        if self._plain is not None:
-            return MlpLinearization(self._plain, self._features(batch))
         with th.enable_grad(), recording_layers(self.policy) as calls:
             distribution = self.distribution(batch)
         if self.is_differentiable_once:
             return RowwiseLinearization(distribution, self.parameters)
-        return linearize(self.policy, distribution, self.parameters, calls)
-
-    def _features(self, batch: ActorBatch) -> th.Tensor:
-        """Compute a plain network's input, once for a batch that is in use."""
-        assert self._plain is not None
-        if self._latest_features is None or self._latest_features[0] is not batch:
-            self._latest_features = batch, self._plain.features(batch.observations)
-        return self._latest_features[1]
+        by_layers = layerwise(self.policy, distribution, self.parameters, calls)
+        return by_layers or AutogradLinearization(distribution, self.parameters)
 
     def kl(self, new: ActionDistribution, old: Outputs) -> th.Tensor:
         """
@@ -150,6 +114,44 @@ class Actor:
                 if len(batch) > 1:
                     read_distribution(self.policy, batch)
         return True
+
+
+class LinearizedActor:
+    """
+    The actor at θ_k, linearised chunk by chunk.
+
+    Keeps as many linearizations in memory as fit, for the passes to come. θ must not move.
+
+    :param actor: at θ_k
+    :param chunks: the states that are gone through again and again
+    """
+
+    def __init__(self, actor: Actor, chunks: Sequence[ActorBatch]) -> None:
+        self.actor = actor
+        self._stay = _first_in_memory(chunks, actor.max_states_in_memory)
+        self._built: dict[ActorBatch, Linearization] = {}
+
+    def at(self, chunk: ActorBatch) -> Linearization:
+        """
+        Linearise the actor, unless that is in memory.
+
+        :param chunk: states, among the repeated ones or not
+        :return: what derivatives are taken from
+        """
+        if chunk not in self._built:
+            # Free what does not stay before the next graph is built.
+            for other in self._built.keys() - self._stay:
+                del self._built[other]
+            self._built[chunk] = self.actor.linearize(chunk)
+        return self._built[chunk]
+
+
+def _first_in_memory(chunks: Sequence[ActorBatch], max_states: int) -> frozenset[ActorBatch]:
+    """Take as many chunks as fit; if not all do, leave room for one of the others."""
+    sizes = list(map(len, chunks))
+    room = max_states if sum(sizes) <= max_states else max_states - max(sizes)
+    pairs = zip(chunks, accumulate(sizes), strict=True)
+    return frozenset(chunk for chunk, total in pairs if total <= room)
 
 
 def read_distribution(policy: ActorCriticPolicy, batch: ActorBatch) -> ActionDistribution:
@@ -203,23 +205,29 @@ def training_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 @dataclass
 class _Probe:
-    """What a forward pass through the actor touched: sizes in bytes, of all states together."""
+    """What a forward pass of few states touched: sizes in bytes, of all states together."""
 
-    modules: set[nn.Module]
-    saved_bytes: dict[int, int]
+    n_states: int
+    modules: set[nn.Module] = field(default_factory=set)
+    saved_bytes: dict[int, int] = field(default_factory=dict)
     layer_bytes: int = 0
 
     @property
     def is_of_images(self) -> bool:
-        """Tell whether states are images, and each is read for itself."""
+        """Return whether the states are images and not sequences."""
         kinds = [type(module) for module in self.modules]
         return nn.Conv2d in kinds and not any(issubclass(kind, nn.RNNBase) for kind in kinds)
 
-    def bytes_of_graphs(self, n_directions: int) -> int:
-        """Estimate what derivatives keep, for so many directions of the action distribution."""
-        saved = sum(self.saved_bytes.values())
-        slopes = n_directions * self.layer_bytes if n_directions <= MOST_DIRECTIONS else 0
-        return max(_GRAPHS_PER_FORWARD * saved, saved + slopes)
+    def bytes_per_state(self, linearization: Linearization) -> float:
+        """Estimate what such a linearization keeps."""
+        distribution = linearization.distribution
+        if isinstance(linearization, RowwiseLinearization):
+            columns = sum(z[0].numel() for z in distribution.outputs)
+            return columns * sum(p.numel() * p.element_size() for p in linearization.parameters)
+        saved, slopes = sum(self.saved_bytes.values()), 0
+        if not isinstance(linearization, AutogradLinearization):
+            slopes = sum(directions(distribution)) * self.layer_bytes
+        return max(_GRAPHS_PER_FORWARD * saved, saved + slopes) / self.n_states
 
 
 def read_actor(
@@ -229,7 +237,7 @@ def read_actor(
     max_states_per_chunk: int | None = None,
 ) -> Actor:
     """
-    Find out by running it what in a policy is the actor.
+    Run the policy once to find which parts belong to the actor.
 
     :param policy: in evaluation mode
     :param batch: the states of the update; a few of them are evaluated
@@ -247,59 +255,45 @@ def read_actor(
             "off. Call learn() outside of it."
         )
     few = batch.every(-(-len(batch) // _PROBE_STATES), 0)
-    candidates = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    probe = _Probe(set(), {})
-    with th.enable_grad(), _recording(probe, policy), recording_layers(policy) as calls:
+    probe = _Probe(len(few))
+    # In this order: layers that have a hook already are not recorded.
+    with th.enable_grad(), recording_layers(policy) as calls, _recording(probe, policy):
         distribution = read_distribution(policy, few)
-    attached = [z for z in distribution.outputs if z.requires_grad]
+    parameters, gradient = _parameters_of(policy, distribution)
+    linearization: Linearization = layerwise(
+        policy, distribution, parameters, calls
+    ) or differentiable(AutogradLinearization(distribution, parameters), gradient)
+    bytes_per_state = probe.bytes_per_state(linearization)
+    in_memory = max_states_per_chunk or _states_in(_MEMORY_BUDGET, bytes_per_state)
+    per_chunk = in_memory
+    is_rowwise = isinstance(linearization, RowwiseLinearization)
+    if is_rowwise:
+        per_chunk = min(in_memory, _FEW_STATES)
+    elif probe.is_of_images and gradient.is_cpu:
+        per_chunk = min(in_memory, _states_in(_CHUNK_BUDGET, bytes_per_state))
+    modules = frozenset(probe.modules | _modules_with(policy, parameters))
+    kl_scale = 1.0 if kl_reduction == "sum" else 1.0 / _action_dimensions(distribution)
+    return Actor(policy, parameters, modules, kl_scale, per_chunk, in_memory, is_rowwise)
+
+
+def _parameters_of(
+    policy: ActorCriticPolicy, distribution: ActionDistribution
+) -> tuple[tuple[nn.Parameter, ...], th.Tensor]:
+    """Return θ and the gradient of the sum of all outputs."""
+    attached = [z.sum() for z in distribution.outputs if z.requires_grad]
     if not attached:
         raise ValueError(
             "The policy has nothing to train: every parameter of its action distribution is "
             "frozen. Set requires_grad of at least one to True."
         )
-    slopes = th.autograd.grad(
-        [z.sum() for z in attached], candidates, allow_unused=True, retain_graph=True
-    )
-    parameters = [p for p, slope in zip(candidates, slopes, strict=True) if slope is not None]
-    gradient = flatten([slope for slope in slopes if slope is not None])
-    fault = second_derivative_fault(linearize(policy, distribution, parameters, calls), gradient)
-    if fault is None:
-        bytes_per_state = probe.bytes_of_graphs(sum(directions(distribution))) / len(few)
-    else:
-        _warn_of_first_derivatives(fault)
-        bytes_per_state = bytes_of_rows(distribution, gradient)
-    in_memory = max_states_per_chunk or _states_in(_MEMORY_BUDGET, bytes_per_state)
-    per_chunk = in_memory
-    if fault is not None:
-        per_chunk = min(in_memory, _FEW_STATES)
-    elif probe.is_of_images and attached[0].is_cpu:
-        per_chunk = min(in_memory, _states_in(_CHUNK_BUDGET, bytes_per_state))
-    modules = probe.modules | _modules_with(policy, parameters)
-    kl_scale = 1.0 if kl_reduction == "sum" else 1.0 / _action_dimensions(distribution)
-    return Actor(
-        policy,
-        parameters,
-        frozenset(modules),
-        kl_scale,
-        per_chunk,
-        in_memory,
-        is_differentiable_once=fault is not None,
-    )
-
-
-def _warn_of_first_derivatives(fault: str) -> None:
-    """Say why the update is slow."""
-    warnings.warn(
-        f"The policy runs an operation that torch cannot differentiate twice ({fault}). The "
-        f"actor's update is right but slow: it takes one backward pass for every state and output. "
-        f"An operation with a second derivative, like Embedding with a sum for EmbeddingBag, "
-        f"avoids that.",
-        stacklevel=4,
-    )
+    candidates = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    slopes = th.autograd.grad(attached, candidates, allow_unused=True, retain_graph=True)
+    pairs = [(p, slope) for p, slope in zip(candidates, slopes, strict=True) if slope is not None]
+    return tuple(p for p, _ in pairs), flatten([slope for _, slope in pairs])
 
 
 def _states_in(budget: int, bytes_per_state: float) -> int:
-    """Count the states whose graphs take so much memory, and at least one."""
+    """Return how many states fit into the budget, at least one."""
     return max(1, int(budget / max(bytes_per_state, 1)))
 
 

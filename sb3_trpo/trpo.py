@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.actor import Actor, read_actor
+from sb3_trpo.actor import Actor, LinearizedActor, read_actor
 from sb3_trpo.batch import ActorBatch, Minibatch, Rollout, minibatches, read_rollout
 from sb3_trpo.checkpoint import rewindable, saved_kl_reduction
 from sb3_trpo.critic import Critic, CriticFit, fit_critic, read_critic
@@ -327,9 +327,13 @@ class TRPO(OnPolicyAlgorithm):
         rollout = read_rollout(self.rollout_buffer, self.device, dtype)
         batch = self._actor_batch(rollout)
         actor = read_actor(self.policy, batch, self.kl_reduction, self.max_states_per_chunk)
-        surrogate = surrogate_at(actor, batch.chunks(actor.max_states_per_chunk), self.ent_coef)
+        chunks = batch.chunks(actor.max_states_per_chunk)
         fisher_batch = batch.every(self.fisher_sub_sampling_factor, self._n_updates)
-        fisher = FisherProduct(actor, fisher_batch.chunks(actor.max_states_per_chunk), damping)
+        is_whole = fisher_batch is batch
+        fisher_chunks = chunks if is_whole else fisher_batch.chunks(actor.max_states_per_chunk)
+        linearized = LinearizedActor(actor, fisher_chunks)
+        surrogate = surrogate_at(linearized, chunks, self.ent_coef)
+        fisher = FisherProduct(linearized, fisher_chunks, damping)
         step = natural_step(
             fisher,
             surrogate.gradient,

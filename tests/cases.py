@@ -6,7 +6,7 @@ The table of cases: action spaces x policies x features extractors x what users 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +24,10 @@ from torch import distributions as td
 from torch import nn
 
 from sb3_trpo import TRPO
-from sb3_trpo.actor import Actor, read_actor
+from sb3_trpo.actor import Actor, LinearizedActor, read_actor
 from sb3_trpo.batch import ActorBatch, Rollout, read_rollout
+from sb3_trpo.fisher import FisherProduct
+from sb3_trpo.surrogate import Surrogate, surrogate_at
 from tests import reference
 
 N_STEPS, N_ENVS = 8, 3
@@ -366,3 +368,13 @@ def data_of(
 ) -> tuple[th.Tensor | dict[str, th.Tensor], th.Tensor, th.Tensor, th.Tensor]:
     """List a batch's content in the order of :func:`tests.reference.surrogate`."""
     return batch.observations, batch.actions, batch.old_log_prob, batch.advantages
+
+
+def surrogate_of(actor: Actor, chunks: Sequence[ActorBatch], ent_coef: float = 0.0) -> Surrogate:
+    """Evaluate the objective as ``train`` does."""
+    return surrogate_at(LinearizedActor(actor, chunks), chunks, ent_coef)
+
+
+def fisher_of(actor: Actor, chunks: Sequence[ActorBatch], damping: float = 0.0) -> FisherProduct:
+    """Make the Fisher product as ``train`` does."""
+    return FisherProduct(LinearizedActor(actor, chunks), chunks, damping)

@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,35 +10,22 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import distributions as td
 from torch import nn
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, layerwise
 from sb3_trpo import actor as actor_module
-from sb3_trpo.actor import Actor, read_actor, training_mode
+from sb3_trpo.actor import Actor, LinearizedActor, read_actor, training_mode
 from sb3_trpo.batch import ActorBatch, read_rollout
 from sb3_trpo.layerwise import LayerwiseLinearization
-from sb3_trpo.linearization import AutogradLinearization, MlpLinearization
+from sb3_trpo.linearization import AutogradLinearization
 from tests import environments, reference
 from tests.cases import CASES, Case, LinearExtractor, actor_and_batch, collected, freeze
 
-# Cases whose networks are SB3's and see nothing but vectors; they take the closed forms.
-PLAIN = {
-    "box",
-    "discrete",
-    "multi_discrete",
-    "multi_binary",
-    "discrete_observation",
-    "multi_discrete_observation",
-    "multi_binary_observation",
-    "dict_box",
-    "dict_multi_discrete_separate",
-    "empty_net_arch",
-    "relu_unequal_nets",
-    "frozen_layer",
-    "frozen_log_std",
+# Cases with parameters that are not the weights of layers, or without such weights.
+BY_AUTOGRAD = {
+    "gsde_expln",
+    "batch_norm_shared",
+    "batch_norm_separate",
     "only_log_std_trained",
 }
-
-# Cases with parameters that are not the weights of layers.
-BY_AUTOGRAD = {"gsde_expln", "batch_norm_shared", "batch_norm_separate"}
 
 
 def names_of(policy: ActorCriticPolicy, parameters: tuple[nn.Parameter, ...]) -> set[str]:
@@ -107,7 +95,9 @@ def test_inference_mode_is_refused_by_name() -> None:
         read_actor(model.policy, batch)
 
 
-@pytest.mark.parametrize("name", ["box", "box_shared", "discrete", "multi_discrete", "cnn_discrete"])
+@pytest.mark.parametrize(
+    "name", ["box", "box_shared", "discrete", "multi_discrete", "cnn_discrete"]
+)
 def test_policy_can_be_copied_at_any_moment_of_an_update(name: str) -> None:
     """Tensors on a graph cannot: none may stay on the policy's own distribution."""
     model = collected(name)
@@ -134,12 +124,13 @@ def test_unknown_distribution_is_refused() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_policy_takes_the_fastest_way_that_knows_it(case: Case) -> None:
-    for float64 in (False, True):
-        actor, batch = actor_and_batch(collected(case, float64=float64))
-        others = AutogradLinearization if case.name in BY_AUTOGRAD else LayerwiseLinearization
-        kind = MlpLinearization if case.name in PLAIN else others
-        assert type(actor.linearize(batch)) is kind
+def test_every_policy_whose_parameters_are_of_layers_can_be_differentiated_by_layers(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layerwise, "SLOPE_COST", 0.0)
+    actor, batch = actor_and_batch(collected(case))
+    kind = AutogradLinearization if case.name in BY_AUTOGRAD else LayerwiseLinearization
+    assert type(actor.linearize(batch)) is kind
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -171,13 +162,15 @@ def test_distribution_follows_the_parameters(name: str) -> None:
     th.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_one_chunk_is_linearised_once() -> None:
+def test_linearizations_stay_as_far_as_there_is_memory() -> None:
     actor, batch = actor_and_batch(collected("gsde"))
-    first, second = batch.chunks(12)
-    one = actor.linearize(first)
-    assert actor.linearize(first) is one
-    actor.linearize(second)
-    assert actor.linearize(first) is not one
+    first, second, third = chunks = batch.chunks(8)
+    linearized = LinearizedActor(replace(actor, max_states_in_memory=16), chunks)
+    one, two = linearized.at(first), linearized.at(second)
+    assert linearized.at(second) is two
+    linearized.at(third)
+    assert linearized.at(first) is one
+    assert linearized.at(second) is not two
 
 
 # th.compile
@@ -348,10 +341,11 @@ def test_frozen_weights_are_not_counted_per_state() -> None:
     assert frozen.max_states_per_chunk >= 0.9 * free.max_states_per_chunk
 
 
-def test_slopes_of_many_outputs_are_counted() -> None:
+def test_slopes_of_many_outputs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layer by layer, every output of the network keeps its slopes with respect to every layer."""
     extractor = {"features_extractor_class": LinearExtractor, "net_arch": [64, 64]}
     cases = [Case(str(n), spaces.Discrete(n), policy_kwargs=extractor) for n in (2, 8)]
+    monkeypatch.setattr(layerwise, "SLOPE_COST", 0.0)
     few, many = (actor_and_batch(collected(case))[0].max_states_in_memory for case in cases)
     assert many < 0.75 * few
 

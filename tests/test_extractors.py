@@ -6,11 +6,10 @@ import pytest
 import torch as th
 from stable_baselines3 import A2C, PPO
 
-from sb3_trpo.fisher import FisherProduct
 from sb3_trpo.linearization import RowwiseLinearization
-from sb3_trpo.surrogate import improvement_and_kl, surrogate_at
+from sb3_trpo.surrogate import improvement_and_kl
 from tests import reference
-from tests.cases import Case, actor_and_batch, collected, make_model
+from tests.cases import Case, actor_and_batch, collected, fisher_of, make_model, surrogate_of
 from tests.layers import LAYERS as NAMES
 from tests.layers import table
 
@@ -55,7 +54,7 @@ def test_fisher_product_equals_second_differences_of_the_kl(case: Case) -> None:
     actor, batch = actor_and_batch(collected(case, float64=True))
     expected = reference.fisher_by_differences(actor.policy, batch.observations, actor.parameters)
     assert expected.abs().max() > 1e-6
-    fisher = FisherProduct(actor, batch.chunks(16))
+    fisher = fisher_of(actor, batch.chunks(16))
     units = th.eye(len(expected), dtype=th.float64)
     ours = th.stack([fisher(unit).clone() for unit in units], dim=1)
     th.testing.assert_close(ours, expected, rtol=RTOL, atol=ATOL)
@@ -65,7 +64,7 @@ def test_fisher_product_equals_second_differences_of_the_kl(case: Case) -> None:
 def test_kl_divergence_from_itself_is_zero_to_rounding(case: Case) -> None:
     """The gradient and the line search see the same numbers, fused kernels or not."""
     actor, batch = actor_and_batch(collected(case))
-    surrogate = surrogate_at(actor, (batch,))
+    surrogate = surrogate_of(actor, (batch,))
     improvement, kl = improvement_and_kl(actor, surrogate.old)
     assert kl == pytest.approx(0.0, abs=1e-10)
     assert improvement == pytest.approx(0.0, abs=1e-6)

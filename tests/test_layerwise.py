@@ -1,5 +1,6 @@
 """Derivatives layer by layer: the same numbers as autograd, and only where they are right."""
 
+import math
 from typing import Any, cast
 
 import pytest
@@ -48,12 +49,18 @@ def products(actor: Actor, batch: ActorBatch) -> tuple[th.Tensor, th.Tensor, th.
     )
 
 
+@pytest.fixture(autouse=True)
+def _whatever_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks as small as these are cheaper by autograd."""
+    monkeypatch.setattr(layerwise, "SLOPE_COST", 0.0)
+
+
 def check_equal_to_autograd(case: Case | str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = collected(case, float64=True)
     actor, batch = actor_and_batch(model)
     assert isinstance(actor.linearize(batch), LayerwiseLinearization)
     ours = products(actor, batch)
-    monkeypatch.setattr(layerwise, "MOST_DIRECTIONS", 0)
+    monkeypatch.setattr(layerwise, "SLOPE_COST", math.inf)
     actor, batch = actor_and_batch(model)
     assert isinstance(actor.linearize(batch), AutogradLinearization)
     for one, other in zip(ours, products(actor, batch), strict=True):
@@ -130,7 +137,7 @@ def test_convolution_with_few_weights_has_its_jacobian(
 
     case = case_of(make, run, IMAGE)
     check_equal_to_autograd(case, monkeypatch)
-    monkeypatch.undo()
+    monkeypatch.setattr(layerwise, "SLOPE_COST", 0.0)
     actor, batch = actor_and_batch(collected(case, float64=True))
     linearization = actor.linearize(batch)
     assert isinstance(linearization, LayerwiseLinearization)
@@ -286,19 +293,28 @@ def test_hook_on_all_modules_of_the_process_is_respected() -> None:
         handle.remove()
 
 
-def test_many_outputs_and_a_single_logit_go_through_autograd() -> None:
+def test_a_single_logit_goes_through_autograd() -> None:
+    """There is no other logit to compare the only one with."""
+
     def run(layers: Any, x: th.Tensor) -> Any:
         return layers["other"](layers["layer"](x))
 
-    def kind(actions: int) -> type[Any]:
-        return kind_of(case_of(one_layer, run, actions=spaces.Discrete(actions)))
-
-    assert kind(2) is kind(8) is LayerwiseLinearization
-    assert kind(9) is LayerwiseLinearization  # eight distances to the last one
-    assert kind(10) is AutogradLinearization
-    assert kind(1) is AutogradLinearization  # no other logit to compare the only one with
+    assert kind_of(case_of(one_layer, run, actions=spaces.Discrete(2))) is LayerwiseLinearization
+    assert kind_of(case_of(one_layer, run, actions=spaces.Discrete(1))) is AutogradLinearization
     blocks = case_of(one_layer, run, actions=spaces.MultiDiscrete([1, 3]))
     assert kind_of(blocks) is AutogradLinearization
+
+
+@pytest.mark.parametrize(
+    ("width", "actions", "is_layerwise"),
+    [(8, 2, False), (64, 2, True), (64, 4, False), (512, 4, True), (512, 12, False)],
+)
+def test_layers_are_wide_for_the_number_of_actions_where_they_are_cheaper(
+    width: int, actions: int, is_layerwise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    case = Case("wide", spaces.Discrete(actions), policy_kwargs={"net_arch": [width, width]})
+    assert (kind_of(case) is LayerwiseLinearization) is is_layerwise
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

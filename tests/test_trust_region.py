@@ -226,7 +226,9 @@ def test_first_acceptable_candidate_is_taken(
         max_iter=25,
     )
     assert j is not None
-    search = backtrack(problem.parameters, full_step(step), problem.evaluate, inside_trust_region(0.5), shrink, 25)
+    search = backtrack(
+        problem.parameters, full_step(step), problem.evaluate, inside_trust_region(0.5), shrink, 25
+    )
     assert (search.accepted, search.backtracks) == (True, j)
     assert search.shrinkage == shrink**j
     moved = reference.flat(problem.parameters) - problem.start
@@ -240,7 +242,11 @@ def test_table_of_first_acceptable_candidates_has_more_than_one_answer() -> None
     for length in (0.1, 1.0, 3.0):
         problem = Quadratic()
         step = full_step(length * problem.gradient)
-        found.add(backtrack(problem.parameters, step, problem.evaluate, inside_trust_region(0.5)).backtracks)
+        found.add(
+            backtrack(
+                problem.parameters, step, problem.evaluate, inside_trust_region(0.5)
+            ).backtracks
+        )
     assert len(found) == 3
 
 
@@ -278,7 +284,9 @@ def test_rejected_step_leaves_parameters_bitwise_unchanged(outcome: tuple[float,
 
 def test_kl_of_exactly_the_radius_is_inside() -> None:
     problem = Quadratic()
-    search = backtrack(problem.parameters, full_step(problem.gradient), lambda: Candidate(1.0, DELTA), RULE)
+    search = backtrack(
+        problem.parameters, full_step(problem.gradient), lambda: Candidate(1.0, DELTA), RULE
+    )
     assert search.accepted
 
 
@@ -375,7 +383,11 @@ def test_search_goes_on_after_a_candidate_that_is_not_finite() -> None:
 def test_no_line_search_takes_the_full_step_untested(outcome: tuple[float, float]) -> None:
     problem = Quadratic()
     search = backtrack(
-        problem.parameters, full_step(problem.gradient), lambda: Candidate(*outcome), RULE, max_iter=0
+        problem.parameters,
+        full_step(problem.gradient),
+        lambda: Candidate(*outcome),
+        RULE,
+        max_iter=0,
     )
     assert (search.accepted, search.backtracks, search.shrinkage) == (True, 0, 1.0)
     assert (search.improvement, search.kl) == outcome
@@ -390,7 +402,11 @@ def test_no_line_search_still_refuses_numbers_that_are_not_finite(
 ) -> None:
     problem = Quadratic()
     search = backtrack(
-        problem.parameters, full_step(problem.gradient), lambda: Candidate(*outcome), RULE, max_iter=0
+        problem.parameters,
+        full_step(problem.gradient),
+        lambda: Candidate(*outcome),
+        RULE,
+        max_iter=0,
     )
     assert (search.accepted, search.backtracks) == (False, 1)
     assert problem.untouched()
@@ -410,7 +426,9 @@ def test_realised_improvement_has_to_reach_its_share_of_the_expected_one(
         fraction = float(parameter)
         return Candidate(fraction - 0.6 * fraction**2, 0.0)
 
-    search = backtrack([parameter], natural, evaluate, inside_trust_region(DELTA, accept_ratio), 0.5, 10)
+    search = backtrack(
+        [parameter], natural, evaluate, inside_trust_region(DELTA, accept_ratio), 0.5, 10
+    )
     assert (search.accepted, search.backtracks) == (True, j)
 
 
