@@ -7,6 +7,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import distributions as td
 from torch import nn
 
@@ -17,7 +18,7 @@ from sb3_trpo.batch import ActorBatch, read_rollout
 from sb3_trpo.layerwise import LayerwiseLinearization
 from sb3_trpo.linearization import AutogradLinearization
 from tests import environments, reference
-from tests.cases import CASES, Case, LinearExtractor, actor_and_batch, collected, freeze
+from tests.cases import BOX, CASES, Case, LinearExtractor, actor_and_batch, collected, freeze
 
 # Cases with parameters that are not the weights of layers, or without such weights.
 BY_AUTOGRAD = {
@@ -173,6 +174,37 @@ def test_linearizations_stay_as_far_as_there_is_memory() -> None:
     assert linearized.at(second) is not two
 
 
+class DirectCall(BaseFeaturesExtractor):
+    """An extractor that runs a layer without parameters past the hooks of its call."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, features_dim=3)
+        self.norm = nn.BatchNorm1d(3, affine=False)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.norm.forward(observations)
+
+
+def test_all_modules_of_the_actors_extractor_are_the_actors() -> None:
+    case = Case("direct", BOX, policy_kwargs={"features_extractor_class": DirectCall})
+    actor, batch = actor_and_batch(collected(case))
+    before = running_statistics(actor.policy)
+    assert actor.refresh_running_statistics([batch])
+    after = running_statistics(actor.policy)
+    assert before
+    assert not any(th.equal(before[key], after[key]) for key in before)
+
+
+def test_metric_builds_no_graph() -> None:
+    actor, batch = actor_and_batch(collected("box"))
+    linearization = actor.linearize(batch)
+    with th.enable_grad():
+        products = linearization.metric(linearization.distribution.outputs)
+    detached = tuple(z.detach() for z in linearization.distribution.outputs)
+    assert not any(u.requires_grad for u in linearization.metric(detached))
+    th.testing.assert_close(tuple(u.detach() for u in products), linearization.metric(detached))
+
+
 # th.compile
 
 
@@ -323,6 +355,37 @@ def test_chunk_size_is_deterministic_and_takes_what_it_is_told(name: str) -> Non
     assert ballast.sum() == 0
     told = read_actor(model.policy, batch, max_states_per_chunk=5)
     assert told.max_states_per_chunk == told.max_states_in_memory == 5
+
+
+def test_reading_an_actor_evaluates_a_few_states_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = collected("box_shared")
+    _, batch = actor_and_batch(model)
+    sizes: list[int] = []
+    original = model.policy.get_distribution
+
+    def counted(observations: Any) -> Any:
+        sizes.append(len(observations))
+        return original(observations)
+
+    monkeypatch.setattr(model.policy, "get_distribution", counted)
+    read_actor(model.policy, repeated(batch, 100))
+    assert sum(sizes) <= 16
+
+
+def test_graphs_take_about_half_a_gigabyte() -> None:
+    """Counted here as everything that four forward passes save for their backward passes."""
+    actor, batch = actor_and_batch(collected("gsde", policy_kwargs={"net_arch": [64, 64]}))
+    saved: dict[int, int] = {}
+
+    def note(tensor: th.Tensor) -> th.Tensor:
+        saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with th.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        actor.policy.get_distribution(batch.observations)
+    own = {parameter.data_ptr() for parameter in actor.policy.parameters()}
+    per_state = sum(size for key, size in saved.items() if key not in own) / len(batch)
+    assert 2.5e8 < 4 * per_state * actor.max_states_in_memory < 5.5e8
 
 
 def test_bigger_networks_get_smaller_chunks() -> None:

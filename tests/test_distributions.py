@@ -405,6 +405,21 @@ def test_log_prob_and_entropy_are_sb3s_with_one_number_per_state(name: str) -> N
         th.testing.assert_close(entropy, expected)
 
 
+class PerDimension(DiagGaussianDistribution):
+    """Its entropy has one number for each dimension of the action."""
+
+    def entropy(self) -> th.Tensor:
+        return self.distribution.entropy()  # type: ignore[no-any-return, no-untyped-call]
+
+
+def test_entropy_of_a_joint_action_is_the_sum_over_its_dimensions() -> None:
+    distribution = PerDimension(3).proba_distribution(th.zeros(2, 3), th.zeros(3))
+    expected = th.full((2,), 1.5 * math.log(2 * math.pi * math.e))
+    entropy = ActionDistribution(distribution).entropy()
+    assert entropy is not None
+    th.testing.assert_close(entropy, expected)
+
+
 def test_entropy_without_a_closed_form_is_none() -> None:
     make, _ = sb3_distributions()["squashed_sde"]
     assert ActionDistribution(make()).entropy() is None
