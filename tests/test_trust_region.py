@@ -114,7 +114,7 @@ def test_step_does_not_depend_on_the_scale_of_a_float32_gradient(
 def test_gradient_whose_largest_entry_is_negative_is_scaled_by_its_absolute_value(
     scale: float,
 ) -> None:
-    gradient = scale * th.tensor([-2.0, 1.0, 0.5])
+    gradient = scale * th.tensor([-2.0, -1.0, -0.5])
     natural = solve(th.eye(3), gradient)
     expected = gradient / gradient.double().norm() * (2 * DELTA) ** 0.5
     th.testing.assert_close(natural.step, expected.float(), rtol=1e-5, atol=1e-7)
