@@ -44,7 +44,6 @@ from torch.utils.flop_counter import flop_registry
 import sb3_trpo
 from sb3_trpo.fisher import FisherProduct
 from sb3_trpo.layerwise import LayerwiseLinearization
-from sb3_trpo.linearization import PlainActor
 from sb3_trpo.mlp import Tape
 from sb3_trpo.rollout_buffer import fastest
 from sb3_trpo.rollout_forward import RolloutForward, fast_forward
@@ -255,9 +254,7 @@ COUNTED: dict[str, list[tuple[Any, str]]] = {
     ],
     "forward_passes": [
         (Tape, "forward"),
-        (Tape, "tangent"),
         (LayerwiseLinearization, "jacobian_product"),
-        (PlainActor, "evaluate"),
         (ActorCriticPolicy, "get_distribution"),
         (ActorCriticPolicy, "evaluate_actions"),
         (ActorCriticPolicy, "predict_values"),

@@ -22,7 +22,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo import TRPO
-from sb3_trpo.actor import Actor, read_actor
+from sb3_trpo.actor import Actor, LinearizedActor, read_actor
 from sb3_trpo.batch import ActorBatch
 from sb3_trpo.conjugate_gradient import conjugate_gradient
 from sb3_trpo.fisher import FisherProduct
@@ -57,7 +57,8 @@ class Update:
 
     def fisher(self, damping: float) -> FisherProduct:
         """Give the Fisher matrix at θ_k."""
-        return FisherProduct(self.actor, (self.batch,), damping)
+        chunks = (self.batch,)
+        return FisherProduct(LinearizedActor(self.actor, chunks), chunks, damping)
 
     def at(self, change: th.Tensor) -> tuple[float, float]:
         """Measure improvement and KL at θ_k + change, and go back to θ_k."""
@@ -110,8 +111,9 @@ def read_update(model: TRPO) -> Update:
     rollout = read_rollout(model.rollout_buffer, model.device, th.float32)
     batch = rollout.actor_batch.normalized()
     actor = read_actor(model.policy, batch, model.kl_reduction, len(batch.advantages))
-    surrogate = surrogate_at(actor, (batch,))
-    fisher = FisherProduct(actor, (batch,), DAMPING)
+    linearized = LinearizedActor(actor, (batch,))
+    surrogate = surrogate_at(linearized, (batch,))
+    fisher = FisherProduct(linearized, (batch,), DAMPING)
     step = natural_step(fisher, surrogate.gradient, TARGET_KL, CG_STEPS)
     return Update(actor, batch, surrogate, step)
 

@@ -1,24 +1,31 @@
-"""How a policy is read as an actor: which parameters are its, and what it does with a batch."""
+"""The policy as an actor: its parameters, and how it evaluates and linearises a batch."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 
 from sb3_trpo.batch import ActorBatch
 from sb3_trpo.distributions import ActionDistribution, Outputs
-from sb3_trpo.layerwise import MOST_DIRECTIONS, directions, linearize, recording_layers
-from sb3_trpo.linearization import Linearization, MlpLinearization, read_plain_actor
+from sb3_trpo.layerwise import directions, layerwise, recording_layers
+from sb3_trpo.linearization import (
+    AutogradLinearization,
+    Linearization,
+    RowwiseLinearization,
+    differentiable,
+)
 from sb3_trpo.sequences import Observations
+from sb3_trpo.vectors import flatten
 
-# States that are run through the policy to find out what belongs to the actor and how much memory a
-# state takes.
+# States that are evaluated to find the actor's parts and the memory that a state takes.
 _PROBE_STATES = 16
 
 # Memory that graphs may take where the user sets no number of states, in bytes.
@@ -28,11 +35,14 @@ _MEMORY_BUDGET = 480_000_000
 # they leave the caches, and the allocator returns their pages to the system.
 _CHUNK_BUDGET = 64_000_000
 
-# The Fisher product's two backward passes keep about as much again, twice, as the forward pass
-# saved.
+# States in a chunk where every state and output takes a backward pass of its own.
+_FEW_STATES = 8
+
+# Memory of a Fisher product's graphs, as a multiple of what one forward pass saves.
 _GRAPHS_PER_FORWARD = 4
 
 
+@dataclass(frozen=True, eq=False)
 class Actor:
     """
     A policy as the trust-region update sees it. Made for one update by :func:`read_actor`.
@@ -44,26 +54,17 @@ class Actor:
     :param kl_scale: what the KL divergence of the joint action is multiplied by
     :param max_states_per_chunk: number of states that are evaluated at a time
     :param max_states_in_memory: number of states whose graphs may be in memory at a time
+    :param is_differentiable_once: whether the policy runs operations that torch cannot
+        differentiate twice
     """
 
-    def __init__(
-        self,
-        policy: ActorCriticPolicy,
-        parameters: Sequence[nn.Parameter],
-        modules: frozenset[nn.Module],
-        kl_scale: float,
-        max_states_per_chunk: int,
-        max_states_in_memory: int,
-    ) -> None:
-        self.policy = policy
-        self.parameters = tuple(parameters)
-        self.modules = modules
-        self.kl_scale = kl_scale
-        self.max_states_per_chunk = max_states_per_chunk
-        self.max_states_in_memory = max_states_in_memory
-        self._plain = read_plain_actor(policy, self.parameters)
-        self._latest: tuple[ActorBatch, Linearization] | None = None
-        self._latest_features: tuple[ActorBatch, th.Tensor] | None = None
+    policy: ActorCriticPolicy
+    parameters: tuple[nn.Parameter, ...]
+    modules: frozenset[nn.Module]
+    kl_scale: float
+    max_states_per_chunk: int
+    max_states_in_memory: int
+    is_differentiable_once: bool = False
 
     def distribution(self, batch: ActorBatch) -> ActionDistribution:
         """
@@ -72,43 +73,21 @@ class Actor:
         :param batch: n states
         :return: their distribution
         """
-        if self._plain is not None:
-            return self._plain.evaluate(self._features(batch))
         return read_distribution(self.policy, batch)
 
     def linearize(self, batch: ActorBatch) -> Linearization:
         """
         Evaluate the actor for derivatives at the current θ.
 
-        The latest one is kept: an update that fits into one chunk runs the network once for all its
-        derivatives.
-
-        :param batch: a chunk; θ must not have moved since the last call with the same one
-        :return: what derivatives are taken from
+        :param batch: a chunk
+        :return: the fastest linearization that is right for the policy
         """
-        if self._latest is None or self._latest[0] is not batch:
-            self._latest = None  # free the graph before the next one is built
-            self._latest = batch, self._linearize(batch)
-        return self._latest[1]
-
-    def _linearize(self, batch: ActorBatch) -> Linearization:
-        """Choose closed forms where the policy allows them."""
-        if self._plain is not None:
-            return MlpLinearization(self._plain, self._features(batch))
-        with (
-            th.enable_grad(),
-            _differentiable(self.policy),
-            recording_layers(self.policy) as calls,
-        ):
+        with th.enable_grad(), recording_layers(self.policy) as calls:
             distribution = self.distribution(batch)
-        return linearize(self.policy, distribution, self.parameters, calls)
-
-    def _features(self, batch: ActorBatch) -> th.Tensor:
-        """Compute a plain network's input, once for a batch that is in use."""
-        assert self._plain is not None
-        if self._latest_features is None or self._latest_features[0] is not batch:
-            self._latest_features = batch, self._plain.features(batch.observations)
-        return self._latest_features[1]
+        if self.is_differentiable_once:
+            return RowwiseLinearization(distribution, self.parameters)
+        by_layers = layerwise(self.policy, distribution, self.parameters, calls)
+        return by_layers or AutogradLinearization(distribution, self.parameters)
 
     def kl(self, new: ActionDistribution, old: Outputs) -> th.Tensor:
         """
@@ -137,9 +116,51 @@ class Actor:
         return True
 
 
+class LinearizedActor:
+    """
+    The actor at θ_k, linearised chunk by chunk.
+
+    Keeps as many linearizations in memory as fit, for the passes to come. θ must not move.
+
+    :param actor: at θ_k
+    :param chunks: the states that are gone through again and again
+    """
+
+    def __init__(self, actor: Actor, chunks: Sequence[ActorBatch]) -> None:
+        self.actor = actor
+        self._stay = _first_in_memory(chunks, actor.max_states_in_memory)
+        self._built: dict[ActorBatch, Linearization] = {}
+
+    def at(self, chunk: ActorBatch) -> Linearization:
+        """
+        Linearise the actor, unless that is in memory.
+
+        :param chunk: states, among the repeated ones or not
+        :return: what derivatives are taken from
+        """
+        if chunk not in self._built:
+            # Free what does not stay before the next graph is built.
+            for other in self._built.keys() - self._stay:
+                del self._built[other]
+            self._built[chunk] = self.actor.linearize(chunk)
+        return self._built[chunk]
+
+
+def _first_in_memory(chunks: Sequence[ActorBatch], max_states: int) -> frozenset[ActorBatch]:
+    """Take as many chunks as fit; if not all do, leave room for one of the others."""
+    sizes = list(map(len, chunks))
+    room = max_states if sum(sizes) <= max_states else max_states - max(sizes)
+    pairs = zip(chunks, accumulate(sizes), strict=True)
+    return frozenset(chunk for chunk, total in pairs if total <= room)
+
+
 def read_distribution(policy: ActorCriticPolicy, batch: ActorBatch) -> ActionDistribution:
     """
-    Ask a policy for its action distribution.
+    Ask a policy for its action distribution, in a form that can be differentiated twice.
+
+    The form is the same with and without a graph, so that all parts of an update see the same
+    numbers. The policy's own distribution object is left as it was: a graph on it would keep the
+    policy from being copied.
 
     :param policy: feed-forward, maskable or recurrent
     :param batch: states, or sequences of them
@@ -148,9 +169,21 @@ def read_distribution(policy: ActorCriticPolicy, batch: ActorBatch) -> ActionDis
     options = {} if batch.masks is None else {"action_masks": batch.masks}
     observations, *others = batch.inputs
     observations = in_fast_layout(policy, observations)
-    answer: Any = policy.get_distribution(observations, *others, **options)
-    # A recurrent policy returns the states of its LSTM too.
-    return ActionDistribution(answer[0] if isinstance(answer, tuple) else answer)
+    with _twice_differentiable(policy), _keeping_state(policy.action_dist):
+        answer: Any = policy.get_distribution(observations, *others, **options)
+        # A recurrent policy returns the states of its LSTM too.
+        return ActionDistribution(answer[0] if isinstance(answer, tuple) else answer)
+
+
+@contextmanager
+def _keeping_state(distribution: object) -> Iterator[None]:
+    """Give an object the attributes back that it had before the block."""
+    attributes = dict(vars(distribution))
+    try:
+        yield
+    finally:
+        vars(distribution).clear()
+        vars(distribution).update(attributes)
 
 
 @contextmanager
@@ -172,23 +205,29 @@ def training_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 @dataclass
 class _Probe:
-    """What a forward pass through the actor touched: sizes in bytes, of all states together."""
+    """What a forward pass of few states touched: sizes in bytes, of all states together."""
 
-    modules: set[nn.Module]
-    saved_bytes: dict[int, int]
+    n_states: int
+    modules: set[nn.Module] = field(default_factory=set)
+    saved_bytes: dict[int, int] = field(default_factory=dict)
     layer_bytes: int = 0
 
     @property
     def is_of_images(self) -> bool:
-        """Tell whether states are images, and each is read for itself."""
+        """Return whether the states are images and not sequences."""
         kinds = [type(module) for module in self.modules]
         return nn.Conv2d in kinds and not any(issubclass(kind, nn.RNNBase) for kind in kinds)
 
-    def bytes_of_graphs(self, n_directions: int) -> int:
-        """Estimate what derivatives keep, for so many directions of the action distribution."""
-        saved = sum(self.saved_bytes.values())
-        slopes = n_directions * self.layer_bytes if n_directions <= MOST_DIRECTIONS else 0
-        return max(_GRAPHS_PER_FORWARD * saved, saved + slopes)
+    def bytes_per_state(self, linearization: Linearization) -> float:
+        """Estimate what such a linearization keeps."""
+        distribution = linearization.distribution
+        if isinstance(linearization, RowwiseLinearization):
+            columns = sum(z[0].numel() for z in distribution.outputs)
+            return columns * sum(p.numel() * p.element_size() for p in linearization.parameters)
+        saved, slopes = sum(self.saved_bytes.values()), 0
+        if not isinstance(linearization, AutogradLinearization):
+            slopes = sum(directions(distribution)) * self.layer_bytes
+        return max(_GRAPHS_PER_FORWARD * saved, saved + slopes) / self.n_states
 
 
 def read_actor(
@@ -198,7 +237,7 @@ def read_actor(
     max_states_per_chunk: int | None = None,
 ) -> Actor:
     """
-    Find out by running it what in a policy is the actor.
+    Run the policy once to find which parts belong to the actor.
 
     :param policy: in evaluation mode
     :param batch: the states of the update; a few of them are evaluated
@@ -208,33 +247,53 @@ def read_actor(
         as take about half a GB
     :return: the actor
     :raises ValueError: if no parameter that may be trained has an influence on the action
-        distribution
+        distribution, or in torch's inference mode
     """
+    if th.is_inference_mode_enabled():
+        raise ValueError(
+            "The policy cannot be trained inside torch.inference_mode(), which turns gradients "
+            "off. Call learn() outside of it."
+        )
     few = batch.every(-(-len(batch) // _PROBE_STATES), 0)
-    candidates = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    probe = _Probe(set(), {})
-    with th.enable_grad(), _differentiable(policy), _recording(probe, policy):
+    probe = _Probe(len(few))
+    # In this order: layers that have a hook already are not recorded.
+    with th.enable_grad(), recording_layers(policy) as calls, _recording(probe, policy):
         distribution = read_distribution(policy, few)
-    attached = [z for z in distribution.outputs if z.requires_grad]
+    parameters, gradient = _parameters_of(policy, distribution)
+    linearization: Linearization = layerwise(
+        policy, distribution, parameters, calls
+    ) or differentiable(AutogradLinearization(distribution, parameters), gradient)
+    bytes_per_state = probe.bytes_per_state(linearization)
+    in_memory = max_states_per_chunk or _states_in(_MEMORY_BUDGET, bytes_per_state)
+    per_chunk = in_memory
+    is_rowwise = isinstance(linearization, RowwiseLinearization)
+    if is_rowwise:
+        per_chunk = min(in_memory, _FEW_STATES)
+    elif probe.is_of_images and gradient.is_cpu:
+        per_chunk = min(in_memory, _states_in(_CHUNK_BUDGET, bytes_per_state))
+    modules = frozenset(probe.modules | _modules_with(policy, parameters))
+    kl_scale = 1.0 if kl_reduction == "sum" else 1.0 / _action_dimensions(distribution)
+    return Actor(policy, parameters, modules, kl_scale, per_chunk, in_memory, is_rowwise)
+
+
+def _parameters_of(
+    policy: ActorCriticPolicy, distribution: ActionDistribution
+) -> tuple[tuple[nn.Parameter, ...], th.Tensor]:
+    """Return θ and the gradient of the sum of all outputs."""
+    attached = [z.sum() for z in distribution.outputs if z.requires_grad]
     if not attached:
         raise ValueError(
             "The policy has nothing to train: every parameter of its action distribution is "
             "frozen. Set requires_grad of at least one to True."
         )
-    slopes = th.autograd.grad([z.sum() for z in attached], candidates, allow_unused=True)
-    parameters = [p for p, slope in zip(candidates, slopes, strict=True) if slope is not None]
-    bytes_per_state = probe.bytes_of_graphs(sum(directions(distribution))) / len(few)
-    in_memory = max_states_per_chunk or _states_in(_MEMORY_BUDGET, bytes_per_state)
-    per_chunk = in_memory
-    if probe.is_of_images and attached[0].is_cpu:
-        per_chunk = min(in_memory, _states_in(_CHUNK_BUDGET, bytes_per_state))
-    modules = probe.modules | _modules_with(policy, parameters)
-    kl_scale = 1.0 if kl_reduction == "sum" else 1.0 / _action_dimensions(distribution)
-    return Actor(policy, parameters, frozenset(modules), kl_scale, per_chunk, in_memory)
+    candidates = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    slopes = th.autograd.grad(attached, candidates, allow_unused=True, retain_graph=True)
+    pairs = [(p, slope) for p, slope in zip(candidates, slopes, strict=True) if slope is not None]
+    return tuple(p for p, _ in pairs), flatten([slope for _, slope in pairs])
 
 
 def _states_in(budget: int, bytes_per_state: float) -> int:
-    """Count the states whose graphs take so much memory, and at least one."""
+    """Return how many states fit into the budget, at least one."""
     return max(1, int(budget / max(bytes_per_state, 1)))
 
 
@@ -265,16 +324,23 @@ def _action_dimensions(distribution: ActionDistribution) -> int:
 
 
 @contextmanager
-def _differentiable(policy: nn.Module) -> Iterator[None]:
-    """Run a policy so that it can be differentiated twice: cuDNN's recurrent layers cannot be."""
+def _twice_differentiable(policy: nn.Module) -> Iterator[None]:
+    """
+    Run a policy without the kernels that have no second derivative.
+
+    These are cuDNN's recurrent layers, fused attention, torch's fast path of transformers in
+    evaluation mode, and compiled code.
+    """
     is_recurrent = any(isinstance(module, nn.RNNBase) for module in policy.modules())
-    enabled = th.backends.cudnn.enabled
-    th.backends.cudnn.enabled = enabled and not is_recurrent
+    cudnn, fast_path = th.backends.cudnn.enabled, th.backends.mha.get_fastpath_enabled()
+    th.backends.cudnn.enabled = cudnn and not is_recurrent
+    th.backends.mha.set_fastpath_enabled(False)
     try:
-        with _uncompiled(policy):
+        with sdpa_kernel(SDPBackend.MATH), _uncompiled(policy):
             yield
     finally:
-        th.backends.cudnn.enabled = enabled
+        th.backends.cudnn.enabled = cudnn
+        th.backends.mha.set_fastpath_enabled(fast_path)
 
 
 def _uncompiled(policy: nn.Module) -> AbstractContextManager[Any]:
@@ -292,13 +358,12 @@ def _uncompiled(policy: nn.Module) -> AbstractContextManager[Any]:
 @contextmanager
 def _recording(probe: _Probe, policy: nn.Module) -> Iterator[None]:
     """Record the modules that are called and the size of what is saved for the backward pass."""
-    own = [*policy.parameters(), *policy.buffers()]
-    own_storage = {tensor.untyped_storage().data_ptr() for tensor in own}
+    own = {_memory_of(tensor)[0] for tensor in [*policy.parameters(), *policy.buffers()]}
 
     def note(tensor: th.Tensor) -> th.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own_storage:
-            probe.saved_bytes[storage.data_ptr()] = storage.nbytes()
+        address, size = _memory_of(tensor)
+        if address not in own:
+            probe.saved_bytes[address] = size
         return tensor
 
     def called(module: nn.Module, args: Any, output: Any) -> None:
@@ -313,3 +378,13 @@ def _recording(probe: _Probe, policy: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _memory_of(tensor: th.Tensor) -> tuple[int, int]:
+    """Return where a tensor's numbers are in memory, and how many bytes they take."""
+    if tensor.layout is th.sparse_coo:
+        tensor = tensor._values()
+    elif tensor.layout is not th.strided:  # compressed rows, columns or blocks
+        tensor = tensor.values()
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()

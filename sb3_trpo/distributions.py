@@ -21,6 +21,7 @@ under a bijection of the actions.
 """
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -143,11 +144,13 @@ def _kl_terms(new: th.Tensor, old: th.Tensor) -> th.Tensor:
     Compute p' (log p' - log p) - p' + p of every outcome, from log-probabilities.
 
     The sums of p' and p cancel. Every term is at least 0 and keeps the digits of a small change,
-    where the terms p' (log p' - log p) would lose them to each other.
+    where the terms p' (log p' - log p) would lose them to each other. An outcome that is impossible
+    under both (log p = -inf) contributes 0.
     """
-    change = new - old
+    change = (new - old).masked_fill(new == old, 0.0)  # -inf is equal to -inf
     rest = th.expm1(th.where(change > 0, -change, change))  # cannot overflow
-    terms = new.exp() * change + th.where(change > 0, new.exp(), -old.exp()) * rest
+    gain = (new.exp() * change).masked_fill(new == -math.inf, 0.0)
+    terms = gain + th.where(change > 0, new.exp(), -old.exp()) * rest
     return terms.clamp(min=0)
 
 

@@ -1,15 +1,12 @@
-"""The Fisher matrix of the action distribution, known by its products."""
+"""The Fisher matrix of the action distribution, as a matrix-vector product."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import accumulate
+from dataclasses import dataclass
 
 import torch as th
 
-from sb3_trpo.actor import Actor
+from sb3_trpo.actor import LinearizedActor
 from sb3_trpo.batch import ActorBatch
-from sb3_trpo.linearization import Linearization
 from sb3_trpo.state_mean import state_mean
 
 
@@ -23,7 +20,7 @@ class FisherProduct:
     It equals the Hessian of the mean KL divergence at θ_k. Called as ``fisher(v)``, as long as θ is
     θ_k.
 
-    :param actor: at θ_k
+    :param linearized: the actor at θ_k
     :param chunks: the states that F averages over
     :param damping: λ, added once, after the mean
 
@@ -31,12 +28,9 @@ class FisherProduct:
     8.1; Schulman et al. (2015), Trust Region Policy Optimization, appendix C.1.
     """
 
-    actor: Actor
+    linearized: LinearizedActor
     chunks: Sequence[ActorBatch]
     damping: float = 0.0
-    _kept: dict[ActorBatch, Linearization] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
 
     def __call__(self, vector: th.Tensor) -> th.Tensor:
         """
@@ -50,25 +44,12 @@ class FisherProduct:
 
     def _weighted_sum(self, chunk: ActorBatch, vector: th.Tensor) -> th.Tensor:
         """Apply J, then M, then Jᵀ, summed over the states of a chunk."""
-        linearization = self._linearize(chunk)
-        tangent = linearization.metric(linearization.jacobian_product(vector))
-        weighted = tuple(chunk.weigh(self.actor.kl_scale * u) for u in tangent)
+        linearization = self.linearized.at(chunk)
+        # v -> Jv: how the outputs z move when the parameters move by v
+        tangent = linearization.jacobian_product(vector)
+        # Jv -> MJv: the gradient that this change of z gives the KL divergence, state by state
+        cotangent = linearization.metric(tangent)
+        # weighted for the mean over states, and scaled as the KL divergence is
+        weighted = tuple(chunk.weigh(self.linearized.actor.kl_scale * u) for u in cotangent)
+        # MJv -> JᵀMJv: the same gradient with respect to the parameters
         return linearization.transposed_product(weighted)
-
-    def _linearize(self, chunk: ActorBatch) -> Linearization:
-        """Linearize the actor, once for a chunk that stays in memory."""
-        linearization = self._kept.get(chunk)
-        if linearization is None:
-            linearization = self.actor.linearize(chunk)
-            if chunk in self._to_keep:
-                self._kept[chunk] = linearization
-        return linearization
-
-    @cached_property
-    def _to_keep(self) -> frozenset[ActorBatch]:
-        """Take as many of the first chunks as fit into memory beside one of the others."""
-        sizes = list(map(len, self.chunks))
-        room = self.actor.max_states_in_memory
-        room -= 0 if sum(sizes) <= room else max(sizes)
-        pairs = zip(self.chunks, accumulate(sizes), strict=True)
-        return frozenset(chunk for chunk, total in pairs if total <= room)

@@ -4,9 +4,9 @@ Derivatives of networks of linear and convolutional layers, layer by layer.
 A layer is linear in its weights, so a change of them moves an output of the network by what it does
 to the layer's own output, times the slope of the network's output with respect to that. With these
 slopes computed once, every further product costs one forward pass and one weight gradient of each
-layer: half of what two backward passes through the network cost. A convolution with fewer weights
-than outputs, the usual first layer, has its Jacobian itself instead, which is smaller than the
-slopes and makes a product a matter of reading it.
+layer: half of what two backward passes through the network cost. For a convolution with fewer
+weights than outputs, the usual first layer, the Jacobian itself is kept instead: it is smaller than
+the slopes, and a product is a single matrix multiplication.
 
 ====  ====================================================================================
 h_l   input of layer l
@@ -15,7 +15,7 @@ S_la  slope of the a-th output of the network with respect to o_l, for every sta
 J_la  slope of the a-th output of the network with respect to (W_l, b_l), for every state
 ====  ====================================================================================
 
-Of logits only the distances to the last one count, so these are the outputs there: one fewer.
+Of logits only the differences to the last one matter, so there is one output fewer.
 """
 
 from collections import Counter
@@ -35,9 +35,12 @@ from sb3_trpo.linearization import AutogradLinearization, Linearization, views_b
 from sb3_trpo.mlp import has_global_hooks, is_plain
 from sb3_trpo.vectors import flatten
 
-# One backward pass and one copy of all slopes for each: beyond that two passes a product are
-# cheaper as soon as the states take more than one chunk.
-MOST_DIRECTIONS = 8
+# Fisher products in an update.
+_PRODUCTS = 15
+
+# Time of a number of a slope in a product, as a multiple of a multiplication in a layer. Measured
+# on one core: fully connected layers of 64 break even at one output, those of 256 at six.
+SLOPE_COST = 20.0
 
 
 class Call(NamedTuple):
@@ -48,12 +51,19 @@ class Call(NamedTuple):
     :param inputs: h_l
     :param version: of ``inputs``, to see whether something wrote into it later
     :param edge: o_l in the graph
+    :param n_outputs: size of o_l for one state
     """
 
     layer: nn.Linear | nn.Conv2d
     inputs: th.Tensor
     version: int
     edge: GradientEdge
+    n_outputs: int
+
+    @property
+    def multiplications(self) -> int:
+        """Count the multiplications for one state."""
+        return self.n_outputs * self.layer.weight[0].numel()
 
 
 @contextmanager
@@ -69,8 +79,8 @@ def recording_layers(policy: nn.Module) -> Iterator[list[Call]]:
     def note(layer: nn.Module, args: tuple[Any, ...], output: th.Tensor) -> None:
         if th.is_grad_enabled() and output.requires_grad and len(args) == 1:
             inputs = args[0].detach()
-            edge = get_gradient_edge(output)
-            calls.append(Call(cast(nn.Linear, layer), inputs, args[0]._version, edge))
+            edge, n_outputs = get_gradient_edge(output), output[0].numel()
+            calls.append(Call(cast(nn.Linear, layer), inputs, args[0]._version, edge, n_outputs))
 
     kinds = () if has_global_hooks() else (nn.Linear, nn.Conv2d)
     layers = [m for m in policy.modules() if type(m) in kinds and is_plain(m)]
@@ -82,31 +92,47 @@ def recording_layers(policy: nn.Module) -> Iterator[list[Call]]:
             handle.remove()
 
 
-def linearize(
+def layerwise(
     policy: nn.Module,
     distribution: ActionDistribution,
     parameters: Sequence[nn.Parameter],
     calls: Sequence[Call],
-) -> Linearization:
+) -> "LayerwiseLinearization | None":
     """
-    Choose how a policy is differentiated.
+    Linearise a policy layer by layer.
 
     :param policy: any policy
     :param distribution: evaluated with gradients
     :param parameters: θ
     :param calls: the policy's layers that ran
-    :return: layer by layer where every parameter is the weight or the bias of a layer that ran
-        once, or the policy's log std; by autograd otherwise
+    :return: ``None`` if a parameter is neither the weight or the bias of a layer that ran once nor
+        the policy's log std, and where autograd is cheaper
     """
     nodes, uses = _walk(distribution)
-    calls = [call for call in calls if call.edge.node in nodes]  # others ran aside
+    # Leave out layers that z does not depend on.
+    calls = [call for call in calls if call.edge.node in nodes]
     layered = {id(p) for call in calls for p in (call.layer.weight, call.layer.bias)}
     rest = [parameter for parameter in parameters if id(parameter) not in layered]
     is_known = all(parameter is getattr(policy, "log_std", None) for parameter in rest)
     enter_once = all(uses[id(parameter)] == 1 for parameter in parameters)
     if is_known and enter_once and _are_simple(calls, distribution):
-        return LayerwiseLinearization(distribution, parameters, calls, rest)
-    return AutogradLinearization(distribution, parameters)
+        linearization = LayerwiseLinearization(distribution, parameters, calls, rest)
+        return linearization if _is_cheaper(calls, sum(directions(distribution))) else None
+    return None
+
+
+def _is_cheaper(calls: Sequence[Call], n_directions: int) -> bool:
+    """
+    Compare the multiplications of an update with those of autograd.
+
+    Layer by layer, every direction takes a backward pass once. A product then runs each layer twice
+    and reads all slopes twice; by autograd it runs each layer four times.
+    """
+    runs = sum(call.multiplications for call in calls)
+    slopes = n_directions * sum(call.n_outputs for call in calls)
+    setup = n_directions * runs
+    product = 2 * runs + 2 * SLOPE_COST * slopes
+    return setup + _PRODUCTS * product < _PRODUCTS * 4 * runs
 
 
 def _walk(distribution: ActionDistribution) -> tuple[set[Node], Counter[int]]:
@@ -125,13 +151,12 @@ def _walk(distribution: ActionDistribution) -> tuple[set[Node], Counter[int]]:
 
 
 def _are_simple(calls: Sequence[Call], distribution: ActionDistribution) -> bool:
-    """Tell whether each layer ran once, on one row or image per state, towards few outputs."""
+    """Return whether each layer ran once, on one row or image per state."""
     outputs = distribution.outputs
     n_states = len(outputs[0])
     return (
         all(z.dim() == 2 for z in outputs)
         and min(directions(distribution)) > 0
-        and sum(directions(distribution)) <= MOST_DIRECTIONS
         and len({call.layer for call in calls}) == len(calls) > 0
         and all(_is_simple(call, n_states) for call in calls)
     )
@@ -149,7 +174,7 @@ def directions(distribution: ActionDistribution) -> list[int]:
 
 
 def _is_simple(call: Call, n_states: int) -> bool:
-    """Tell whether a layer saw one row or image per state, which is still as it was."""
+    """Return whether a layer saw one row or image per state, which is still as it was."""
     layer, h = call.layer, call.inputs
     if isinstance(layer, nn.Conv2d) and (
         layer.padding_mode != "zeros" or isinstance(layer.padding, str)
@@ -222,7 +247,7 @@ class LayerwiseLinearization(Linearization):
         return result
 
     def _cut(self, tangent: Outputs) -> Outputs:
-        """Leave out the columns that the others are compared with."""
+        """Drop each output's reference column."""
         return tuple(u[:, :width] for u, width in zip(tangent, self._widths, strict=True))
 
     @cached_property
@@ -264,7 +289,7 @@ class _Layer:
 
     @property
     def is_small(self) -> bool:
-        """Tell whether its Jacobian takes less memory than its slopes."""
+        """Return whether its Jacobian takes less memory than its slopes."""
         layer = self.layer
         is_plain_convolution = isinstance(layer, nn.Conv2d) and layer.groups == 1
         return is_plain_convolution and layer.weight.numel() < self._shape[1:].numel()
@@ -294,7 +319,7 @@ class _Layer:
         )
 
     def pull(self, tangent: Outputs, gradients: Mapping[int, th.Tensor]) -> None:
-        """Write the gradients of the layer's parameters to where they belong."""
+        """Write the layer's gradients into place."""
         rows = [
             th.bmm(u.unsqueeze(1), slopes).squeeze(1)
             for u, slopes in zip(tangent, self.slopes, strict=True)
@@ -377,7 +402,7 @@ class _SmallLayer:
         )
 
     def pull(self, tangent: Outputs, gradients: Mapping[int, th.Tensor]) -> None:
-        """Write the gradients of the layer's parameters to where they belong."""
+        """Write the layer's gradients into place."""
         parts = [
             jacobian.flatten(0, 1).T @ u.flatten()
             for u, jacobian in zip(tangent, self._jacobians, strict=True)

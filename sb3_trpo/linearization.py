@@ -1,5 +1,5 @@
 """
-The actor at one batch of states with all that derivatives at the current parameters take.
+The actor linearised at one batch of states: products with its Jacobian and the transpose.
 
 ====  =====================================================================
 θ     actor parameters, P numbers in total
@@ -8,24 +8,15 @@ J     Jacobian dz/dθ at the batch
 ====  =====================================================================
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_trpo.distributions import (
-    ActionDistribution,
-    Gaussian,
-    Head,
-    Metric,
-    Outputs,
-    head_of,
-)
-from sb3_trpo.mlp import Mlp, Pair, Tape, activated, actor_mlp, flat_features, pairs_of
-from sb3_trpo.sequences import Observations
+from sb3_trpo.distributions import ActionDistribution, Metric, Outputs
 from sb3_trpo.vectors import flatten, unflatten
 
 
@@ -99,16 +90,16 @@ class AutogradLinearization(Linearization):
         self, distribution: ActionDistribution, parameters: Sequence[nn.Parameter]
     ) -> None:
         super().__init__(distribution)
-        self._parameters = parameters
+        self.parameters = parameters
 
     def gradient(self, value: th.Tensor) -> th.Tensor:
         """Differentiate with respect to θ."""
-        return flatten(_grad([value], self._parameters))
+        return flatten(_grad([value], self.parameters))
 
     def jacobian_product(self, vector: th.Tensor) -> Outputs:
         """Differentiate u -> Jᵀu."""
         cotangents, pullback = self._pullback
-        tangents = iter(_grad(pullback, cotangents, unflatten(vector, self._parameters)))
+        tangents = iter(_grad(pullback, cotangents, unflatten(vector, self.parameters)))
         outputs = self.distribution.outputs
         return tuple(next(tangents) if z.requires_grad else th.zeros_like(z) for z in outputs)
 
@@ -116,7 +107,7 @@ class AutogradLinearization(Linearization):
         """Differentiate uᵀz."""
         pairs = zip(self.distribution.outputs, tangent, strict=True)
         active = [u for z, u in pairs if z.requires_grad]
-        return flatten(_grad(self._active_outputs, self._parameters, active))
+        return flatten(_grad(self._active_outputs, self.parameters, active))
 
     @cached_property
     def _active_outputs(self) -> list[th.Tensor]:
@@ -127,8 +118,90 @@ class AutogradLinearization(Linearization):
     def _pullback(self) -> tuple[list[th.Tensor], tuple[th.Tensor, ...]]:
         """Build the graph of u -> Jᵀu."""
         cotangents = [th.zeros_like(z, requires_grad=True) for z in self._active_outputs]
-        pullback = _grad(self._active_outputs, self._parameters, cotangents, create_graph=True)
+        pullback = _grad(self._active_outputs, self.parameters, cotangents, create_graph=True)
         return cotangents, pullback
+
+
+class RowwiseLinearization(Linearization):
+    """
+    Derivatives of a policy that can be differentiated once only: J itself, row by row.
+
+    Every entry of z takes one backward pass, so this is for few states.
+
+    :param distribution: evaluated with gradients
+    :param parameters: θ
+    """
+
+    def __init__(
+        self, distribution: ActionDistribution, parameters: Sequence[nn.Parameter]
+    ) -> None:
+        super().__init__(distribution)
+        self.parameters = parameters
+
+    def gradient(self, value: th.Tensor) -> th.Tensor:
+        """Differentiate with respect to θ."""
+        return flatten(_grad([value], self.parameters))
+
+    def jacobian_product(self, vector: th.Tensor) -> Outputs:
+        """Multiply by J."""
+        outputs = self.distribution.outputs
+        parts = th.split(self._jacobian @ vector, [z.numel() for z in outputs])
+        return tuple(part.view(z.shape) for part, z in zip(parts, outputs, strict=True))
+
+    def transposed_product(self, tangent: Outputs) -> th.Tensor:
+        """Multiply by Jᵀ."""
+        return self._jacobian.T @ flatten(tangent)
+
+    @cached_property
+    def _jacobian(self) -> th.Tensor:
+        """Differentiate every entry of z."""
+        entries = [entry for z in self.distribution.outputs for entry in z.flatten()]
+        return th.stack([flatten(_grad([entry], self.parameters)) for entry in entries])
+
+
+# How far 1ᵀJg and gᵀg may be apart in float32, as a share.
+_ADJOINT_TOLERANCE = 1e-3
+
+
+def differentiable(
+    linearization: AutogradLinearization, gradient: th.Tensor
+) -> AutogradLinearization | RowwiseLinearization:
+    """
+    Choose a linearization by checking Jv, which autograd takes from a second backward pass.
+
+    Torch has no forward mode for the operations that lack a second derivative.
+
+    :param linearization: of a few states
+    :param gradient: g = Jᵀ1, the gradient of the sum of all outputs
+    :return: the linearization itself if 1ᵀJg = gᵀg; otherwise, after a warning, row by row
+    """
+    fault = _second_derivative_fault(linearization, gradient)
+    if fault is None:
+        return linearization
+    warnings.warn(
+        f"The policy runs an operation that torch cannot differentiate twice ({fault}). The "
+        f"actor's update is correct but slow: it takes one backward pass for every state and "
+        f"output. An operation with a second derivative avoids that, for example Embedding with a "
+        f"sum in place of EmbeddingBag.",
+        stacklevel=4,
+    )
+    return RowwiseLinearization(linearization.distribution, linearization.parameters)
+
+
+def _second_derivative_fault(
+    linearization: AutogradLinearization, gradient: th.Tensor
+) -> str | None:
+    """Say what is wrong with Jv, in torch's words where it has some."""
+    try:
+        tangents = linearization.jacobian_product(gradient)
+    except RuntimeError as error:
+        if isinstance(error, th.cuda.OutOfMemoryError):
+            raise
+        return str(error)
+    ours, expected = sum(float(t.sum()) for t in tangents), float(th.dot(gradient, gradient))
+    # False for numbers that are not finite, which are no fault of the derivative.
+    is_wrong = abs(ours - expected) > _ADJOINT_TOLERANCE * expected
+    return "a backward pass that leaves autograd" if is_wrong else None
 
 
 def _grad(
@@ -148,131 +221,3 @@ def _grad(
         allow_unused=True,
         materialize_grads=True,
     )
-
-
-class PlainActor:
-    """
-    The network of SB3's ``MlpPolicy``, evaluated without its modules.
-
-    :param policy: its ``action_dist`` makes the distribution
-    :param mlp: from features to means or logits
-    :param head: what the distribution makes of them
-    :param parameters: θ
-    """
-
-    def __init__(
-        self, policy: ActorCriticPolicy, mlp: Mlp, head: Head, parameters: Sequence[nn.Parameter]
-    ) -> None:
-        self.mlp = mlp
-        self.sizes = head.sizes
-        self.parameters = parameters
-        self.log_std = policy.log_std if isinstance(head.family, Gaussian) else None
-        self._policy = policy
-
-    def features(self, observations: Observations) -> th.Tensor:
-        """
-        Compute the network's input.
-
-        :param observations: n states
-        :return: shape ``(n, features)``
-        """
-        return flat_features(self._policy, observations)
-
-    def distribution(self, raw: th.Tensor, log_std: th.Tensor | None) -> ActionDistribution:
-        """
-        Make the action distribution.
-
-        :param raw: the network's output, means or logits
-        :param log_std: of a Gaussian
-        :return: the distribution
-        """
-        arguments = [raw] if log_std is None else [raw, log_std]
-        return ActionDistribution(self._policy.action_dist.proba_distribution(*arguments))
-
-    def evaluate(self, features: th.Tensor) -> ActionDistribution:
-        """
-        Evaluate the network at the current θ.
-
-        :param features: of n states
-        :return: their distribution, without a graph
-        """
-        with th.no_grad():
-            raw = features
-            for layer, activation in zip(self.mlp.layers, self.mlp.activations, strict=True):
-                raw = nn.functional.linear(raw, layer.weight, layer.bias)
-                raw = activated(activation, raw)
-            return self.distribution(raw, self.log_std)
-
-
-def read_plain_actor(
-    policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]
-) -> PlainActor | None:
-    """
-    Recognise SB3's ``MlpPolicy``.
-
-    :param policy: any policy
-    :param parameters: θ
-    :return: its network; ``None`` if anything in it is not as SB3 builds it
-    """
-    mlp = actor_mlp(policy)
-    head = None if mlp is None else head_of(policy)
-    return None if mlp is None or head is None else PlainActor(policy, mlp, head, parameters)
-
-
-class MlpLinearization(Linearization):
-    """
-    Derivatives of a plain actor in closed form.
-
-    Only the short way from the network's outputs to the objective is left to autograd.
-
-    :param actor: the network
-    :param features: its input, shape ``(n, features)``
-    """
-
-    def __init__(self, actor: PlainActor, features: th.Tensor) -> None:
-        self._actor = actor
-        self._tape = Tape(actor.mlp, actor.mlp.weights, len(features))
-        self._raw = self._tape.forward(features).clone().requires_grad_()
-        log_std = actor.log_std
-        self._log_std = None if log_std is None else log_std.detach().clone().requires_grad_()
-        with th.enable_grad():
-            super().__init__(actor.distribution(self._raw, self._log_std))
-
-    def gradient(self, value: th.Tensor) -> th.Tensor:
-        """Differentiate down to the network's outputs, then multiply by its Jacobian."""
-        leaves = [self._raw] if self._log_std is None else [self._raw, self._log_std]
-        slopes = th.autograd.grad(
-            value, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return self._pull(slopes[0], slopes[-1])
-
-    def jacobian_product(self, vector: th.Tensor) -> Outputs:
-        """Push a change of θ through the layers."""
-        views = views_by_id(vector, self._actor.parameters)
-        raw = self._tape.tangent(self._pairs(views))
-        if self._log_std is not None:
-            change = views.get(id(self._actor.log_std))
-            return raw, th.zeros_like(raw) if change is None else change.expand_as(raw)
-        sizes = self._actor.sizes
-        return tuple(th.split(raw, list(sizes), dim=1)) if sizes else (raw,)
-
-    def transposed_product(self, tangent: Outputs) -> th.Tensor:
-        """Pull a change of z back through the layers."""
-        if self._log_std is not None:
-            return self._pull(tangent[0], tangent[1].sum(dim=0))
-        return self._pull(th.cat(tangent, dim=1), None)
-
-    def _pull(self, raw: th.Tensor, log_std: th.Tensor | None) -> th.Tensor:
-        """Multiply by the Jacobian of (means or logits, log std) with respect to θ."""
-        result = raw.new_empty(sum(parameter.numel() for parameter in self._actor.parameters))
-        views = views_by_id(result, self._actor.parameters)
-        self._tape.cotangent(raw, self._pairs(views))
-        log_std_view = views.get(id(self._actor.log_std))
-        if log_std is not None and log_std_view is not None:
-            log_std_view.copy_(log_std)
-        return result
-
-    def _pairs(self, views: dict[int, th.Tensor]) -> list[Pair]:
-        """Arrange the views by layer; frozen parameters have none."""
-        tensors = [views.get(id(parameter)) for parameter in self._actor.mlp.parameters]
-        return pairs_of(tensors)

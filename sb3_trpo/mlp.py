@@ -9,7 +9,6 @@ compilation, so that nothing a user has put into a network is passed over.
 h_l      output of layer l; h_0 is the input
 W_l, b_l weight and bias of layer l
 φ'_l     slope of the activation after layer l
-t_l      tangent of h_l
 δ_l      cotangent of the input of the activation after layer l
 =======  ==========================================================
 """
@@ -206,19 +205,6 @@ def flat_features(policy: ActorCriticPolicy, observations: Observations) -> th.T
     return features.to(policy.value_net.weight.dtype)
 
 
-def activated(activation: nn.Module | None, h: th.Tensor) -> th.Tensor:
-    """
-    Apply an activation.
-
-    :param activation: what follows a layer
-    :param h: without a graph; overwritten
-    :return: the result
-    """
-    if activation is None:
-        return h
-    return _tanh(h) if type(activation) is nn.Tanh else cast(th.Tensor, activation(h))
-
-
 def _tanh(h: th.Tensor) -> th.Tensor:
     """Apply tanh in place; NumPy's takes a tenth of the time of torch's."""
     if not h.is_cpu or h.dtype not in (th.float32, th.float64):
@@ -286,30 +272,6 @@ class Tape:
                 value = activation(leaf.clone())  # a copy, which it may overwrite
                 slope.copy_(th.autograd.grad(value.sum(), leaf)[0])
             h.copy_(value.detach())
-
-    @th.no_grad()
-    def tangent(self, changes: Sequence[Pair]) -> th.Tensor:
-        """
-        Compute Jv: t_l = φ'_l (h_{l-1} dW_lᵀ + t_{l-1} W_lᵀ + db_l).
-
-        :param changes: v, as (dW_l, db_l) of every layer
-        :return: t_L, shape ``(n, outputs)``
-        """
-        h, previous = self._input, None
-        for i, (d_weight, d_bias) in enumerate(changes):
-            t = self._work[i]
-            if d_bias is None:
-                t.zero_()
-            else:
-                t.copy_(d_bias)
-            if d_weight is not None:
-                t.addmm_(h, d_weight.T)
-            if previous is not None:
-                t.addmm_(previous, self._weights[i][0].T)
-            if self._activations[i] is not None:
-                t.mul_(self._slopes[i])
-            h, previous = self._outputs[i], t
-        return self._work[-1]
 
     @th.no_grad()
     def cotangent(self, cotangent: th.Tensor, gradients: Sequence[Pair]) -> None:

@@ -9,12 +9,13 @@ c     entropy coefficient
 ====  ===================================================================
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch as th
 
-from sb3_trpo.actor import Actor
+from sb3_trpo.actor import Actor, LinearizedActor
 from sb3_trpo.batch import ActorBatch
 from sb3_trpo.distributions import ActionDistribution, Outputs
 from sb3_trpo.state_mean import state_mean
@@ -72,13 +73,15 @@ def _ratio_and_entropy(
     return ratio, -ratio * log_prob if entropy is None else entropy
 
 
-def surrogate_at(actor: Actor, chunks: Sequence[ActorBatch], ent_coef: float = 0.0) -> Surrogate:
+def surrogate_at(
+    linearized: LinearizedActor, chunks: Sequence[ActorBatch], ent_coef: float = 0.0
+) -> Surrogate:
     r"""
     Evaluate the objective and its gradient at the current parameters.
 
     .. math:: L(\theta) = E[\rho_\theta A + c H_\theta]
 
-    :param actor: at θ_k
+    :param linearized: the actor at θ_k
     :param chunks: the states, with normalised advantages
     :param ent_coef: c
     :return: value, gradient and what :func:`improvement_and_kl` compares with
@@ -88,7 +91,7 @@ def surrogate_at(actor: Actor, chunks: Sequence[ActorBatch], ent_coef: float = 0
     old: list[OldPolicy] = []
 
     def weighted_sum(chunk: ActorBatch) -> th.Tensor:
-        linearization = actor.linearize(chunk)
+        linearization = linearized.at(chunk)
         with th.enable_grad():
             ratio, entropy = _ratio_and_entropy(linearization.distribution, chunk)
             value = chunk.weighted_sum(ratio * chunk.advantages + ent_coef * entropy)
@@ -119,7 +122,7 @@ def improvement_and_kl(
     :param actor: at a candidate θ
     :param old: the policy of θ_k, chunk by chunk
     :param ent_coef: c
-    :return: improvement and D(θ) in nats; NaN for both where θ is no valid distribution
+    :return: improvement and D(θ) in nats; NaN and infinity where θ gives no distribution
     """
 
     def weighted_sum(policy: OldPolicy) -> th.Tensor:
@@ -133,5 +136,5 @@ def improvement_and_kl(
     try:
         improvement, kl = state_mean(weighted_sum, old).tolist()
     except _REFUSALS:
-        return float("nan"), float("nan")
+        return math.nan, math.inf
     return improvement, kl

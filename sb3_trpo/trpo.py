@@ -21,7 +21,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.actor import Actor, read_actor
+from sb3_trpo.actor import Actor, LinearizedActor, read_actor
 from sb3_trpo.batch import ActorBatch, Minibatch, Rollout
 from sb3_trpo.checkpoint import rewindable, saved_kl_reduction
 from sb3_trpo.critic import Critic, CriticFit, fit_critic, read_critic
@@ -32,7 +32,14 @@ from sb3_trpo.read_buffer import minibatches, read_rollout
 from sb3_trpo.rollout_buffer import fastest
 from sb3_trpo.rollout_forward import fast_forward
 from sb3_trpo.surrogate import Surrogate, improvement_and_kl, surrogate_at
-from sb3_trpo.trust_region import LineSearch, NaturalStep, backtrack, natural_step
+from sb3_trpo.trust_region import (
+    Candidate,
+    LineSearch,
+    NaturalStep,
+    backtrack,
+    inside_trust_region,
+    natural_step,
+)
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
@@ -48,7 +55,19 @@ ACTOR_UPDATES = (
     "zero_gradient",
     "not_finite",
     "non_positive_curvature",
+    "kl_is_nan",
 )
+
+_USUAL_ADVICE = (
+    "If the policy is not nearly deterministic already, try a larger cg_damping or a smaller "
+    "target_kl."
+)
+_ADVICE = {
+    "kl_is_nan": "The KL divergence of every candidate is NaN: check the parameters that the "
+    "policy gives its action distribution.",
+    "not_finite": "The gradient or a Fisher product is not finite: check the observations, the "
+    "rewards and the policy's layers.",
+}
 
 # Warn after this many updates in a row that left the policy unchanged.
 _SKIPS_BEFORE_WARNING = 10
@@ -486,11 +505,15 @@ class TRPO(OnPolicyAlgorithm):
         damping = value_at("cg_damping", self.cg_damping, progress)
         batch = self._actor_batch(rollout)
         actor = read_actor(self.policy, batch, self.kl_reduction, self.max_states_per_chunk)
-        # L and g at the old parameters
-        surrogate = surrogate_at(actor, batch.chunks(actor.max_states_per_chunk), self.ent_coef)
-        # x = (F + λI)⁻¹g and the full step
-        fisher_batch = batch.every(self.fisher_sub_sampling_factor, self._n_updates)
-        fisher = FisherProduct(actor, fisher_batch.chunks(actor.max_states_per_chunk), damping)
+        chunks = fisher_chunks = batch.chunks(actor.max_states_per_chunk)
+        if self.fisher_sub_sampling_factor > 1:
+            fisher_batch = batch.every(self.fisher_sub_sampling_factor, self._n_updates)
+            fisher_chunks = fisher_batch.chunks(actor.max_states_per_chunk)
+        # L, g and F at the old parameters
+        linearized = LinearizedActor(actor, fisher_chunks)
+        surrogate = surrogate_at(linearized, chunks, self.ent_coef)
+        fisher = FisherProduct(linearized, fisher_chunks, damping)
+        # x = (F + λI)⁻¹g and the full step βx
         step = natural_step(
             fisher,
             surrogate.gradient,
@@ -499,20 +522,19 @@ class TRPO(OnPolicyAlgorithm):
             self.cg_residual_tol,
             subtract_damping=0.0 if self.damped_step_size else damping,
         )
-        # the first candidate that improves L inside the trust region
+        # the first αʲβx that improves L inside the trust region
         search = backtrack(
             actor.parameters,
             step,
-            lambda: improvement_and_kl(actor, surrogate.old, self.ent_coef),
-            target_kl,
+            lambda: Candidate(*improvement_and_kl(actor, surrogate.old, self.ent_coef)),
+            inside_trust_region(target_kl, self.line_search_accept_ratio),
             self.line_search_shrinking_factor,
             self.line_search_max_iter,
-            self.line_search_accept_ratio,
         )
         self._refresh_running_statistics(actor, surrogate, batch)
         self.logger.record("train/target_kl", target_kl)
         self.logger.record("train/cg_damping", damping)
-        self._count_skips(step, search)
+        self._count_skips(search)
         self._log_actor(surrogate, step, search)
         return actor
 
@@ -546,9 +568,9 @@ class TRPO(OnPolicyAlgorithm):
             _, kl = improvement_and_kl(actor, surrogate.old, self.ent_coef)
             self.logger.record("train/kl_after_running_statistics", kl)
 
-    def _count_skips(self, step: NaturalStep, search: LineSearch) -> None:
-        """Count updates that unintentionally leave the policy as it is, and warn of a series."""
-        outcome = step.failure or ("accepted" if search.accepted else "line_search_failed")
+    def _count_skips(self, search: LineSearch) -> None:
+        """Count updates that left the policy unchanged unintentionally; warn of many in a row."""
+        outcome = search.failure or "accepted"
         if outcome in ("accepted", "target_kl_is_zero"):
             self._skipped_in_a_row = 0
         else:
@@ -557,9 +579,8 @@ class TRPO(OnPolicyAlgorithm):
             if self._skipped_in_a_row % _SKIPS_BEFORE_WARNING == 0:
                 warnings.warn(
                     f"The last {self._skipped_in_a_row} updates have left the policy unchanged "
-                    f"({outcome}). If the policy is not nearly deterministic already, try a larger "
-                    f"cg_damping or a smaller target_kl.",
-                    stacklevel=3,
+                    f"({outcome}). {_ADVICE.get(outcome, _USUAL_ADVICE)}",
+                    stacklevel=4,
                 )
         self.logger.record("train/actor_update", ACTOR_UPDATES.index(outcome))
         self.logger.record("train/skipped_updates", self._skipped_updates)

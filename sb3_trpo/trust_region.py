@@ -49,22 +49,53 @@ class NaturalStep:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """
+    What a candidate θ would change.
+
+    :param improvement: L(θ) - L(θ_k); NaN where θ gives no distribution
+    :param kl: D(θ), in nats per state; infinite where θ gives no distribution
+    """
+
+    improvement: float
+    kl: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Return whether both numbers are finite."""
+        return math.isfinite(self.improvement) and math.isfinite(self.kl)
+
+
+# A finite candidate and its expected improvement αʲgᵀs -> whether to accept it.
+Rule = Callable[[Candidate, float], bool]
+
+# Stands for a candidate whose parameters are not finite.
+_INVALID = Candidate(math.nan, math.inf)
+
+
+@dataclass(frozen=True)
 class LineSearch:
     """
     Where the backtracking search ended.
 
-    :param accepted: whether the parameters moved
+    :param failure: ``None`` if a candidate was accepted; otherwise the step's failure,
+        ``line_search_failed``, or ``kl_is_nan`` if the KL divergence of every candidate was NaN
     :param shrinkage: αʲ, the fraction of the full step that was taken; 0 where none was
     :param backtracks: j, the number of candidates that were rejected
     :param improvement: L(θ_new) - L(θ_old); 0 where no step was taken
     :param kl: D(θ_new); 0 where no step was taken
     """
 
-    accepted: bool
-    shrinkage: float
-    backtracks: int
-    improvement: float
-    kl: float
+    failure: str | None
+    shrinkage: float = 0.0
+    backtracks: int = 0
+    improvement: float = 0.0
+    kl: float = 0.0
+
+    @property
+    def accepted(self) -> bool:
+        """Return whether the parameters moved."""
+        return self.failure is None
 
 
 def natural_step(
@@ -140,57 +171,80 @@ def _no_step(gradient: th.Tensor, norm: float, cg: CGSolution | None, failure: s
     return NaturalStep(th.zeros_like(gradient), 0.0, 0.0, norm, cg, failure)
 
 
+def inside_trust_region(target_kl: float, accept_ratio: float = 0.0) -> Rule:
+    r"""
+    Make the rule of a line search.
+
+    .. math:: D(\theta) \le \delta, \quad L(\theta) - L(\theta_k) > 0 \text{ and} \ge \rho_{min}
+        \alpha^j g^T s
+
+    :param target_kl: δ
+    :param accept_ratio: ρ_min, least ratio of realised to expected improvement
+    :return: the rule
+    """
+
+    def accepts(candidate: Candidate, expected_improvement: float) -> bool:
+        enough = candidate.improvement >= accept_ratio * expected_improvement
+        return candidate.improvement > 0 and enough and candidate.kl <= target_kl
+
+    return accepts
+
+
 def backtrack(
     parameters: Sequence[th.Tensor],
     natural: NaturalStep,
-    evaluate: Callable[[], tuple[float, float]],
-    target_kl: float,
+    evaluate: Callable[[], Candidate],
+    accepts: Rule,
     shrinking_factor: float = 0.8,
     max_iter: int = 10,
-    accept_ratio: float = 0.0,
 ) -> LineSearch:
     r"""
-    Move the parameters to the first candidate that improves the objective inside the trust region.
+    Move the parameters to the first acceptable candidate.
 
-    .. math:: \theta_{new} = \theta + \alpha^j s, \quad D(\theta_{new}) \le \delta, \quad
-        L(\theta_{new}) - L(\theta) > 0 \text{ and} \ge \rho_{min} \alpha^j g^T s
+    .. math:: \theta_{new} = \theta_k + \alpha^j s, \quad j = 0, 1, \dots
 
     The parameters are written in place. Unless a candidate is accepted they are bitwise as before,
-    whatever happens, an exception from ``evaluate`` included.
+    whatever happens, an exception from ``evaluate`` included. Parameters that are not finite are
+    rejected without an evaluation: outputs can hide them, a saturated tanh's for one.
 
     :param parameters: the tensors that the step moves; P elements in total
     :param natural: the full step; where it has a ``failure`` nothing is tried
-    :param evaluate: () -> (improvement, KL) at the current value of the parameters; non-finite
-        values reject
-    :param target_kl: δ
+    :param evaluate: () -> the candidate at the current value of the parameters; one that is not
+        finite is rejected
+    :param accepts: which finite candidates to accept
     :param shrinking_factor: α, between 0 and 1
-    :param max_iter: number of candidates; 0 takes the full step without a test (natural policy
-        gradient), as long as its improvement and KL are finite
-    :param accept_ratio: ρ_min, least ratio of realised to expected improvement
+    :param max_iter: number of candidates; 0 takes the full step whatever ``accepts`` says (natural
+        policy gradient)
     :return: what was found
 
     Source: Schulman et al. (2015), Trust Region Policy Optimization, appendix C.
     """
     if natural.failure is not None:
-        return LineSearch(False, 0.0, 0, 0.0, 0.0)
-    candidates = max(max_iter, 1)
+        return LineSearch(natural.failure)
     originals = [parameter.detach().clone() for parameter in parameters]
+    rejected: list[Candidate] = []
     accepted = False
     try:
-        for backtracks in range(candidates):
+        for backtracks in range(max(max_iter, 1)):
             shrinkage = shrinking_factor**backtracks
             _move(parameters, originals, unflatten(natural.step * shrinkage, parameters))
-            improvement, kl = evaluate()
-            inside = improvement > 0 and kl <= target_kl
-            enough = improvement >= accept_ratio * shrinkage * natural.expected_improvement
-            untested = max_iter == 0 and math.isfinite(improvement) and math.isfinite(kl)
-            if untested or (inside and enough and math.isfinite(improvement)):
+            candidate = evaluate() if _are_finite(parameters) else _INVALID
+            expected = shrinkage * natural.expected_improvement
+            if candidate.is_finite and (max_iter == 0 or accepts(candidate, expected)):
                 accepted = True
-                return LineSearch(True, shrinkage, backtracks, improvement, kl)
+                return LineSearch(None, shrinkage, backtracks, candidate.improvement, candidate.kl)
+            rejected.append(candidate)
     finally:
         if not accepted:
             _restore(parameters, originals)
-    return LineSearch(False, 0.0, candidates, 0.0, 0.0)
+    undefined = all(math.isnan(candidate.kl) for candidate in rejected)
+    return LineSearch("kl_is_nan" if undefined else "line_search_failed", backtracks=len(rejected))
+
+
+def _are_finite(parameters: Sequence[th.Tensor]) -> bool:
+    """Return whether all numbers are finite; their sum is not if one is not, and is cheaper."""
+    total = sum(float(parameter.detach().sum()) for parameter in parameters)
+    return math.isfinite(total) or all(bool(p.isfinite().all()) for p in parameters)
 
 
 @th.no_grad()

@@ -6,7 +6,7 @@ The table of cases: action spaces x policies x features extractors x what users 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +24,11 @@ from torch import distributions as td
 from torch import nn
 
 from sb3_trpo import TRPO
-from sb3_trpo.actor import Actor, read_actor
+from sb3_trpo.actor import Actor, LinearizedActor, read_actor
 from sb3_trpo.batch import ActorBatch, Rollout
+from sb3_trpo.fisher import FisherProduct
 from sb3_trpo.read_buffer import read_rollout
+from sb3_trpo.surrogate import Surrogate, surrogate_at
 from tests import reference
 
 N_STEPS, N_ENVS = 8, 3
@@ -346,7 +348,7 @@ def move_off_the_start(policy: ActorCriticPolicy, scale: float = 0.3) -> None:
     generator = th.Generator().manual_seed(1)
     with th.no_grad():
         for tensor in [*policy.parameters(), *policy.buffers()]:
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and tensor.layout is th.strided:
                 tensor.add_(scale * th.rand(tensor.shape, generator=generator))
 
 
@@ -367,3 +369,13 @@ def data_of(
 ) -> tuple[th.Tensor | dict[str, th.Tensor], th.Tensor, th.Tensor, th.Tensor]:
     """List a batch's content in the order of :func:`tests.reference.surrogate`."""
     return batch.observations, batch.actions, batch.old_log_prob, batch.advantages
+
+
+def surrogate_of(actor: Actor, chunks: Sequence[ActorBatch], ent_coef: float = 0.0) -> Surrogate:
+    """Evaluate the objective as ``train`` does."""
+    return surrogate_at(LinearizedActor(actor, chunks), chunks, ent_coef)
+
+
+def fisher_of(actor: Actor, chunks: Sequence[ActorBatch], damping: float = 0.0) -> FisherProduct:
+    """Make the Fisher product as ``train`` does."""
+    return FisherProduct(LinearizedActor(actor, chunks), chunks, damping)

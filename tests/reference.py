@@ -162,6 +162,25 @@ def dense_fisher(
     return dense_hessian(mean_kl(policy, observations, old, reduction), parameters)
 
 
+def fisher_by_differences(
+    policy: ActorCriticPolicy,
+    observations: Observations,
+    parameters: Sequence[th.Tensor],
+    step: float = 1e-5,
+) -> th.Tensor:
+    """Compute the Hessian of D from differences of its gradient, without second derivatives."""
+    old = old_distributions(policy, observations)
+
+    def slope_at(change: th.Tensor) -> th.Tensor:
+        add_to(parameters, change)
+        slope = dense_gradient(mean_kl(policy, observations, old), parameters)
+        add_to(parameters, -change)
+        return slope
+
+    units = step * th.eye(sum(p.numel() for p in parameters), dtype=th.float64)
+    return th.stack([slope_at(unit) - slope_at(-unit) for unit in units]) / (2 * step)
+
+
 def surrogate(
     policy: ActorCriticPolicy,
     observations: Observations,

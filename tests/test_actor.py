@@ -1,43 +1,33 @@
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import distributions as td
 from torch import nn
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, layerwise
 from sb3_trpo import actor as actor_module
-from sb3_trpo.actor import Actor, read_actor, training_mode
+from sb3_trpo.actor import Actor, LinearizedActor, read_actor, training_mode
 from sb3_trpo.batch import ActorBatch
 from sb3_trpo.layerwise import LayerwiseLinearization
-from sb3_trpo.linearization import AutogradLinearization, MlpLinearization
+from sb3_trpo.linearization import AutogradLinearization
 from sb3_trpo.read_buffer import read_rollout
 from tests import environments, reference
-from tests.cases import CASES, Case, LinearExtractor, actor_and_batch, collected, freeze
+from tests.cases import BOX, CASES, Case, LinearExtractor, actor_and_batch, collected, freeze
 
-# Cases whose networks are SB3's and see nothing but vectors; they take the closed forms.
-PLAIN = {
-    "box",
-    "discrete",
-    "multi_discrete",
-    "multi_binary",
-    "discrete_observation",
-    "multi_discrete_observation",
-    "multi_binary_observation",
-    "dict_box",
-    "dict_multi_discrete_separate",
-    "empty_net_arch",
-    "relu_unequal_nets",
-    "frozen_layer",
-    "frozen_log_std",
+# Cases with parameters that are not the weights of layers, or without such weights.
+BY_AUTOGRAD = {
+    "gsde_expln",
+    "batch_norm_shared",
+    "batch_norm_separate",
     "only_log_std_trained",
 }
-
-# Cases with parameters that are not the weights of layers.
-BY_AUTOGRAD = {"gsde_expln", "batch_norm_shared", "batch_norm_separate"}
 
 
 def names_of(policy: ActorCriticPolicy, parameters: tuple[nn.Parameter, ...]) -> set[str]:
@@ -100,6 +90,25 @@ def test_policy_with_nothing_to_train_is_refused() -> None:
         read_actor(model.policy, batch)
 
 
+def test_inference_mode_is_refused_by_name() -> None:
+    model = collected("box")
+    _, batch = actor_and_batch(model)
+    with th.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        read_actor(model.policy, batch)
+
+
+@pytest.mark.parametrize(
+    "name", ["box", "box_shared", "discrete", "multi_discrete", "cnn_discrete"]
+)
+def test_policy_can_be_copied_at_any_moment_of_an_update(name: str) -> None:
+    """Tensors on a graph cannot: none may stay on the policy's own distribution."""
+    model = collected(name)
+    actor, batch = actor_and_batch(model)
+    copy.deepcopy(model.policy)
+    jacobian_products(actor, batch)
+    copy.deepcopy(model.policy)
+
+
 def test_unknown_distribution_is_refused() -> None:
     model = collected("box")
     _, batch = actor_and_batch(model)
@@ -117,12 +126,13 @@ def test_unknown_distribution_is_refused() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_policy_takes_the_fastest_way_that_knows_it(case: Case) -> None:
-    for float64 in (False, True):
-        actor, batch = actor_and_batch(collected(case, float64=float64))
-        others = AutogradLinearization if case.name in BY_AUTOGRAD else LayerwiseLinearization
-        kind = MlpLinearization if case.name in PLAIN else others
-        assert type(actor.linearize(batch)) is kind
+def test_every_policy_whose_parameters_are_of_layers_can_be_differentiated_by_layers(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layerwise, "SLOPE_COST", 0.0)
+    actor, batch = actor_and_batch(collected(case))
+    kind = AutogradLinearization if case.name in BY_AUTOGRAD else LayerwiseLinearization
+    assert type(actor.linearize(batch)) is kind
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -154,13 +164,46 @@ def test_distribution_follows_the_parameters(name: str) -> None:
     th.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_one_chunk_is_linearised_once() -> None:
+def test_linearizations_stay_as_far_as_there_is_memory() -> None:
     actor, batch = actor_and_batch(collected("gsde"))
-    first, second = batch.chunks(12)
-    one = actor.linearize(first)
-    assert actor.linearize(first) is one
-    actor.linearize(second)
-    assert actor.linearize(first) is not one
+    first, second, third = chunks = batch.chunks(8)
+    linearized = LinearizedActor(replace(actor, max_states_in_memory=16), chunks)
+    one, two = linearized.at(first), linearized.at(second)
+    assert linearized.at(second) is two
+    linearized.at(third)
+    assert linearized.at(first) is one
+    assert linearized.at(second) is not two
+
+
+class DirectCall(BaseFeaturesExtractor):
+    """An extractor that runs a layer without parameters past the hooks of its call."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, features_dim=3)
+        self.norm = nn.BatchNorm1d(3, affine=False)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.norm.forward(observations)
+
+
+def test_all_modules_of_the_actors_extractor_are_the_actors() -> None:
+    case = Case("direct", BOX, policy_kwargs={"features_extractor_class": DirectCall})
+    actor, batch = actor_and_batch(collected(case))
+    before = running_statistics(actor.policy)
+    assert actor.refresh_running_statistics([batch])
+    after = running_statistics(actor.policy)
+    assert before
+    assert not any(th.equal(before[key], after[key]) for key in before)
+
+
+def test_metric_builds_no_graph() -> None:
+    actor, batch = actor_and_batch(collected("box"))
+    linearization = actor.linearize(batch)
+    with th.enable_grad():
+        products = linearization.metric(linearization.distribution.outputs)
+    detached = tuple(z.detach() for z in linearization.distribution.outputs)
+    assert not any(u.requires_grad for u in linearization.metric(detached))
+    th.testing.assert_close(tuple(u.detach() for u in products), linearization.metric(detached))
 
 
 # th.compile
@@ -315,6 +358,37 @@ def test_chunk_size_is_deterministic_and_takes_what_it_is_told(name: str) -> Non
     assert told.max_states_per_chunk == told.max_states_in_memory == 5
 
 
+def test_reading_an_actor_evaluates_a_few_states_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = collected("box_shared")
+    _, batch = actor_and_batch(model)
+    sizes: list[int] = []
+    original = model.policy.get_distribution
+
+    def counted(observations: Any) -> Any:
+        sizes.append(len(observations))
+        return original(observations)
+
+    monkeypatch.setattr(model.policy, "get_distribution", counted)
+    read_actor(model.policy, repeated(batch, 100))
+    assert sum(sizes) <= 16
+
+
+def test_graphs_take_about_half_a_gigabyte() -> None:
+    """Counted here as everything that four forward passes save for their backward passes."""
+    actor, batch = actor_and_batch(collected("gsde", policy_kwargs={"net_arch": [64, 64]}))
+    saved: dict[int, int] = {}
+
+    def note(tensor: th.Tensor) -> th.Tensor:
+        saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with th.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        actor.policy.get_distribution(batch.observations)
+    own = {parameter.data_ptr() for parameter in actor.policy.parameters()}
+    per_state = sum(size for key, size in saved.items() if key not in own) / len(batch)
+    assert 2.5e8 < 4 * per_state * actor.max_states_in_memory < 5.5e8
+
+
 def test_bigger_networks_get_smaller_chunks() -> None:
     small, large = collected("box"), collected("box", policy_kwargs={"net_arch": [512, 512]})
     actors = [actor_and_batch(model)[0] for model in (small, large)]
@@ -331,10 +405,11 @@ def test_frozen_weights_are_not_counted_per_state() -> None:
     assert frozen.max_states_per_chunk >= 0.9 * free.max_states_per_chunk
 
 
-def test_slopes_of_many_outputs_are_counted() -> None:
+def test_slopes_of_many_outputs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layer by layer, every output of the network keeps its slopes with respect to every layer."""
     extractor = {"features_extractor_class": LinearExtractor, "net_arch": [64, 64]}
     cases = [Case(str(n), spaces.Discrete(n), policy_kwargs=extractor) for n in (2, 8)]
+    monkeypatch.setattr(layerwise, "SLOPE_COST", 0.0)
     few, many = (actor_and_batch(collected(case))[0].max_states_in_memory for case in cases)
     assert many < 0.75 * few
 

@@ -101,6 +101,25 @@ def as_list(distribution: Any) -> list[td.Distribution]:
     return distribution if isinstance(distribution, list) else [distribution]
 
 
+@pytest.mark.parametrize(
+    ("new", "old", "expected"),
+    [
+        ([0.0, -math.inf], [0.0, -math.inf], 0.0),
+        ([0.0, -math.inf], [0.0, 0.0], math.log(2)),
+        ([0.0, 0.0], [0.0, -math.inf], math.inf),
+        ([0.0, math.log(3), -math.inf], [0.0, 0.0, -math.inf], math.log(2) - 0.5623351446),
+    ],
+)
+def test_kl_of_impossible_outcomes(new: list[float], old: list[float], expected: float) -> None:
+    family = family_of(td.Categorical(logits=th.zeros(1, 2)))
+    z = [td.Categorical(logits=th.tensor([logits])).logits for logits in (new, old)]
+    assert float(family.kl((z[0],), (z[1],))) == pytest.approx(expected)
+    metric = family.fisher_metric((z[1],))
+    (product,) = metric((th.arange(len(old)).float().unsqueeze(0),))
+    assert bool(product.isfinite().all())
+    assert bool((product[z[1] == -math.inf] == 0).all())
+
+
 @pytest.mark.parametrize("builder", CLOSED_FORMS)
 def test_known_families_have_closed_forms(builder: Builder) -> None:
     family, _ = read(builder, raw_numbers())
@@ -384,6 +403,21 @@ def test_log_prob_and_entropy_are_sb3s_with_one_number_per_state(name: str) -> N
         assert entropy is not None
         assert entropy.shape == (N,)
         th.testing.assert_close(entropy, expected)
+
+
+class PerDimension(DiagGaussianDistribution):
+    """Its entropy has one number for each dimension of the action."""
+
+    def entropy(self) -> th.Tensor:
+        return self.distribution.entropy()  # type: ignore[no-any-return, no-untyped-call]
+
+
+def test_entropy_of_a_joint_action_is_the_sum_over_its_dimensions() -> None:
+    distribution = PerDimension(3).proba_distribution(th.zeros(2, 3), th.zeros(3))
+    expected = th.full((2,), 1.5 * math.log(2 * math.pi * math.e))
+    entropy = ActionDistribution(distribution).entropy()
+    assert entropy is not None
+    th.testing.assert_close(entropy, expected)
 
 
 def test_entropy_without_a_closed_form_is_none() -> None:

@@ -1,18 +1,20 @@
 """The products against the dense Hessian, over the whole table of cases and in float64."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trpo import TRPO, layerwise
-from sb3_trpo.actor import Actor
+from sb3_trpo.actor import Actor, LinearizedActor
 from sb3_trpo.batch import ActorBatch
 from sb3_trpo.fisher import FisherProduct
-from sb3_trpo.linearization import AutogradLinearization, Linearization, MlpLinearization
+from sb3_trpo.linearization import Linearization
 from sb3_trpo.surrogate import surrogate_at
 from sb3_trpo.trust_region import natural_step
 from tests import reference
-from tests.cases import CASES, Case, actor_and_batch, collected, data_of
+from tests.cases import CASES, Case, actor_and_batch, collected, data_of, fisher_of
 
 # Sums of 24 states over nets of up to 4 layers in float64, entries up to 1e2.
 RTOL, ATOL = 1e-8, 1e-11
@@ -20,47 +22,24 @@ RTOL, ATOL = 1e-8, 1e-11
 # Steps of the same update that differ in the order of the sums only.
 SAME_STEP = 1e-10
 
-# What the closed forms are for.
-PLAIN = ("box", "discrete", "multi_discrete", "multi_binary", "relu_unequal_nets", "frozen_layer")
-
-
-def without_closed_forms(policy: ActorCriticPolicy) -> None:
-    """Send a plain policy down the generic path, with a hook that does nothing."""
-    policy.features_extractor.register_forward_pre_hook(lambda module, args: None)
-
 
 def products(actor: Actor, chunks: tuple[ActorBatch, ...], damping: float = 0.0) -> th.Tensor:
     """Multiply by all unit vectors."""
-    fisher = FisherProduct(actor, chunks, damping)
+    fisher = fisher_of(actor, chunks, damping)
     size = sum(parameter.numel() for parameter in actor.parameters)
     return th.stack([fisher(unit).clone() for unit in th.eye(size, dtype=th.float64)], dim=1)
 
 
-@pytest.mark.parametrize("most_outputs", [8, 0], ids=["fastest", "autograd"])
+@pytest.mark.parametrize("slope_cost", [0.0, math.inf], ids=["layers", "autograd"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_fisher_product_equals_the_dense_hessian_of_the_mean_kl(
-    case: Case, most_outputs: int, monkeypatch: pytest.MonkeyPatch
+    case: Case, slope_cost: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layerwise, "MOST_DIRECTIONS", most_outputs)
+    monkeypatch.setattr(layerwise, "SLOPE_COST", slope_cost)
     actor, batch = actor_and_batch(collected(case, float64=True))
     expected = reference.dense_fisher(actor.policy, batch.observations, actor.parameters)
     assert expected.abs().max() > 1e-6
     th.testing.assert_close(products(actor, (batch,)), expected, rtol=RTOL, atol=ATOL)
-
-
-@pytest.mark.parametrize("name", PLAIN)
-def test_closed_forms_and_autograd_give_the_same_product(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = collected(name, float64=True)
-    fast, batch = actor_and_batch(model)
-    matrix = products(fast, (batch,))
-    without_closed_forms(model.policy)
-    monkeypatch.setattr(layerwise, "MOST_DIRECTIONS", 0)
-    slow, batch = actor_and_batch(model)
-    assert isinstance(fast.linearize(batch), MlpLinearization)
-    assert isinstance(slow.linearize(batch), AutogradLinearization)
-    th.testing.assert_close(products(slow, (batch,)), matrix, rtol=RTOL, atol=ATOL)
 
 
 @pytest.mark.parametrize(
@@ -86,16 +65,17 @@ def test_sum_is_the_number_of_dimensions_times_the_mean(name: str, dimensions: i
 def test_damping_is_added_once_whatever_the_number_of_chunks(size: int, name: str) -> None:
     actor, batch = actor_and_batch(collected(name, float64=True))
     vector = th.randn_like(reference.flat(actor.parameters))
-    plain = FisherProduct(actor, (batch,), 0.0)(vector)
-    damped = FisherProduct(actor, batch.chunks(size), 0.1)(vector)
+    plain = fisher_of(actor, (batch,), 0.0)(vector)
+    damped = fisher_of(actor, batch.chunks(size), 0.1)(vector)
     th.testing.assert_close(damped, plain + 0.1 * vector, rtol=RTOL, atol=ATOL)
 
 
 def full_step(model: TRPO, size: int, cg_steps: int) -> th.Tensor:
     actor, batch = actor_and_batch(model)
     chunks = batch.chunks(size)
-    surrogate = surrogate_at(actor, chunks, ent_coef=0.01)
-    fisher = FisherProduct(actor, chunks, 0.1)
+    linearized = LinearizedActor(actor, chunks)
+    surrogate = surrogate_at(linearized, chunks, ent_coef=0.01)
+    fisher = FisherProduct(linearized, chunks, 0.1)
     natural = natural_step(fisher, surrogate.gradient, 0.01, cg_steps, 1e-13)
     assert natural.failure is None
     return natural.step
@@ -138,27 +118,26 @@ def test_linearizations_are_kept_as_far_as_there_is_memory(
     in_memory: int, linearizations: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     actor, batch = actor_and_batch(collected("box", float64=True))
-    actor.max_states_in_memory = in_memory
+    actor = replace(actor, max_states_in_memory=in_memory)
     built: list[int] = []
-    linearize = actor.linearize
 
-    def counted(chunk: ActorBatch) -> Linearization:
+    def counted(self: Actor, chunk: ActorBatch) -> Linearization:
         built.append(len(chunk))
-        return linearize(chunk)
+        return linearize(self, chunk)
 
-    monkeypatch.setattr(actor, "linearize", counted)
-    fisher = FisherProduct(actor, batch.chunks(7), 0.1)
+    linearize = Actor.linearize
+    monkeypatch.setattr(Actor, "linearize", counted)
+    fisher = fisher_of(actor, batch.chunks(7), 0.1)
     vector = th.randn(34, dtype=th.float64)
     products = [fisher(vector) for _ in range(3)]
     assert all(th.equal(product, products[0]) for product in products)
-    assert sum(map(len, fisher._kept)) + 7 * (in_memory < 24) <= in_memory
+    assert sum(map(len, fisher.linearized._built)) <= in_memory
     assert len(built) == linearizations
 
 
 def test_products_do_not_depend_on_the_vectors_before_them() -> None:
-    """The closed forms work in buffers that they use again."""
     actor, batch = actor_and_batch(collected("box", float64=True))
-    fisher = FisherProduct(actor, (batch,), 0.1)
+    fisher = fisher_of(actor, (batch,), 0.1)
     one, two = th.randn(2, 34, dtype=th.float64)
     first = fisher(one)
     kept = first.clone()
@@ -171,7 +150,26 @@ def test_product_in_float32_has_the_digits_of_float32() -> None:
     actor, batch = actor_and_batch(collected("box"))
     exact, exact_batch = actor_and_batch(collected("box", float64=True))
     vector = th.randn(34)
-    product = FisherProduct(actor, (batch,), 0.1)(vector)
-    expected = FisherProduct(exact, (exact_batch,), 0.1)(vector.double())
+    product = fisher_of(actor, (batch,), 0.1)(vector)
+    expected = fisher_of(exact, (exact_batch,), 0.1)(vector.double())
     assert product.dtype == th.float32
     th.testing.assert_close(product.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_chunk_is_linearised_once_for_the_gradient_and_the_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    actor, batch = actor_and_batch(collected("box", float64=True))
+    chunks = batch.chunks(7)
+    built: list[ActorBatch] = []
+
+    def counted(self: Actor, chunk: ActorBatch) -> Linearization:
+        built.append(chunk)
+        return linearize(self, chunk)
+
+    linearize = Actor.linearize
+    monkeypatch.setattr(Actor, "linearize", counted)
+    linearized = LinearizedActor(actor, chunks)
+    gradient = surrogate_at(linearized, chunks).gradient
+    FisherProduct(linearized, chunks)(gradient)
+    assert built == list(chunks)

@@ -12,11 +12,10 @@ import pytest
 import torch as th
 
 import sb3_trpo
-from sb3_trpo.fisher import FisherProduct
-from sb3_trpo.surrogate import improvement_and_kl, surrogate_at
+from sb3_trpo.surrogate import improvement_and_kl
 from sb3_trpo.trpo import ACTOR_UPDATES
 from tests import reference, stepped
-from tests.cases import actor_and_batch
+from tests.cases import actor_and_batch, fisher_of, surrogate_of
 from tests.environments import (
     EVERY,
     changed,
@@ -168,12 +167,12 @@ def test_chunks_change_nothing(case: str, chunk: int) -> None:
 def test_chunks_change_nothing_in_double_precision(case: str, size: int) -> None:
     actor, batch = actor_and_batch(in_float64(case))
     chunks = batch.chunks(size)
-    whole, cut = surrogate_at(actor, (batch,), 0.1), surrogate_at(actor, chunks, 0.1)
+    whole, cut = surrogate_of(actor, (batch,), 0.1), surrogate_of(actor, chunks, 0.1)
     assert cut.value == pytest.approx(whole.value, rel=DOUBLE_ROUNDING)
     near: dict[str, Any] = {"rtol": DOUBLE_ROUNDING, "atol": DOUBLE_ROUNDING}
     th.testing.assert_close(cut.gradient, whole.gradient, **near)
     vector = th.randn_like(whole.gradient)
-    products = [FisherProduct(actor, c, 0.1)(vector) for c in ((batch,), chunks)]
+    products = [fisher_of(actor, c, 0.1)(vector) for c in ((batch,), chunks)]
     th.testing.assert_close(products[1], products[0], **near)
 
 
@@ -181,7 +180,7 @@ def test_chunks_change_nothing_in_double_precision(case: str, size: int) -> None
 def test_surrogate_gradient_and_kl_equal_those_of_one_state_at_a_time(case: str) -> None:
     model = in_float64(case)
     actor, batch = actor_and_batch(model)
-    surrogate = surrogate_at(actor, batch.chunks(9))
+    surrogate = surrogate_of(actor, batch.chunks(9))
     value = stepped.surrogate(model)
     expected = reference.dense_gradient(value, actor.parameters)
     assert surrogate.value == pytest.approx(reference.number(value), abs=1e-9)
@@ -210,7 +209,7 @@ def test_fisher_products_equal_the_dense_hessian_of_one_state_at_a_time(case: st
         assert {"lstm_actor.weight_hh_l0", f"lstm_actor.weight_ih_l{last}"} <= names
     old = distributions(model)
     expected = reference.dense_hessian(stepped.mean_kl(model, old), actor.parameters)
-    fisher = FisherProduct(actor, (batch,))
+    fisher = fisher_of(actor, (batch,))
     units = th.eye(len(expected), dtype=th.float64)
     found = th.stack([fisher(unit).clone() for unit in units], dim=1)
     assert expected.abs().max() > 1e-4

@@ -1,12 +1,11 @@
 """Derivatives layer by layer: the same numbers as autograd, and only where they are right."""
 
-from collections.abc import Callable
+import math
 from typing import Any, cast
 
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,47 +15,11 @@ from sb3_trpo.batch import ActorBatch
 from sb3_trpo.layerwise import LayerwiseLinearization
 from sb3_trpo.linearization import AutogradLinearization
 from sb3_trpo.vectors import flatten
-from tests.cases import BOX, CASES, DISCRETE, IMAGE, VECTOR, Case, actor_and_batch, collected
+from tests.cases import BOX, CASES, DISCRETE, IMAGE, Case, actor_and_batch, collected
+from tests.layers import case_of
 
 # Sums of a few thousand products in double precision.
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
-
-
-class Extractor(BaseFeaturesExtractor):
-    """
-    A network of layers that a test puts together.
-
-    :param make: returns a dictionary of layers
-    :param run: computes the features from the layers and the observations
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Box,
-        make: Callable[[], dict[str, nn.Module]],
-        run: Callable[[Any, th.Tensor], th.Tensor],
-    ) -> None:
-        super().__init__(observation_space, features_dim=4)
-        self.layers = nn.ModuleDict(make())
-        self.run = run
-
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        return self.run(self.layers, observations)
-
-
-def case_of(
-    make: Callable[[], dict[str, nn.Module]],
-    run: Callable[[Any, th.Tensor], th.Tensor],
-    observations: spaces.Box = VECTOR,
-    actions: spaces.Space[Any] = DISCRETE,
-) -> Case:
-    policy = "CnnPolicy" if observations is IMAGE else "MlpPolicy"
-    options = {
-        "features_extractor_class": Extractor,
-        "features_extractor_kwargs": {"make": make, "run": run},
-        "net_arch": [5],
-    }
-    return Case("custom", actions, observations, policy, options)
 
 
 def one_layer() -> dict[str, nn.Module]:
@@ -86,12 +49,18 @@ def products(actor: Actor, batch: ActorBatch) -> tuple[th.Tensor, th.Tensor, th.
     )
 
 
+@pytest.fixture(autouse=True)
+def _whatever_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks as small as these are cheaper by autograd."""
+    monkeypatch.setattr(layerwise, "SLOPE_COST", 0.0)
+
+
 def check_equal_to_autograd(case: Case | str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = collected(case, float64=True)
     actor, batch = actor_and_batch(model)
     assert isinstance(actor.linearize(batch), LayerwiseLinearization)
     ours = products(actor, batch)
-    monkeypatch.setattr(layerwise, "MOST_DIRECTIONS", 0)
+    monkeypatch.setattr(layerwise, "SLOPE_COST", math.inf)
     actor, batch = actor_and_batch(model)
     assert isinstance(actor.linearize(batch), AutogradLinearization)
     for one, other in zip(ours, products(actor, batch), strict=True):
@@ -168,7 +137,7 @@ def test_convolution_with_few_weights_has_its_jacobian(
 
     case = case_of(make, run, IMAGE)
     check_equal_to_autograd(case, monkeypatch)
-    monkeypatch.undo()
+    monkeypatch.setattr(layerwise, "SLOPE_COST", 0.0)
     actor, batch = actor_and_batch(collected(case, float64=True))
     linearization = actor.linearize(batch)
     assert isinstance(linearization, LayerwiseLinearization)
@@ -324,19 +293,28 @@ def test_hook_on_all_modules_of_the_process_is_respected() -> None:
         handle.remove()
 
 
-def test_many_outputs_and_a_single_logit_go_through_autograd() -> None:
+def test_a_single_logit_goes_through_autograd() -> None:
+    """There is no other logit to compare the only one with."""
+
     def run(layers: Any, x: th.Tensor) -> Any:
         return layers["other"](layers["layer"](x))
 
-    def kind(actions: int) -> type[Any]:
-        return kind_of(case_of(one_layer, run, actions=spaces.Discrete(actions)))
-
-    assert kind(2) is kind(8) is LayerwiseLinearization
-    assert kind(9) is LayerwiseLinearization  # eight distances to the last one
-    assert kind(10) is AutogradLinearization
-    assert kind(1) is AutogradLinearization  # no other logit to compare the only one with
+    assert kind_of(case_of(one_layer, run, actions=spaces.Discrete(2))) is LayerwiseLinearization
+    assert kind_of(case_of(one_layer, run, actions=spaces.Discrete(1))) is AutogradLinearization
     blocks = case_of(one_layer, run, actions=spaces.MultiDiscrete([1, 3]))
     assert kind_of(blocks) is AutogradLinearization
+
+
+@pytest.mark.parametrize(
+    ("width", "actions", "is_layerwise"),
+    [(8, 2, False), (64, 2, True), (64, 4, False), (512, 4, True), (512, 12, False)],
+)
+def test_layers_are_wide_for_the_number_of_actions_where_they_are_cheaper(
+    width: int, actions: int, is_layerwise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    case = Case("wide", spaces.Discrete(actions), policy_kwargs={"net_arch": [width, width]})
+    assert (kind_of(case) is LayerwiseLinearization) is is_layerwise
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

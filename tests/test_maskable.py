@@ -22,12 +22,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_trpo import TRPO, MaskableTRPO
-from sb3_trpo.fisher import FisherProduct
 from sb3_trpo.read_buffer import read_rollout
-from sb3_trpo.surrogate import improvement_and_kl, surrogate_at
+from sb3_trpo.surrogate import improvement_and_kl
 from sb3_trpo.trpo import ACTOR_UPDATES
 from tests import reference
-from tests.cases import actor_and_batch, move_off_the_start
+from tests.cases import actor_and_batch, fisher_of, move_off_the_start, surrogate_of
 from tests.environments import (
     DICT,
     DISCRETE_ACTIONS,
@@ -197,7 +196,7 @@ def test_fisher_product_equals_the_hessian_of_the_kl_over_the_allowed_actions(
         difference = new.masked_fill(~allowed, 0.0) - before.masked_fill(~allowed, 0.0)
         kl = kl + (new.exp() * difference).sum(1).mean()
     expected = reference.dense_hessian(kl, actor.parameters)
-    fisher = FisherProduct(actor, batch.chunks(13))
+    fisher = fisher_of(actor, batch.chunks(13))
     identity = th.eye(len(expected), dtype=th.float64)
     found = th.stack([fisher(unit).clone() for unit in identity], dim=1)
     assert expected.abs().max() > 1e-4
@@ -229,10 +228,10 @@ def test_a_state_with_one_allowed_action_contributes_exactly_nothing() -> None:
 
     model = collected(DISCRETE_ACTIONS, masks)
     actor, batch = actor_and_batch(model)
-    surrogate = surrogate_at(actor, (batch,), ent_coef=0.1)
+    surrogate = surrogate_of(actor, (batch,), ent_coef=0.1)
     assert surrogate.entropy == 0.0
     assert not surrogate.gradient.any()
-    assert not FisherProduct(actor, (batch,))(th.randn_like(surrogate.gradient)).any()
+    assert not fisher_of(actor, (batch,))(th.randn_like(surrogate.gradient)).any()
     with th.no_grad():
         for parameter in actor.parameters:
             parameter.add_(th.randn_like(parameter))

@@ -10,9 +10,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trpo import MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
 from sb3_trpo.evaluation import evaluate_policy
-from sb3_trpo.surrogate import surrogate_at
 from tests import reference, stepped
-from tests.cases import TinyCnn, actor_and_batch, move_off_the_start
+from tests.cases import TinyCnn, actor_and_batch, move_off_the_start, surrogate_of
 from tests.environments import (
     DICT,
     DISCRETE_ACTIONS,
@@ -134,7 +133,7 @@ def test_reading_a_buffer_after_its_get_gives_the_same_batch() -> None:
     gradients = []
     for m in (model, twin):
         actor, batch = actor_and_batch(m)
-        gradients.append(surrogate_at(actor, (batch,)).gradient)
+        gradients.append(surrogate_of(actor, (batch,)).gradient)
     th.testing.assert_close(gradients[0], gradients[1], rtol=ROUNDING, atol=ROUNDING)
 
 

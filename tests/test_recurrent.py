@@ -19,9 +19,8 @@ from torch import nn
 from sb3_trpo import TRPO, RecurrentTRPO
 from sb3_trpo.batch import SequenceBatch
 from sb3_trpo.sequences import Sequences
-from sb3_trpo.surrogate import surrogate_at
 from tests import reference, stepped
-from tests.cases import TinyCnn, actor_and_batch, move_off_the_start, rollout_of
+from tests.cases import TinyCnn, actor_and_batch, move_off_the_start, rollout_of, surrogate_of
 from tests.environments import (
     DISCRETE_ACTIONS,
     EVERY,
@@ -387,7 +386,7 @@ def test_reading_a_buffer_after_its_get_gives_the_same_sequences() -> None:
     values = []
     for m in (model, twin):
         actor, batch = actor_and_batch(m)
-        values.append(surrogate_at(actor, (batch,)).gradient)
+        values.append(surrogate_of(actor, (batch,)).gradient)
     th.testing.assert_close(values[0], values[1], rtol=ROUNDING, atol=ROUNDING)
 
 

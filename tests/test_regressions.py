@@ -24,7 +24,8 @@ from sb3_trpo.actor import read_actor
 from sb3_trpo.critic import read_critic
 from sb3_trpo.distributions import family_of
 from sb3_trpo.read_buffer import read_rollout
-from sb3_trpo.surrogate import improvement_and_kl, surrogate_at
+from sb3_trpo.surrogate import improvement_and_kl
+from tests.cases import surrogate_of
 from tests.environments import BOX_ACTIONS, DICT, VECTOR, ToyEnv
 
 
@@ -201,7 +202,7 @@ def test_covariance_that_is_not_positive_definite_rejects_the_candidate(
     model.learn(32)
     batch = read_rollout(model.rollout_buffer, model.device, th.float32).actor_batch
     actor = read_actor(model.policy, batch)
-    surrogate = surrogate_at(actor, [batch])
+    surrogate = surrogate_of(actor, [batch])
 
     def refuse(*_: Any) -> Distribution:
         raise th.linalg.LinAlgError("not positive-definite")  # type: ignore[attr-defined]

@@ -8,11 +8,17 @@ import pytest
 import torch as th
 
 from sb3_trpo.conjugate_gradient import CGStatus
-from sb3_trpo.trust_region import NaturalStep, backtrack, natural_step
+from sb3_trpo.trust_region import (
+    Candidate,
+    NaturalStep,
+    backtrack,
+    inside_trust_region,
+    natural_step,
+)
 from tests import reference
 
 DELTA = 0.01
-SHRINK = 0.8
+RULE = inside_trust_region(DELTA)
 
 
 def fisher_matrix(rng: np.random.Generator, size: int = 12) -> th.Tensor:
@@ -104,6 +110,26 @@ def test_step_does_not_depend_on_the_scale_of_a_float32_gradient(
     assert scaled.max_step_size == pytest.approx(plain.max_step_size / scale, rel=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_gradient_whose_largest_entry_is_negative_is_scaled_by_its_absolute_value(
+    scale: float,
+) -> None:
+    gradient = scale * th.tensor([-2.0, -1.0, -0.5])
+    natural = solve(th.eye(3), gradient)
+    expected = gradient / gradient.double().norm() * (2 * DELTA) ** 0.5
+    th.testing.assert_close(natural.step, expected.float(), rtol=1e-5, atol=1e-7)
+    assert natural.gradient_norm == pytest.approx(scale * 5.25**0.5, rel=1e-5)
+
+
+def test_infinite_expected_improvement_is_no_step() -> None:
+    """A long step along a large gradient: each is finite, their product is not."""
+    gradient = th.full((3,), 1e300, dtype=th.float64)
+    natural = solve(1e-20 * th.eye(3, dtype=th.float64), gradient)
+    assert natural.failure == "not_finite"
+    assert th.equal(natural.step, th.zeros(3, dtype=th.float64))
+    assert (natural.max_step_size, natural.expected_improvement) == (0.0, 0.0)
+
+
 INDEFINITE = th.diag(th.tensor([-1.0, -1.0, -1.0]))
 
 
@@ -176,9 +202,9 @@ class Quadratic:
         square = float(d @ d)
         return float(self.gradient @ d) - self.steepness * square / 2, square / 2
 
-    def evaluate(self) -> tuple[float, float]:
+    def evaluate(self) -> Candidate:
         self.seen.append(reference.flat(self.parameters))
-        return self.at(self.seen[-1] - self.start)
+        return Candidate(*self.at(self.seen[-1] - self.start))
 
     def untouched(self) -> bool:
         return th.equal(reference.flat(self.parameters), self.start)
@@ -200,7 +226,9 @@ def test_first_acceptable_candidate_is_taken(
         max_iter=25,
     )
     assert j is not None
-    search = backtrack(problem.parameters, full_step(step), problem.evaluate, 0.5, shrink, 25)
+    search = backtrack(
+        problem.parameters, full_step(step), problem.evaluate, inside_trust_region(0.5), shrink, 25
+    )
     assert (search.accepted, search.backtracks) == (True, j)
     assert search.shrinkage == shrink**j
     moved = reference.flat(problem.parameters) - problem.start
@@ -214,14 +242,18 @@ def test_table_of_first_acceptable_candidates_has_more_than_one_answer() -> None
     for length in (0.1, 1.0, 3.0):
         problem = Quadratic()
         step = full_step(length * problem.gradient)
-        found.add(backtrack(problem.parameters, step, problem.evaluate, 0.5).backtracks)
+        found.add(
+            backtrack(
+                problem.parameters, step, problem.evaluate, inside_trust_region(0.5)
+            ).backtracks
+        )
     assert len(found) == 3
 
 
 def test_candidates_are_the_shrunk_full_step_from_the_start_and_not_from_each_other() -> None:
     problem = Quadratic()
     step = full_step(100 * problem.gradient)
-    backtrack(problem.parameters, step, problem.evaluate, 0.01, 0.5, 4)
+    backtrack(problem.parameters, step, problem.evaluate, inside_trust_region(0.01), 0.5, 4)
     for j, seen in enumerate(problem.seen):
         th.testing.assert_close(seen, problem.start + 0.5**j * step.step, rtol=1e-14, atol=1e-14)
     assert len(problem.seen) == 4
@@ -244,7 +276,7 @@ def test_candidates_are_the_shrunk_full_step_from_the_start_and_not_from_each_ot
 def test_rejected_step_leaves_parameters_bitwise_unchanged(outcome: tuple[float, float]) -> None:
     problem = Quadratic()
     step = full_step(1e3 * problem.gradient)
-    search = backtrack(problem.parameters, step, lambda: outcome, DELTA, max_iter=7)
+    search = backtrack(problem.parameters, step, lambda: Candidate(*outcome), RULE, max_iter=7)
     assert problem.untouched()
     assert (search.accepted, search.backtracks, search.shrinkage) == (False, 7, 0.0)
     assert (search.improvement, search.kl) == (0.0, 0.0)
@@ -252,7 +284,9 @@ def test_rejected_step_leaves_parameters_bitwise_unchanged(outcome: tuple[float,
 
 def test_kl_of_exactly_the_radius_is_inside() -> None:
     problem = Quadratic()
-    search = backtrack(problem.parameters, full_step(problem.gradient), lambda: (1.0, DELTA), DELTA)
+    search = backtrack(
+        problem.parameters, full_step(problem.gradient), lambda: Candidate(1.0, DELTA), RULE
+    )
     assert search.accepted
 
 
@@ -263,33 +297,84 @@ def test_parameters_are_bitwise_unchanged_when_a_candidate_raises(
 ) -> None:
     problem = Quadratic()
 
-    def evaluate() -> tuple[float, float]:
+    def evaluate() -> Candidate:
         if len(problem.seen) == at:
             raise error
         problem.evaluate()
-        return -1.0, 0.0
+        return Candidate(-1.0, 0.0)
 
     with pytest.raises(error):
-        backtrack(problem.parameters, full_step(problem.gradient), evaluate, DELTA)
+        backtrack(problem.parameters, full_step(problem.gradient), evaluate, RULE)
     assert problem.untouched()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_candidates_that_are_not_finite_never_stay(bad: float) -> None:
-    """The step itself is the fault; evaluation sees the numbers and says so."""
+    """Whatever evaluation says: a saturated tanh hides an infinite weight."""
     problem = Quadratic()
     step = problem.gradient.clone()
     step[0] = bad
-    search = backtrack(problem.parameters, full_step(step), problem.evaluate, DELTA)
-    assert not search.accepted
-    assert problem.untouched()
+    for max_iter in (0, 10):
+        search = backtrack(
+            problem.parameters,
+            full_step(step),
+            lambda: Candidate(1.0, 0.0),
+            RULE,
+            max_iter=max_iter,
+        )
+        assert search.failure == "line_search_failed"
+        assert problem.untouched()
+
+
+def test_parameters_whose_sum_overflows_are_finite() -> None:
+    parameter = th.full((4,), 3e38)
+    assert backtrack([parameter], full_step(th.ones(4)), lambda: Candidate(1.0, 0.0), RULE).accepted
+
+
+@pytest.mark.parametrize(
+    ("divergences", "failure"),
+    [
+        ((math.nan, math.nan), "kl_is_nan"),
+        ((math.nan, 1.0), "line_search_failed"),
+        ((math.inf, math.nan), "line_search_failed"),
+    ],
+)
+def test_record_says_when_the_kl_of_every_candidate_is_nan(
+    divergences: tuple[float, float], failure: str
+) -> None:
+    problem, outcomes = Quadratic(), iter(divergences)
+    search = backtrack(
+        problem.parameters,
+        full_step(problem.gradient),
+        lambda: Candidate(1.0, next(outcomes)),
+        RULE,
+        max_iter=2,
+    )
+    assert (search.failure, search.backtracks) == (failure, 2)
+
+
+def test_rule_decides_which_candidate_is_accepted() -> None:
+    """It sees the finite candidates, each with its share of the expected improvement."""
+    problem, seen = Quadratic(), []
+    outcomes = iter([(-3.0, 9.0), (math.nan, 0.0), (-1.0, 7.0)])
+
+    def accepts(candidate: Candidate, expected: float) -> bool:
+        seen.append((candidate, expected))
+        return candidate.kl < 8
+
+    step = full_step(problem.gradient, expected_improvement=2.0)
+    search = backtrack(
+        problem.parameters, step, lambda: Candidate(*next(outcomes)), accepts, shrinking_factor=0.5
+    )
+    assert (search.accepted, search.backtracks, search.kl) == (True, 2, 7.0)
+    assert seen == [(Candidate(-3.0, 9.0), 2.0), (Candidate(-1.0, 7.0), 0.5)]
 
 
 def test_search_goes_on_after_a_candidate_that_is_not_finite() -> None:
     problem = Quadratic()
     outcomes = iter([(math.nan, math.nan), (1.0, math.nan), (1.0, 0.005)])
     search = backtrack(
-        problem.parameters, full_step(problem.gradient), lambda: next(outcomes), DELTA
+        problem.parameters, full_step(problem.gradient), lambda: Candidate(*next(outcomes)), RULE
     )
     assert (search.accepted, search.backtracks) == (True, 2)
 
@@ -298,7 +383,11 @@ def test_search_goes_on_after_a_candidate_that_is_not_finite() -> None:
 def test_no_line_search_takes_the_full_step_untested(outcome: tuple[float, float]) -> None:
     problem = Quadratic()
     search = backtrack(
-        problem.parameters, full_step(problem.gradient), lambda: outcome, DELTA, max_iter=0
+        problem.parameters,
+        full_step(problem.gradient),
+        lambda: Candidate(*outcome),
+        RULE,
+        max_iter=0,
     )
     assert (search.accepted, search.backtracks, search.shrinkage) == (True, 0, 1.0)
     assert (search.improvement, search.kl) == outcome
@@ -313,7 +402,11 @@ def test_no_line_search_still_refuses_numbers_that_are_not_finite(
 ) -> None:
     problem = Quadratic()
     search = backtrack(
-        problem.parameters, full_step(problem.gradient), lambda: outcome, DELTA, max_iter=0
+        problem.parameters,
+        full_step(problem.gradient),
+        lambda: Candidate(*outcome),
+        RULE,
+        max_iter=0,
     )
     assert (search.accepted, search.backtracks) == (False, 1)
     assert problem.untouched()
@@ -329,11 +422,13 @@ def test_realised_improvement_has_to_reach_its_share_of_the_expected_one(
     parameter = th.zeros(1, dtype=th.float64)
     natural = full_step(th.ones(1, dtype=th.float64), expected_improvement=1.0)
 
-    def evaluate() -> tuple[float, float]:
+    def evaluate() -> Candidate:
         fraction = float(parameter)
-        return fraction - 0.6 * fraction**2, 0.0
+        return Candidate(fraction - 0.6 * fraction**2, 0.0)
 
-    search = backtrack([parameter], natural, evaluate, DELTA, 0.5, 10, accept_ratio)
+    search = backtrack(
+        [parameter], natural, evaluate, inside_trust_region(DELTA, accept_ratio), 0.5, 10
+    )
     assert (search.accepted, search.backtracks) == (True, j)
 
 
@@ -344,10 +439,9 @@ def test_expected_improvement_is_shrunk_once_per_backtrack() -> None:
     search = backtrack(
         [parameter],
         full_step(th.ones(1, dtype=th.float64), expected_improvement=1.0),
-        lambda: (realised[float(parameter)], 0.0),
-        DELTA,
+        lambda: Candidate(realised[float(parameter)], 0.0),
+        inside_trust_region(DELTA, 0.9),
         shrinking_factor=0.5,
-        accept_ratio=0.9,
     )
     assert (search.accepted, search.backtracks) == (True, 2)
 
@@ -356,7 +450,7 @@ def test_expected_improvement_is_shrunk_once_per_backtrack() -> None:
 def test_no_candidate_is_tried_without_a_step(max_iter: int) -> None:
     problem = Quadratic()
     natural = NaturalStep(th.zeros(11), 0.0, 0.0, 0.0, None, "zero_gradient")
-    search = backtrack(problem.parameters, natural, problem.evaluate, DELTA, max_iter=max_iter)
+    search = backtrack(problem.parameters, natural, problem.evaluate, RULE, max_iter=max_iter)
     assert (search.accepted, search.backtracks, problem.seen) == (False, 0, [])
     assert problem.untouched()
 
@@ -370,7 +464,7 @@ def test_parameters_are_written_in_place() -> None:
     problem = Quadratic()
     same_memory = frozen_copy(problem)
     assert backtrack(
-        problem.parameters, full_step(1e-3 * problem.gradient), problem.evaluate, DELTA
+        problem.parameters, full_step(1e-3 * problem.gradient), problem.evaluate, RULE
     ).accepted
     assert same_memory()
 
@@ -378,5 +472,5 @@ def test_parameters_are_written_in_place() -> None:
 def test_parameters_that_require_gradients_and_are_not_contiguous_move_too() -> None:
     leaf = th.randn(3, 2, dtype=th.float64).T.requires_grad_()
     start, step = leaf.detach().clone(), th.arange(6, dtype=th.float64)
-    assert backtrack([leaf], full_step(step), lambda: (1.0, 0.0), DELTA).accepted
+    assert backtrack([leaf], full_step(step), lambda: Candidate(1.0, 0.0), RULE).accepted
     th.testing.assert_close(leaf.detach(), start + step.reshape(2, 3))

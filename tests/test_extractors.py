@@ -1,0 +1,94 @@
+"""Whatever features extractor PPO and A2C train is trained, with the right Fisher products."""
+
+from typing import Any
+
+import pytest
+import torch as th
+from stable_baselines3 import A2C, PPO
+
+from sb3_trpo.linearization import RowwiseLinearization
+from sb3_trpo.surrogate import improvement_and_kl
+from tests import reference
+from tests.cases import Case, actor_and_batch, collected, fisher_of, make_model, surrogate_of
+from tests.layers import LAYERS as NAMES
+from tests.layers import table
+
+# torch calls nested and compressed tensors prototypes; ours says what is slow.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*cannot differentiate twice:UserWarning"),
+]
+
+LAYERS = table()
+
+# Second differences in float64 of a KL divergence whose derivatives are around 1.
+RTOL, ATOL = 1e-4, 1e-7
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=str)
+def test_every_extractor_is_trained(case: Case) -> None:
+    model = make_model(case)
+    before = reference.flat(list(model.policy.parameters()))
+    model.learn(24)
+    assert model.logger.name_to_value["train/is_line_search_success"] == 1
+    assert not th.equal(reference.flat(list(model.policy.parameters())), before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", LAYERS, ids=str)
+def test_table_lists_what_ppo_and_a2c_train(case: Case) -> None:
+    env: Any = make_model(case).get_env()
+    options: dict[str, Any] = {"policy_kwargs": {"net_arch": [5], **case.policy_kwargs}, "seed": 0}
+    for model in (
+        PPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, **options),
+        A2C("MlpPolicy", env, n_steps=8, **options),
+    ):
+        before = reference.flat(list(model.policy.parameters()))
+        model.learn(24)
+        assert not th.equal(reference.flat(list(model.policy.parameters())), before)
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=str)
+def test_fisher_product_equals_second_differences_of_the_kl(case: Case) -> None:
+    actor, batch = actor_and_batch(collected(case, float64=True))
+    expected = reference.fisher_by_differences(actor.policy, batch.observations, actor.parameters)
+    assert expected.abs().max() > 1e-6
+    fisher = fisher_of(actor, batch.chunks(16))
+    units = th.eye(len(expected), dtype=th.float64)
+    ours = th.stack([fisher(unit).clone() for unit in units], dim=1)
+    th.testing.assert_close(ours, expected, rtol=RTOL, atol=ATOL)
+
+
+@pytest.mark.parametrize("case", table([name for name in NAMES if "ttention" in name]), ids=str)
+def test_kl_divergence_from_itself_is_zero_to_rounding(case: Case) -> None:
+    """The gradient and the line search see the same numbers, fused kernels or not."""
+    actor, batch = actor_and_batch(collected(case))
+    surrogate = surrogate_of(actor, (batch,))
+    improvement, kl = improvement_and_kl(actor, surrogate.old)
+    assert kl == pytest.approx(0.0, abs=1e-10)
+    assert improvement == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("EmbeddingBag, sum", "_embedding_bag_backward"),
+        ("segment_reduce, PReLU", "_segment_reduce_backward"),
+        ("once differentiable", "leaves autograd"),
+        ("backward outside autograd", "leaves autograd"),
+    ],
+)
+def test_operation_that_makes_the_update_slow_is_named(name: str, reason: str) -> None:
+    (case,) = table([name])
+    model = collected(case)
+    with pytest.warns(UserWarning, match=f"cannot differentiate twice.*{reason}"):
+        actor, batch = actor_and_batch(model)
+    assert isinstance(actor.linearize(batch), RowwiseLinearization)
+
+
+def test_settings_of_torch_are_as_before() -> None:
+    before = th.backends.mha.get_fastpath_enabled(), th._C._get_flash_sdp_enabled()
+    actor_and_batch(collected(table(["TransformerEncoder"])[0]))
+    after = th.backends.mha.get_fastpath_enabled(), th._C._get_flash_sdp_enabled()
+    assert before == after == (True, True)
