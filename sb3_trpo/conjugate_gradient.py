@@ -120,7 +120,7 @@ def _iterate(
 
 
 def _is_finite(vector: th.Tensor) -> bool:
-    """Tell whether all numbers are finite; their sum is not if one is not, and is cheaper."""
+    """Return whether all numbers are finite; their sum is not if one is not, and is cheaper."""
     return math.isfinite(float(vector.sum())) or bool(vector.isfinite().all())
 
 
@@ -128,9 +128,9 @@ def _iterate_without_waiting(
     product: Product, b: th.Tensor, max_iter: int, residual_tol: float
 ) -> tuple[th.Tensor, th.Tensor, int, CGStatus]:
     """
-    Do the same on an accelerator, whose numbers are not read before the end.
+    Do the same without synchronising with the device.
 
-    After an end the remaining iterations run with x and r frozen.
+    Once the iteration has stopped, x and r stay fixed.
     """
     x, r, p = th.zeros_like(b), b, b
     rr = bb = th.dot(b, b)

@@ -240,7 +240,7 @@ _WRAPPERS = (td.Independent, td.TransformedDistribution)
 
 
 def _has_learned_transform(distribution: Any) -> bool:
-    """Tell whether a transform depends on the network, which the KL of the base does not see."""
+    """Return whether a transform depends on the network, which the KL of the base does not see."""
     transforms: list[Any] = []
     while type(distribution) in _WRAPPERS:
         transforms += getattr(distribution, "transforms", [])
@@ -325,7 +325,7 @@ class Head:
     sizes: tuple[int, ...] = ()
 
 
-# Exact types: what a subclass makes of the network's output is its own affair.
+# Exact types only: a subclass may interpret the output differently.
 _HEADS: dict[type, Family] = {
     DiagGaussianDistribution: _CLOSED_FORMS[td.Normal],
     CategoricalDistribution: _CLOSED_FORMS[td.Categorical],
@@ -334,7 +334,7 @@ _HEADS: dict[type, Family] = {
 }
 
 
-# Methods of SB3's distributions that an object may have been given others of.
+# Methods of SB3's distributions that may be overridden on an instance.
 DISTRIBUTION_METHODS = frozenset(
     ["proba_distribution", "sample", "mode", "get_actions", "log_prob", "entropy"]
 )
