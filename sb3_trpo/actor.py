@@ -21,6 +21,7 @@ from sb3_trpo.linearization import (
     Linearization,
     RowwiseLinearization,
     differentiable,
+    linearize_mlp,
 )
 from sb3_trpo.sequences import Observations
 from sb3_trpo.vectors import flatten
@@ -82,6 +83,9 @@ class Actor:
         :param batch: a chunk
         :return: the fastest linearization that is right for the policy
         """
+        in_closed_form = linearize_mlp(self.policy, self.parameters, batch.observations)
+        if in_closed_form is not None:
+            return in_closed_form
         with th.enable_grad(), recording_layers(self.policy) as calls:
             distribution = self.distribution(batch)
         if self.is_differentiable_once:

@@ -8,15 +8,19 @@ J     Jacobian dz/dθ at the batch
 ====  =====================================================================
 """
 
+import copy
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 
 import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_trpo.distributions import ActionDistribution, Metric, Outputs
+from sb3_trpo.distributions import ActionDistribution, Gaussian, Head, Metric, Outputs, head_of
+from sb3_trpo.mlp import Mlp, Pair, Tape, actor_mlp, flat_features, pairs_of
+from sb3_trpo.sequences import Observations
 from sb3_trpo.vectors import flatten, unflatten
 
 
@@ -120,6 +124,92 @@ class AutogradLinearization(Linearization):
         cotangents = [th.zeros_like(z, requires_grad=True) for z in self._active_outputs]
         pullback = _grad(self._active_outputs, self.parameters, cotangents, create_graph=True)
         return cotangents, pullback
+
+
+class MlpLinearization(Linearization):
+    """
+    Derivatives of a plain multi-layer perceptron in closed form.
+
+    A Fisher product takes about half of what it takes by autograd. Only the short way from the
+    network's outputs to the objective is left to autograd.
+
+    :param policy: its ``action_dist`` makes the distribution
+    :param mlp: from features to means or logits
+    :param head: what the distribution makes of them
+    :param parameters: θ
+    :param features: the network's input, shape ``(n, features)``
+    """
+
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        mlp: Mlp,
+        head: Head,
+        parameters: Sequence[nn.Parameter],
+        features: th.Tensor,
+    ) -> None:
+        self._mlp, self._sizes, self._parameters = mlp, head.sizes, parameters
+        self._tape = Tape(mlp, mlp.weights, len(features))
+        self._leaves = [self._tape.forward(features).clone().requires_grad_()]
+        self._log_std = policy.log_std if isinstance(head.family, Gaussian) else None
+        if self._log_std is not None:
+            self._leaves.append(self._log_std.detach().clone().requires_grad_())
+        with th.enable_grad():
+            # A copy: a graph on the policy's own object would keep the policy from being copied.
+            distribution = copy.copy(policy.action_dist).proba_distribution(*self._leaves)
+            super().__init__(ActionDistribution(distribution))
+
+    def gradient(self, value: th.Tensor) -> th.Tensor:
+        """Differentiate down to the network's outputs, then multiply by its Jacobian."""
+        slopes = _grad([value], self._leaves)
+        return self._pull(slopes[0], slopes[-1])
+
+    def jacobian_product(self, vector: th.Tensor) -> Outputs:
+        """Push a change of θ through the layers."""
+        changes = views_by_id(vector, self._parameters)
+        raw = self._tape.tangent(self._by_layer(changes))
+        if self._log_std is not None:
+            change = changes.get(id(self._log_std))
+            return raw, th.zeros_like(raw) if change is None else change.expand_as(raw)
+        return tuple(th.split(raw, list(self._sizes), dim=1)) if self._sizes else (raw,)
+
+    def transposed_product(self, tangent: Outputs) -> th.Tensor:
+        """Pull a change of z back through the layers."""
+        if self._log_std is not None:
+            return self._pull(tangent[0], tangent[1].sum(dim=0))
+        return self._pull(th.cat(tangent, dim=1), None)
+
+    def _pull(self, raw: th.Tensor, log_std: th.Tensor | None) -> th.Tensor:
+        """Multiply (means or logits, log std) by the transposed Jacobian."""
+        result = raw.new_empty(sum(parameter.numel() for parameter in self._parameters))
+        gradients = views_by_id(result, self._parameters)
+        self._tape.cotangent(raw, self._by_layer(gradients))
+        if log_std is not None and id(self._log_std) in gradients:
+            gradients[id(self._log_std)].copy_(log_std)
+        return result
+
+    def _by_layer(self, views: dict[int, th.Tensor]) -> list[Pair]:
+        """Arrange views of θ by layer; frozen parameters have none."""
+        return pairs_of([views.get(id(parameter)) for parameter in self._mlp.parameters])
+
+
+def linearize_mlp(
+    policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter], observations: Observations
+) -> MlpLinearization | None:
+    """
+    Linearise SB3's ``MlpPolicy`` in closed form.
+
+    :param policy: any policy
+    :param parameters: θ
+    :param observations: n states
+    :return: the linearization; ``None`` if anything in the policy is not as SB3 builds it
+    """
+    mlp = actor_mlp(policy)
+    head = None if mlp is None else head_of(policy)
+    if mlp is None or head is None:
+        return None
+    features = flat_features(policy, observations)
+    return MlpLinearization(policy, mlp, head, parameters, features)
 
 
 class RowwiseLinearization(Linearization):

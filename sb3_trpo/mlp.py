@@ -9,6 +9,7 @@ compilation, so that nothing a user has put into a network is passed over.
 h_l      output of layer l; h_0 is the input
 W_l, b_l weight and bias of layer l
 φ'_l     slope of the activation after layer l
+t_l      tangent of h_l
 δ_l      cotangent of the input of the activation after layer l
 =======  ==========================================================
 """
@@ -272,6 +273,30 @@ class Tape:
                 value = activation(leaf.clone())  # a copy, which it may overwrite
                 slope.copy_(th.autograd.grad(value.sum(), leaf)[0])
             h.copy_(value.detach())
+
+    @th.no_grad()
+    def tangent(self, changes: Sequence[Pair]) -> th.Tensor:
+        """
+        Compute Jv: t_l = φ'_l (h_{l-1} dW_lᵀ + t_{l-1} W_lᵀ + db_l).
+
+        :param changes: v, as (dW_l, db_l) of every layer
+        :return: t_L, shape ``(n, outputs)``
+        """
+        h, previous = self._input, None
+        for i, (d_weight, d_bias) in enumerate(changes):
+            t = self._work[i]
+            if d_bias is None:
+                t.zero_()
+            else:
+                t.copy_(d_bias)
+            if d_weight is not None:
+                t.addmm_(h, d_weight.T)
+            if previous is not None:
+                t.addmm_(previous, self._weights[i][0].T)
+            if self._activations[i] is not None:
+                t.mul_(self._slopes[i])
+            h, previous = self._outputs[i], t
+        return self._work[-1]
 
     @th.no_grad()
     def cotangent(self, cotangent: th.Tensor, gradients: Sequence[Pair]) -> None:

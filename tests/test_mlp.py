@@ -10,7 +10,9 @@ from torch import nn
 from torch.autograd import functional
 from torch.func import functional_call
 
+from sb3_trpo.linearization import MlpLinearization
 from sb3_trpo.mlp import Mlp, Tape, actor_mlp, critic_mlp, pairs_of, read_mlp
+from tests.cases import CASES, Case, actor_and_batch, collected
 from tests.environments import BOX_ACTIONS, VECTOR
 
 # Both sides evaluate the same float64 formulas in another order.
@@ -53,6 +55,7 @@ def test_tape_is_the_network_and_its_products_are_autograds(
     features = th.randn(N_STATES, N_FEATURES, dtype=th.float64)
     names = [name for name, _ in model.named_parameters()]
     parameters = tuple(p.detach() for p in model.parameters())
+    change = tuple(th.randn_like(p) for p in parameters)
     cotangent = th.randn(N_STATES, N_OUTPUTS, dtype=th.float64)
 
     def evaluate(*values: th.Tensor) -> th.Tensor:
@@ -61,22 +64,30 @@ def test_tape_is_the_network_and_its_products_are_autograds(
         return output
 
     derivatives: Any = functional  # without annotations in torch
-    outputs, gradient = derivatives.vjp(evaluate, parameters, cotangent)
+    outputs, tangent = derivatives.jvp(evaluate, parameters, change)
+    _, gradient = derivatives.vjp(evaluate, parameters, cotangent)
 
     mlp = read(model)
     tape = Tape(mlp, mlp.weights, N_STATES)
     th.testing.assert_close(tape.forward(features), outputs, rtol=RTOL, atol=RTOL)
+    ours = tape.tangent(pairs_of(change))
+    th.testing.assert_close(ours, tangent, rtol=RTOL, atol=RTOL)
     written = [th.empty_like(p) for p in parameters]
     tape.cotangent(cotangent, pairs_of(written))
     for actual, expected in zip(written, gradient, strict=True):
         th.testing.assert_close(actual, expected, rtol=RTOL, atol=RTOL)
 
 
-def test_missing_gradients_are_not_written() -> None:
+def test_missing_changes_count_as_zero_and_missing_gradients_are_not_written() -> None:
     model = network([7], nn.Tanh)
     mlp = read(model)
     tape = Tape(mlp, mlp.weights, N_STATES)
     tape.forward(th.randn(N_STATES, N_FEATURES, dtype=th.float64))
+    bias = th.randn(7, dtype=th.float64)
+    zeros = [th.zeros_like(p) for p in mlp.parameters]
+    some = tape.tangent([(None, bias), (None, None)]).clone()
+    whole = tape.tangent(pairs_of([zeros[0], bias, *zeros[2:]]))
+    th.testing.assert_close(some, whole, rtol=0, atol=0)
     gradients = [th.full_like(p, 7.0) for p in mlp.parameters]
     cotangent = th.ones(N_STATES, N_OUTPUTS, dtype=th.float64)
     tape.cotangent(cotangent, [(None, gradients[1]), (None, None)])
@@ -143,3 +154,44 @@ def test_hook_on_every_module_of_the_process_turns_closed_forms_off() -> None:
     finally:
         handle.remove()
     assert actor_mlp(plain) is not None
+
+
+# Cases whose networks are SB3's and see nothing but vectors.
+PLAIN = {
+    "box",
+    "discrete",
+    "multi_discrete",
+    "multi_binary",
+    "discrete_observation",
+    "multi_discrete_observation",
+    "multi_binary_observation",
+    "dict_box",
+    "dict_multi_discrete_separate",
+    "empty_net_arch",
+    "relu_unequal_nets",
+    "frozen_layer",
+    "frozen_log_std",
+    "only_log_std_trained",
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("float64", [False, True])
+def test_plain_policies_and_no_others_take_the_closed_form(case: Case, float64: bool) -> None:
+    actor, batch = actor_and_batch(collected(case, float64=float64))
+    assert (type(actor.linearize(batch)) is MlpLinearization) is (case.name in PLAIN)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name in PLAIN], ids=str)
+def test_closed_form_equals_autograd(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor, batch = actor_and_batch(collected(case, float64=True))
+    closed_form = actor.linearize(batch)
+    monkeypatch.setattr("sb3_trpo.actor.linearize_mlp", lambda *_: None)
+    by_autograd = actor.linearize(batch)
+    vector = th.randn(sum(p.numel() for p in actor.parameters), dtype=th.float64)
+    products = []
+    for linearization in (closed_form, by_autograd):
+        tangent = linearization.metric(linearization.jacobian_product(vector))
+        products.append(linearization.transposed_product(tangent))
+    assert products[1].abs().max() > 0
+    th.testing.assert_close(*products, rtol=RTOL, atol=RTOL)
