@@ -366,9 +366,9 @@ class TRPO(OnPolicyAlgorithm):
         add = fastest(rollout_buffer, "add")
         statistics = NormalizationStatistics(env)
         while n_steps < n_rollout_steps:
-            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-                self.policy.reset_noise(env.num_envs)
             with th.no_grad(), Reading(self._last_obs, n_steps) as reading:
+                if self.use_sde and 0 < self.sde_sample_freq and not n_steps % self.sde_sample_freq:
+                    self.policy.reset_noise(env.num_envs)
                 obs_tensor = obs_as_tensor(cast(Any, self._last_obs), self.device)
                 sampled, values, log_probs, lstm_states, stored = act(obs_tensor)
             actions = sampled.cpu().numpy()
@@ -384,7 +384,6 @@ class TRPO(OnPolicyAlgorithm):
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-
             self._update_info_buffer(infos, dones)
             n_steps += 1
             if isinstance(self.action_space, spaces.Discrete):
@@ -407,7 +406,8 @@ class TRPO(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         if self.use_sde:
-            self.policy.reset_noise(env.num_envs)
+            with th.no_grad():  # with a graph the policy could not be copied
+                self.policy.reset_noise(env.num_envs)
 
     def _act(
         self, env: VecEnv, forward: Callable[..., Any], obs_tensor: Any, **context: Any
