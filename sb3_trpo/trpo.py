@@ -367,7 +367,7 @@ class TRPO(OnPolicyAlgorithm):
         statistics = NormalizationStatistics(env)
         while n_steps < n_rollout_steps:
             with th.no_grad(), Reading(self._last_obs, n_steps) as reading:
-                if self.use_sde and 0 < self.sde_sample_freq and not n_steps % self.sde_sample_freq:
+                if self.use_sde and self.sde_sample_freq > 0 and not n_steps % self.sde_sample_freq:
                     self.policy.reset_noise(env.num_envs)
                 obs_tensor = obs_as_tensor(cast(Any, self._last_obs), self.device)
                 sampled, values, log_probs, lstm_states, stored = act(obs_tensor)
