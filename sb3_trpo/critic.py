@@ -19,7 +19,8 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from sb3_trpo.actor import training_mode
 from sb3_trpo.batch import Features, Minibatch, size_of
-from sb3_trpo.mlp import Mlp, Tape, critic_mlp, flat_features, pairs_of, preprocessed
+from sb3_trpo.mlp import Tape, flat_features, pairs_of, preprocessed
+from sb3_trpo.plain import Mlp, read_plain
 from sb3_trpo.sequences import Observations, select
 
 # Number of states that a fixed features extractor evaluates at a time.
@@ -120,7 +121,8 @@ def read_critic(
     trunk = _fixed_trunk(policy, held, actor_modules)
     still = actor_modules | frozenset([] if trunk is None else trunk.modules())
     modules = tuple(module for module in policy.modules() if module not in still)
-    mlp = critic_mlp(policy)
+    plain = read_plain(policy)
+    mlp = None if plain is None else plain.critic
     is_whole = mlp is not None and set(mlp.parameters) == set(parameters)
     return Critic(policy, parameters, modules, trunk, mlp if is_whole else None)
 

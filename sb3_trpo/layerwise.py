@@ -32,7 +32,7 @@ from torch.nn.grad import conv2d_weight
 
 from sb3_trpo.distributions import ActionDistribution, Outputs
 from sb3_trpo.linearization import AutogradLinearization, Linearization, views_by_id
-from sb3_trpo.mlp import has_global_hooks, is_plain
+from sb3_trpo.plain import has_global_hooks, is_plain
 from sb3_trpo.vectors import flatten
 
 # Fisher products in an update.

@@ -18,8 +18,9 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_trpo.distributions import ActionDistribution, Gaussian, Head, Metric, Outputs, head_of
-from sb3_trpo.mlp import Mlp, Pair, Tape, actor_mlp, flat_features, pairs_of
+from sb3_trpo.distributions import ActionDistribution, Gaussian, Head, Metric, Outputs
+from sb3_trpo.mlp import Pair, Tape, flat_features, pairs_of
+from sb3_trpo.plain import Mlp, read_plain
 from sb3_trpo.sequences import Observations
 from sb3_trpo.vectors import flatten, unflatten
 
@@ -204,12 +205,11 @@ def linearize_mlp(
     :param observations: n states
     :return: the linearization; ``None`` if anything in the policy is not as SB3 builds it
     """
-    mlp = actor_mlp(policy)
-    head = None if mlp is None else head_of(policy)
-    if mlp is None or head is None:
+    plain = read_plain(policy)
+    if plain is None or plain.actor is None or plain.head is None:
         return None
     features = flat_features(policy, observations)
-    return MlpLinearization(policy, mlp, head, parameters, features)
+    return MlpLinearization(policy, plain.actor, plain.head, parameters, features)
 
 
 class RowwiseLinearization(Linearization):

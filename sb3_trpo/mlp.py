@@ -1,9 +1,8 @@
 """
 Closed-form derivatives of plain multi-layer perceptrons: the fast path of actor and critic.
 
-An optimisation behind the same interfaces: a network that is not recognised goes through autograd
-and gets the same numbers. Recognised are exact types only, without hooks, parametrizations or
-compilation, so that nothing a user has put into a network is passed over.
+An optimisation behind the same interfaces: a network that :mod:`sb3_trpo.plain` does not recognise
+goes through autograd and gets the same numbers.
 
 =======  ==========================================================
 h_l      output of layer l; h_0 is the input
@@ -15,171 +14,21 @@ t_l      tangent of h_l
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from types import MethodType
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor
 from torch import nn
 
+from sb3_trpo.plain import Mlp, Weights
 from sb3_trpo.sequences import Observations
 
 T = TypeVar("T")
 
 # A weight and a bias, or what stands for them: tangents, gradients. None for what is not involved.
 Pair = tuple[th.Tensor | None, th.Tensor | None]
-Weights = Sequence[tuple[th.Tensor, th.Tensor]]
-
-# Elementwise, without parameters or randomness.
-_ACTIVATIONS: tuple[type[nn.Module], ...] = (
-    nn.Tanh,
-    nn.ReLU,
-    nn.ELU,
-    nn.LeakyReLU,
-    nn.SiLU,
-    nn.GELU,
-    nn.Sigmoid,
-    nn.Softplus,
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Mlp:
-    """
-    A chain of linear layers.
-
-    :param layers: at least one, each with a bias
-    :param activations: what follows each layer; ``None`` where nothing does
-    """
-
-    layers: tuple[nn.Linear, ...]
-    activations: tuple[nn.Module | None, ...]
-
-    @property
-    def weights(self) -> Weights:
-        """Return weight and bias of every layer, detached."""
-        return [(layer.weight.detach(), layer.bias.detach()) for layer in self.layers]
-
-    @property
-    def parameters(self) -> tuple[nn.Parameter, ...]:
-        """Return all weights and biases in the order of the layers."""
-        pairs = [(layer.weight, layer.bias) for layer in self.layers]
-        return tuple(cast(nn.Parameter, tensor) for pair in pairs for tensor in pair)
-
-
-def read_mlp(trunk: nn.Module, head: nn.Module) -> Mlp | None:
-    """
-    Recognise a multi-layer perceptron.
-
-    :param trunk: hidden layers
-    :param head: last layer
-    :return: the chain; ``None`` if it is anything else, two layers with the same weights included
-    """
-    if type(trunk) is not nn.Sequential or not all(map(is_plain, [trunk, *trunk, head])):
-        return None
-    layers: list[nn.Linear] = []
-    activations: list[nn.Module | None] = []
-    for module in [*trunk, head]:
-        if type(module) is nn.Linear and module.bias is not None:
-            layers.append(module)
-            activations.append(None)
-        elif type(module) in _ACTIVATIONS and layers and activations[-1] is None:
-            activations[-1] = module
-        else:
-            return None
-    mlp = Mlp(tuple(layers), tuple(activations))
-    return mlp if len(set(map(id, mlp.parameters))) == len(mlp.parameters) else None
-
-
-def is_plain(module: nn.Module) -> bool:
-    """
-    Tell whether calling a module runs its class's ``forward`` and nothing else.
-
-    :param module: without its children
-    :return: whether it has no hook, no method of its own and no compiled form, and no hook waits
-        for the gradient of a parameter
-    """
-    # A copy of a policy that was taken during a rollout has its class's method as an attribute.
-    forward = vars(module).get("forward", MethodType(type(module).forward, module))
-    is_own = isinstance(forward, MethodType) and forward.__func__ is type(module).forward
-    hooks = (*hooks_of(module), *map(_has_gradient_hooks, module.parameters(recurse=False)))
-    return is_own and not any(hooks) and module._compiled_call_impl is None
-
-
-def _has_gradient_hooks(parameter: nn.Parameter) -> bool:
-    """Tell whether something changes or watches a parameter's gradient."""
-    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
-
-
-def hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
-    """
-    List the hooks that a call of a module or its gradient would run.
-
-    :param module: without its children
-    :return: a dictionary for each kind, empty where there is none
-    """
-    return (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        cast(dict[int, Any], module._backward_hooks),
-        cast(dict[int, Any], module._backward_pre_hooks),
-    )
-
-
-def is_plain_policy(policy: nn.Module) -> bool:
-    """
-    Tell whether a policy is SB3's own and nothing in its data flow was replaced.
-
-    :param policy: any policy
-    :return: whether its networks see nothing but the flattened observation: ``MlpPolicy``, or
-        ``MultiInputPolicy`` without images
-    """
-    flow = (
-        "get_distribution",
-        "predict_values",
-        "extract_features",
-        "_get_action_dist_from_latent",
-    )
-    return (
-        type(policy) in (ActorCriticPolicy, MultiInputActorCriticPolicy)
-        and not any(name in vars(policy) for name in flow)
-        and not any(map(_has_gradient_hooks, policy.parameters(recurse=False)))
-        and not has_global_hooks()
-        and type(policy.mlp_extractor) is MlpExtractor
-        and is_plain(policy.mlp_extractor)
-        and not {"forward_actor", "forward_critic"} & vars(policy.mlp_extractor).keys()
-        and _only_flattens(cast(nn.Module, policy.pi_features_extractor))
-        and _only_flattens(cast(nn.Module, policy.vf_features_extractor))
-    )
-
-
-def _only_flattens(extractor: nn.Module) -> bool:
-    """Tell whether a features extractor has nothing to learn and nothing added to it."""
-    kinds = (FlattenExtractor, CombinedExtractor, nn.Flatten, nn.ModuleDict)
-    return is_plain(extractor) and all(type(module) in kinds for module in extractor.modules())
-
-
-def has_global_hooks() -> bool:
-    """
-    Tell whether every module of the process has a hook, as some profilers set them.
-
-    :return: whether a call of a module runs more than the module
-    """
-    return any(global_hooks())
-
-
-def global_hooks() -> tuple[dict[int, Any], ...]:
-    """
-    List the hooks that every module of the process has.
-
-    :return: a dictionary for each kind, always the same objects
-    """
-    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
-    return tuple(getattr(nn.modules.module, f"_global_{kind}") for kind in kinds)
 
 
 def preprocessed(policy: ActorCriticPolicy, observations: Observations) -> Observations:
@@ -339,27 +188,3 @@ def pairs_of(tensors: Sequence[T]) -> list[tuple[T, T]]:
     :return: the pairs
     """
     return list(zip(tensors[::2], tensors[1::2], strict=True))
-
-
-def actor_mlp(policy: ActorCriticPolicy) -> Mlp | None:
-    """
-    Recognise the network that computes the outputs of the action distribution.
-
-    :param policy: any policy
-    :return: the chain from features to outputs; ``None`` if it is anything else
-    """
-    if not is_plain_policy(policy):
-        return None
-    return read_mlp(policy.mlp_extractor.policy_net, policy.action_net)
-
-
-def critic_mlp(policy: ActorCriticPolicy) -> Mlp | None:
-    """
-    Recognise the network that computes the value.
-
-    :param policy: any policy
-    :return: the chain from features to value; ``None`` if it is anything else
-    """
-    if not is_plain_policy(policy):
-        return None
-    return read_mlp(policy.mlp_extractor.value_net, policy.value_net)

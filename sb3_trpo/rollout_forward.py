@@ -20,16 +20,10 @@ from sb3_trpo.distributions import (
     Gaussian,
     Head,
     MultiCategorical,
-    head_of,
 )
 from sb3_trpo.finite import is_finite
-from sb3_trpo.mlp import (
-    Mlp,
-    actor_mlp,
-    critic_mlp,
-    flat_features,
-    is_plain,
-)
+from sb3_trpo.mlp import flat_features
+from sb3_trpo.plain import Mlp, read_plain
 
 
 class RolloutForward:
@@ -148,9 +142,6 @@ class _NumpyMlp:
                 activation(h, out=h)
         return h.reshape(len(features), -1)
 
-
-# As it was imported, so that a later patch of the class is noticed.
-_SB3S_FORWARD = ActorCriticPolicy.forward
 
 # Elementwise, in place with ``out``.
 _NUMPY_ACTIVATIONS: dict[type, Callable[..., Any]] = {
@@ -279,11 +270,11 @@ def fast_forward(policy: ActorCriticPolicy) -> RolloutForward | None:
     :return: the pass; ``None`` where the policy is not exactly SB3's ``MlpPolicy`` on the CPU in
         single precision with layers that NumPy has
     """
-    actor, critic = actor_mlp(policy), critic_mlp(policy)
-    if actor is None or critic is None or not all(map(is_plain, policy.modules())):
+    plain = read_plain(policy)
+    if plain is None or not plain.acts_plainly:
         return None
-    head = head_of(policy)
-    if head is None or type(policy).forward is not _SB3S_FORWARD:
+    actor, critic, head = plain.actor, plain.critic, plain.head
+    if actor is None or critic is None or head is None:
         return None
     activations = [a for a in (*actor.activations, *critic.activations) if a is not None]
     if not all(type(activation) in _NUMPY_ACTIVATIONS for activation in activations):

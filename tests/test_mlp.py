@@ -11,7 +11,8 @@ from torch.autograd import functional
 from torch.func import functional_call
 
 from sb3_trpo.linearization import MlpLinearization
-from sb3_trpo.mlp import Mlp, Tape, actor_mlp, critic_mlp, pairs_of, read_mlp
+from sb3_trpo.mlp import Tape, pairs_of
+from sb3_trpo.plain import Mlp, read_mlp, read_plain
 from tests.cases import CASES, Case, actor_and_batch, collected
 from tests.environments import BOX_ACTIONS, VECTOR
 
@@ -129,7 +130,7 @@ def test_hook_on_a_gradient_is_not_passed_over() -> None:
     assert read_mlp(layers[:-1], layers[-1]) is None
     plain: Any = policy()
     plain.log_std.register_hook(lambda gradient: 2 * gradient)
-    assert actor_mlp(plain) is None
+    assert read_plain(plain) is None
 
 
 def policy() -> ActorCriticPolicy:
@@ -138,7 +139,9 @@ def policy() -> ActorCriticPolicy:
 
 def test_sb3s_policy_is_recognised_with_actor_and_critic_apart() -> None:
     plain = policy()
-    actor, critic = actor_mlp(plain), critic_mlp(plain)
+    parts = read_plain(plain)
+    assert parts is not None
+    actor, critic = parts.actor, parts.critic
     assert actor is not None
     assert critic is not None
     assert actor.layers[-1] is plain.action_net
@@ -150,10 +153,10 @@ def test_hook_on_every_module_of_the_process_turns_closed_forms_off() -> None:
     plain = policy()
     handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: None)
     try:
-        assert actor_mlp(plain) is None
+        assert read_plain(plain) is None
     finally:
         handle.remove()
-    assert actor_mlp(plain) is not None
+    assert read_plain(plain) is not None
 
 
 # Cases whose networks are SB3's and see nothing but vectors.
