@@ -16,7 +16,8 @@ from sb3_trpo.batch import ActorBatch
 from sb3_trpo.layerwise import LayerwiseLinearization
 from sb3_trpo.linearization import AutogradLinearization
 from sb3_trpo.vectors import flatten
-from tests.cases import BOX, CASES, DISCRETE, IMAGE, VECTOR, Case, actor_and_batch, collected
+from tests.cases import POLICIES, Case, actor_and_batch, collected
+from tests.environments import BOX_ACTIONS, DISCRETE_ACTIONS, TINY_IMAGE, VECTOR
 
 # Sums of a few thousand products in double precision.
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
@@ -48,15 +49,15 @@ def case_of(
     make: Callable[[], dict[str, nn.Module]],
     run: Callable[[Any, th.Tensor], th.Tensor],
     observations: spaces.Box = VECTOR,
-    actions: spaces.Space[Any] = DISCRETE,
+    actions: spaces.Space[Any] = DISCRETE_ACTIONS,
 ) -> Case:
-    policy = "CnnPolicy" if observations is IMAGE else "MlpPolicy"
+    policy = "CnnPolicy" if observations is TINY_IMAGE else "MlpPolicy"
     options = {
         "features_extractor_class": Extractor,
         "features_extractor_kwargs": {"make": make, "run": run},
         "net_arch": [5],
     }
-    return Case("custom", actions, observations, policy, options)
+    return Case(policy, observations, actions, options)
 
 
 def one_layer() -> dict[str, nn.Module]:
@@ -86,7 +87,7 @@ def products(actor: Actor, batch: ActorBatch) -> tuple[th.Tensor, th.Tensor, th.
     )
 
 
-def check_equal_to_autograd(case: Case | str, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_equal_to_autograd(case: str | Case | str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = collected(case, float64=True)
     actor, batch = actor_and_batch(model)
     assert isinstance(actor.linearize(batch), LayerwiseLinearization)
@@ -99,7 +100,7 @@ def check_equal_to_autograd(case: Case | str, monkeypatch: pytest.MonkeyPatch) -
         th.testing.assert_close(one, other, **cast(Any, TOLERANCE))
 
 
-def kind_of(case: Case) -> type[Any]:
+def kind_of(case: str | Case) -> type[Any]:
     actor, batch = actor_and_batch(collected(case, float64=True))
     return type(actor.linearize(batch))
 
@@ -130,7 +131,7 @@ def test_products_equal_those_of_autograd(name: str, monkeypatch: pytest.MonkeyP
     ],
     ids=str,
 )
-@pytest.mark.parametrize("actions", [BOX, DISCRETE], ids=["box", "discrete"])
+@pytest.mark.parametrize("actions", [BOX_ACTIONS, DISCRETE_ACTIONS], ids=["box", "discrete"])
 def test_products_of_convolutions_equal_those_of_autograd(
     options: dict[str, Any], actions: spaces.Space[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +141,7 @@ def test_products_of_convolutions_equal_those_of_autograd(
     def run(layers: Any, images: th.Tensor) -> Any:
         return F.relu(layers["second"](layers["first"](images).tanh())).mean(dim=(2, 3))
 
-    check_equal_to_autograd(case_of(make, run, IMAGE, actions), monkeypatch)
+    check_equal_to_autograd(case_of(make, run, TINY_IMAGE, actions), monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_convolution_with_few_weights_has_its_jacobian(
     def run(layers: Any, images: th.Tensor) -> Any:
         return layers["layer"](images).tanh().mean(dim=(2, 3))
 
-    case = case_of(make, run, IMAGE)
+    case = case_of(make, run, TINY_IMAGE)
     check_equal_to_autograd(case, monkeypatch)
     monkeypatch.undo()
     actor, batch = actor_and_batch(collected(case, float64=True))
@@ -273,7 +274,7 @@ def test_unusual_padding_goes_through_autograd(options: dict[str, Any]) -> None:
     def run(layers: Any, images: th.Tensor) -> Any:
         return layers["layer"](images).mean(dim=(2, 3))
 
-    assert kind_of(case_of(make, run, IMAGE)) is AutogradLinearization
+    assert kind_of(case_of(make, run, TINY_IMAGE)) is AutogradLinearization
 
 
 def test_parameter_that_was_hung_on_a_layer_goes_through_autograd() -> None:
@@ -339,8 +340,8 @@ def test_many_outputs_and_a_single_logit_go_through_autograd() -> None:
     assert kind_of(blocks) is AutogradLinearization
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_no_hook_is_left_behind(case: Case) -> None:
+@pytest.mark.parametrize("case", POLICIES)
+def test_no_hook_is_left_behind(case: str | Case) -> None:
     actor, batch = actor_and_batch(collected(case))
     actor.linearize(batch)
     hooks = [hook for m in actor.policy.modules() for hook in m._forward_hooks.values()]

@@ -26,7 +26,7 @@ from sb3_trpo.batch import read_rollout
 from sb3_trpo.fisher import FisherProduct
 from sb3_trpo.surrogate import improvement_and_kl, surrogate_at
 from tests import reference
-from tests.cases import actor_and_batch, move_off_the_start
+from tests.cases import Case, actor_and_batch, move_off_the_start, toy_model
 from tests.environments import (
     DICT,
     DISCRETE_ACTIONS,
@@ -34,14 +34,12 @@ from tests.environments import (
     MULTI_BINARY_ACTIONS,
     MULTI_DISCRETE_ACTIONS,
     VECTOR,
-    Case,
     changed,
     collect,
     logged,
     random_masks,
     sizes_of,
     state_of,
-    toy_model,
 )
 
 # The masked distribution normalises the logits once more than the plain one.

@@ -12,24 +12,28 @@ from sb3_trpo import MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
 from sb3_trpo.evaluation import evaluate_policy
 from sb3_trpo.surrogate import surrogate_at
 from tests import reference, stepped
-from tests.cases import TinyCnn, actor_and_batch, move_off_the_start
+from tests.cases import (
+    SMALL_LSTM,
+    Case,
+    actor_and_batch,
+    copy_rollout,
+    move_off_the_start,
+    toy_model,
+)
 from tests.environments import (
     DICT,
     DISCRETE_ACTIONS,
     MULTI_BINARY_ACTIONS,
     MULTI_DISCRETE_ACTIONS,
-    SMALL_LSTM,
     VECTOR,
-    Case,
     all_finite,
     changed,
     collect,
-    copy_rollout,
     logged,
     random_masks,
     state_of,
-    toy_model,
 )
+from tests.policies import TinyCnn
 from tests.test_recurrent import (
     RECALL,
     RECALL_LSTM,
