@@ -137,7 +137,7 @@ def test_masks_for_images_come_from_a_function(kind: type[Any]) -> None:
     rng = np.random.default_rng(0)
 
     def all_but_one(env: gym.Env[Any, Any]) -> np.ndarray:
-        return np.arange(6) != rng.integers(6)
+        return np.not_equal(np.arange(6), rng.integers(6))
 
     env = ActionMasker(FakeImageEnv(screen_height=40, screen_width=40), all_but_one)
     policy_kwargs = {"features_extractor_kwargs": {"features_dim": 8}}
