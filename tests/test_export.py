@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_trpo import TRPO, MaskableTRPO
 from sb3_trpo.export import export_onnx
-from tests.cases import move_off_the_start
+from tests.cases import SMALL, move_off_the_start
 from tests.environments import (
     BOX_ACTIONS,
     DICT,
@@ -20,7 +20,6 @@ from tests.environments import (
     IMAGE,
     MULTI_BINARY_ACTIONS,
     MULTI_DISCRETE_ACTIONS,
-    SMALL,
     VECTOR,
     ToyEnv,
     random_masks,
