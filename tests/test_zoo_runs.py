@@ -11,6 +11,7 @@ import yaml
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trpo import TRPO
+from sb3_trpo.zoo.errors import UsageError
 from tests.environments import BOX_ACTIONS, VECTOR, ToyEnv
 
 
@@ -63,7 +64,7 @@ def test_run_that_cannot_start_leaves_no_folder_and_touches_no_other(tmp_path: P
     first.create_log_folder()
     second.n_timesteps = 10
     second.custom_hyperparams = {"no_such": 1}
-    with pytest.raises(TypeError, match="no_such"):
+    with pytest.raises(UsageError, match="no_such"):
         second.setup_experiment()
     assert [path.name for path in (tmp_path / "trpo").iterdir()] == ["CartPole-v1_1"]
 
@@ -204,7 +205,7 @@ def test_figure_of_the_training_says_how_many_episodes_a_point_is_the_mean_of(
     axes = plt.figure().subplots()
     axes.plot([0, 1], [0, 1], label="a run")
     axes.set_title("Reward")
-    save(str(tmp_path / "training.png"), window=7)
+    save(tmp_path / "training.png", window=7)
     title, legend = axes.get_title(), axes.get_legend()
     assert legend is not None
     assert legend.get_window_extent().x0 >= axes.get_window_extent().x1  # beside the curves
@@ -332,7 +333,7 @@ def test_masks_are_passed_in_evaluations_and_in_play(
 
     import sb3_trpo.zoo.register  # noqa: F401 (imported for its effect)
     from sb3_trpo.evaluation import MaskableEvalCallback
-    from sb3_trpo.zoo.masks import evaluate_policy, masks_in_evaluations, masks_in_play
+    from sb3_trpo.zoo.masks import evaluate_policy, masks_in_evaluations, playing
 
     monkeypatch.setitem(ALGOS, "ppo_mask", MaskablePPO)
     algorithm: Any = ALGOS[kind]
@@ -349,7 +350,7 @@ def test_masks_are_passed_in_evaluations_and_in_play(
 
     model.save(tmp_path / "model")
     script = SimpleNamespace(create_test_env=lambda: env, ALGOS=ALGOS)
-    with masks_in_play(script, kind):
+    with playing(script, kind):
         playground = script.create_test_env()
         player: Any = script.ALGOS[kind].load(tmp_path / "model", device="cpu")
         observation, state, start = playground.reset(), None, np.ones(1, dtype=bool)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sb3_trpo.zoo.aggregate import CONFIDENCE, aggregate, estimate
-from sb3_trpo.zoo.learning_curve import RETURN_LABEL, label_steps
+from sb3_trpo.zoo.learning_curve import RETURN_LABEL, label_steps, save_figure
 from sb3_trpo.zoo.runs import Run, read_run
 from sb3_trpo.zoo.script import Parser
 
@@ -130,7 +130,7 @@ def draw_comparison(groups: list[Group], path: Path) -> Path:
         label_steps(axes)
         # Below the panel: on it, many runs leave no place for a legend.
         axes.legend(fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1))
-    figure.savefig(path)
+    save_figure(figure, path)
     return path
 
 

@@ -5,15 +5,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rl_zoo3 import ALGOS, create_test_env, get_saved_hyperparams
+from rl_zoo3 import create_test_env, get_saved_hyperparams
 from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_trpo.evaluation import takes_masks
 from sb3_trpo.export import Observations, export_onnx
+from sb3_trpo.zoo.builder import Builder
 from sb3_trpo.zoo.choice import add_choice, find_model, settings_folder
-from sb3_trpo.zoo.errors import UsageError
+from sb3_trpo.zoo.errors import UsageError, user_errors
 from sb3_trpo.zoo.script import Parser
 
 CHECKED_STEPS = 200
@@ -39,14 +40,12 @@ def export(words: list[str]) -> None:
     choice = parser.parse_args(words)
     path = find_model(choice)
     output = choice.output or path.with_suffix(".onnx")
-    model = ALGOS[choice.algo].load(path, device="cpu")
+    model = Builder(choice.algo).load(path, device="cpu")
     env = make_env(choice.env, settings_folder(path, choice.env))
     observations, masks = play(model, env)
     env.close()
-    try:
+    with user_errors(ValueError, OSError):
         difference = export_onnx(model, output, observations, unwrap_vec_normalize(env), masks)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     print(f"Largest difference to predict over {CHECKED_STEPS} observations: {difference:.1g}")
     print(f"Policy: {output}")
 

@@ -1,6 +1,7 @@
 """Draw the learning curve of a run."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from sb3_trpo.zoo.errors import UsageError, user_errors
 from sb3_trpo.zoo.runs import EVALUATIONS_FILE
 
 TRAINING, EVALUATION = "#4477aa", "#cc3311"  # told apart by colour-blind readers too
@@ -24,6 +26,21 @@ def label_steps(axes: Axes) -> None:
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.3)
+
+
+def save_figure(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a figure to a file that the user has named.
+
+    :param figure: the figure
+    :param path: of the file
+    :param options: as for ``Figure.savefig``
+    :raises UsageError: if the format is unknown or the file cannot be written
+    """
+    formats = figure.canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in formats:
+        raise UsageError(f"the picture '{path}' has to end in one of .{', .'.join(formats)}")
+    with user_errors(OSError):
+        figure.savefig(path, **options)
 
 
 def draw_learning_curve(run: Path, title: str) -> Path:

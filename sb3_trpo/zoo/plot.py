@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 from rl_zoo3.plots import plot_train
 
 from sb3_trpo.zoo.choice import DEFAULT_ENV, LOGS, check_algorithm
-from sb3_trpo.zoo.learning_curve import draw_learning_curve, training_episodes
+from sb3_trpo.zoo.learning_curve import draw_learning_curve, save_figure, training_episodes
 from sb3_trpo.zoo.runs import find_runs
 from sb3_trpo.zoo.script import Parser, positive, replaced, run_script
 from sb3_trpo.zoo.trust_region_figure import draw_trust_region
@@ -60,10 +60,12 @@ def add_output(parser: Parser) -> None:
 
     :param parser: parser of a command
     """
-    parser.add_argument("-o", "--output", default="training.png", help="the figure's file")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("training.png"), help="the figure's file"
+    )
 
 
-def save(output: str, window: int) -> None:
+def save(output: Path, window: int) -> None:
     """Write the RL Zoo's figure to a file, saying what its curves are.
 
     :param output: the file
@@ -73,7 +75,7 @@ def save(output: str, window: int) -> None:
     axes.set_title(f"{axes.get_title()}, mean of {window} episodes", fontsize="medium")
     # Beside the panel: the Zoo's legend hides the curves of many runs.
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
-    plt.savefig(output, dpi=150, bbox_inches="tight")
+    save_figure(plt.gcf(), output, dpi=150, bbox_inches="tight")
 
 
 def episode_window(runs: list[Path]) -> int:

@@ -1,4 +1,4 @@
-"""Train with several seeds, some at a time, and sum the runs up."""
+"""Train with several seeds, some at a time, and compare the runs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +11,11 @@ from sb3_trpo.zoo.script import Parser
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Read a list of seeds.
+    """Parse a list of seeds.
 
-    :param text: numbers and ranges with commas between them
+    :param text: numbers and ranges, separated by commas
     :return: the seeds
-    :raises UsageError: if it is neither
+    :raises UsageError: if it is anything else, or names a seed twice
     """
     seeds: list[int] = []
     try:
@@ -26,40 +26,68 @@ def parse_seeds(text: str) -> list[int]:
         seeds = []
     if not seeds:
         raise UsageError(f"--seeds {text}: seeds have to be like 0-4 or 3,7")
+    twice = [seed for seed in seeds if seeds.count(seed) > 1]
+    if twice:
+        raise UsageError(f"--seeds {text}: {twice[0]} is there twice, and its runs would be equal")
     return seeds
 
 
 def train_seeds(
     train_one: Callable[[list[str]], Path], seeds: list[int], jobs: int, words: list[str]
 ) -> None:
-    """Train one run per seed and compare them.
+    """Train one run per seed and compare the runs.
 
     :param train_one: trains one run, given command-line options, and returns its folder
     :param seeds: one per run
     :param jobs: largest number of runs at a time
     :param words: command-line options that all runs share
     :raises UsageError: if these contradict several seeds
+    :raises KeyboardInterrupt: after an interruption, once the finished runs are compared
     """
     check_shared(words)
     shared = ["--verbose", "0", "--num-threads", str(threads_per_job(jobs)), *words]
     tasks = [[*shared, "--seed", str(seed)] for seed in seeds]
     print(f"Training seeds {', '.join(map(str, seeds))}, at most {jobs} at a time")
-    runs = []
-    for seed, folder in zip(seeds, run_jobs(train_one, tasks, jobs), strict=True):
-        run = read_run(folder)
-        runs.append(run)
-        score = f"{run.final.mean():.1f} +/- {run.final.std():.1f}"
-        print(f"seed {seed}: mean return {score} over {run.final.size} episodes, {folder}")
-    groups = group_runs(runs)
+    runs: dict[int, Run] = {}
+    try:
+        for position, folder in run_jobs(train_one, tasks, jobs):
+            runs[position] = read_run(folder)
+            progress = f"{len(runs)} of {len(seeds)} runs"
+            print(f"{progress}: seed {seeds[position]}, {describe(runs[position])}", flush=True)
+    except KeyboardInterrupt:
+        summarize(runs)
+        raise KeyboardInterrupt(f"after {len(runs)} of {len(seeds)} runs") from None
+    summarize(runs)
+
+
+def describe(run: Run) -> str:
+    """Describe the result of a run.
+
+    :param run: a finished run
+    :return: its return and where it is
+    """
+    score = f"{run.final.mean():.1f} +/- {run.final.std():.1f}"
+    return f"mean return {score} over {run.final.size} episodes, {run.folder}"
+
+
+def summarize(runs: dict[int, Run]) -> None:
+    """Print a table of the runs and draw them.
+
+    :param runs: finished runs by the positions of their seeds
+    """
+    if not runs:
+        return
+    in_order = [runs[position] for position in sorted(runs)]
+    groups = group_runs(in_order)
     print(table(groups))
-    print(f"Picture: {draw_comparison(groups, picture_path(runs))}")
+    print(f"Picture: {draw_comparison(groups, picture_path(in_order))}")
 
 
 def check_shared(words: list[str]) -> None:
-    """Refuse options that no comparison of seeds can be made with, before anything is trained.
+    """Refuse shared options under which seeds cannot be compared.
 
     :param words: command-line options that all runs share
-    :raises UsageError: if there is a seed among them, or evaluations are switched off
+    :raises UsageError: if they set a seed or switch evaluations off
     """
     parser = Parser("sb3-trpo train", "", add_help=False)
     parser.add_argument("--seed")
@@ -75,7 +103,7 @@ def check_shared(words: list[str]) -> None:
 
 
 def picture_path(runs: list[Run]) -> Path:
-    """Name the picture of several runs after their numbers, which no other runs have.
+    """Name the picture of several runs after their numbers, which are unique.
 
     :param runs: runs of one environment
     :return: path beside their folders
