@@ -77,7 +77,14 @@ def test_options_of_the_user_win(zoo_arguments: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"), [([], 500), (["--eval-freq", "77"], 77), (["--eval-freq", "-1"], -1)]
+    ("options", "expected"),
+    [
+        (["-n", "50000"], 2500),
+        (["-n", "1e3"], 2048),  # one rollout
+        (["-n", "1e3", "--algo", "sac", "--env", "Pendulum-v1"], 50),  # has no rollouts
+        (["--eval-freq", "77"], 77),
+        (["--eval-freq", "-1"], -1),
+    ],
 )
 def test_run_is_evaluated_twenty_times_unless_told_otherwise(
     options: list[str],
@@ -88,7 +95,7 @@ def test_run_is_evaluated_twenty_times_unless_told_otherwise(
     from rl_zoo3.exp_manager import ExperimentManager
 
     monkeypatch.setattr(ExperimentManager, "create_callbacks", lambda manager: None)
-    args, manager = zoo_arguments("--n-timesteps", "10000", *options)
+    args, manager = zoo_arguments(*options)
     manager.create_callbacks()
     assert manager.eval_freq == expected
     assert args.eval_freq == expected
@@ -287,9 +294,9 @@ def test_model_that_cannot_be_built_is_told() -> None:
     from sb3_trpo.zoo.builder import Builder
 
     env = gym.make("CartPole-v1")
-    with pytest.raises(UsageError, match="cg_damping has to be .* -1"):
+    with pytest.raises(UsageError, match=r"cg_damping has to be .* -1"):
         Builder("trpo")(env, policy="MlpPolicy", cg_damping=-1, kl_reduction="sum")
-    with pytest.raises(UsageError, match="--algo trpo_mask needs .* action_masks"):
+    with pytest.raises(UsageError, match=r"--algo trpo_mask needs .* action_masks"):
         Builder("trpo_mask")(TRPO("MlpPolicy", env).get_env(), policy="MlpPolicy")
 
 

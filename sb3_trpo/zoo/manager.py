@@ -136,8 +136,10 @@ class RunManager(ExperimentManager):
 
         :return: environment steps of all environments; 0 for an algorithm without ``n_steps``
         """
-        argument = inspect.signature(ALGOS[self.algo]).parameters.get("n_steps")
-        n_steps = self.given.get("n_steps", argument.default if argument else 0)
+        kinds = ALGOS[self.algo].__mro__  # ours pass their arguments on to a base class
+        arguments = (inspect.signature(kind).parameters.get("n_steps") for kind in kinds)
+        default = next((argument.default for argument in arguments if argument), 0)
+        n_steps = self.given.get("n_steps", default)
         return int(n_steps) * self.n_envs
 
     def create_envs(self, *arguments: Any, **options: Any) -> VecEnv:
