@@ -172,7 +172,7 @@ def test_help_of_train_shows_examples_and_the_zoos_options(
         (["train", "--sed", "1"], ["--sed", "--seed", "--help"]),
         (["train", "--seeds", "a-b"], ["a-b", "0-4"]),
         (["train", "--seeds", "0-1", "--seed=3"], ["--seed", "--seeds"]),
-        (["train", "--seeds", "0-1", "--eval-freq", "-1"], ["--eval-freq", "--seeds"]),
+        (["train", "--seeds", "0,1-2,1"], ["--seeds", "1 is there twice"]),
         (["continue"], ["logs/trpo", "sb3-trpo train --algo trpo --env CartPole-v1"]),
         (["continue", "-i", "nowhere.zip"], ["no model 'nowhere.zip'"]),
         (["continue", "-i", "model.zip"], ["config.yml", "--conf-file"]),
@@ -181,7 +181,8 @@ def test_help_of_train_shows_examples_and_the_zoos_options(
         (["enjoy", "--algo", "trop"], ["unknown algorithm 'trop'", "names are trpo"]),
         (["record-video"], ["logs/trpo", "sb3-trpo train"]),
         (["plot", "--env", "Pendulum-v1"], ["Pendulum-v1", "sb3-trpo train"]),
-        (["compare", "somewhere"], ["somewhere", "evaluations.npz"]),
+        (["compare", "somewhere_1"], ["somewhere_1", "no model 'somewhere.zip'"]),
+        (["compare", "a_1", "b_1"], ["a_1, b_1", "finished run"]),
         (["compare"], ["RUN", "sb3-trpo compare --help"]),
         (["plot", "--algo", "trop"], ["unknown algorithm 'trop'", "names are trpo"]),
         (["optimize", "--env", "Pendulm-v1"], ["Pendulm-v1", "Pendulum-v1"]),
@@ -320,6 +321,7 @@ def test_figure_that_cannot_be_written_is_told(
     run = tmp_path / "logs" / "trpo" / "Fake-v0_1"
     run.mkdir(parents=True)
     write_run(run, episodes=3)
+    (run / "Fake-v0.zip").touch()
     assert main(["compare", str(run), "--output", output]) == 2
     assert hint in capsys.readouterr().err
 
@@ -365,7 +367,7 @@ def test_environment_without_neighbours_is_told_so() -> None:
 
 
 def test_episode_ends_at_the_steps_of_all_environments(tmp_path: Path) -> None:
-    from sb3_trpo.zoo.learning_curve import training_episodes
+    from sb3_trpo.zoo.runs import training_episodes
 
     write_run(tmp_path, episodes=3)
     episodes = training_episodes(tmp_path)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from sb3_trpo.zoo.errors import UsageError, user_errors
-from sb3_trpo.zoo.runs import EVALUATIONS_FILE
+from sb3_trpo.zoo.runs import EVALUATIONS_FILE, training_episodes
 
 TRAINING, EVALUATION = "#4477aa", "#cc3311"  # told apart by colour-blind readers too
 RETURN_LABEL = "return per episode (sum of rewards)"
@@ -94,20 +94,3 @@ def draw_evaluations(axes: Axes, path: Path) -> None:
     band.set(color=EVALUATION, alpha=0.15, lw=0, label=f"evaluation, range of {count} episodes")
     label = f"evaluation, mean of {count} episodes"
     axes.plot(steps, returns.mean(axis=1), "o-", color=EVALUATION, markersize=4, label=label)
-
-
-def training_episodes(run: Path) -> pd.DataFrame:
-    """Read the episodes that the Monitor wrappers have logged.
-
-    The environments of a run step together, so an episode of one environment ends at the sum of
-    its episodes' lengths times the number of environments.
-
-    :param run: the run's folder
-    :return: columns ``step`` (environment steps of all environments) and ``return``, in order
-    """
-    files = sorted(run.glob("*.monitor.csv"))
-    logs = [pd.read_csv(file, skiprows=1, usecols=["r", "l"], dtype=float) for file in files]
-    episodes = pd.concat(
-        pd.DataFrame({"step": len(files) * log["l"].cumsum(), "return": log["r"]}) for log in logs
-    )
-    return episodes.sort_values("step", kind="stable", ignore_index=True)

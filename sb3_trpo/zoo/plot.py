@@ -7,8 +7,8 @@ from matplotlib import pyplot as plt
 from rl_zoo3.plots import plot_train
 
 from sb3_trpo.zoo.choice import DEFAULT_ENV, LOGS, check_algorithm
-from sb3_trpo.zoo.learning_curve import draw_learning_curve, save_figure, training_episodes
-from sb3_trpo.zoo.runs import find_runs
+from sb3_trpo.zoo.learning_curve import draw_learning_curve, save_figure
+from sb3_trpo.zoo.runs import find_runs, training_episodes
 from sb3_trpo.zoo.script import Parser, positive, replaced, run_script
 from sb3_trpo.zoo.trust_region_figure import draw_trust_region
 

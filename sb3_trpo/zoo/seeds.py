@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from sb3_trpo.zoo.compare import draw_comparison, group_runs, table
+from sb3_trpo.zoo.compare import draw_comparison, group_runs, label, notes, table
 from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.jobs import run_jobs, threads_per_job
 from sb3_trpo.zoo.runs import Run, read_run
@@ -79,27 +79,22 @@ def summarize(runs: dict[int, Run]) -> None:
         return
     in_order = [runs[position] for position in sorted(runs)]
     groups = group_runs(in_order)
-    print(table(groups))
-    print(f"Picture: {draw_comparison(groups, picture_path(in_order))}")
+    names = [label(group) for group in groups]
+    print("\n".join([table(groups, names), *notes(groups)]))
+    print(f"Picture: {draw_comparison(groups, picture_path(in_order), names)}")
 
 
 def check_shared(words: list[str]) -> None:
     """Refuse shared options under which seeds cannot be compared.
 
     :param words: command-line options that all runs share
-    :raises UsageError: if they set a seed or switch evaluations off
+    :raises UsageError: if they set a seed
     """
     parser = Parser("sb3-trpo train", "", add_help=False)
     parser.add_argument("--seed")
-    parser.add_argument("--eval-freq", type=int, default=1)
     shared, _ = parser.parse_known_args(words)
     if shared.seed is not None:
         raise UsageError("--seed and --seeds exclude each other: leave one of them out")
-    if shared.eval_freq <= 0:
-        raise UsageError(
-            f"--seeds compares evaluations, and --eval-freq {shared.eval_freq} switches them off: "
-            "leave one of them out"
-        )
 
 
 def picture_path(runs: list[Run]) -> Path:

@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sb3_trpo.zoo.learning_curve import EVALUATION, TRAINING, label_steps
-from sb3_trpo.zoo.progress import PROGRESS
+from sb3_trpo.zoo.progress import PROGRESS, STEPS, read_progress
 
-STEPS = "time/total_timesteps"
 # Explained variance has no lower bound, and only values near 1 tell anything.
 LEAST_EXPLAINED = -1.0
 
@@ -57,9 +56,7 @@ def read_updates(path: Path) -> pd.DataFrame:
     :return: a row per update with a trust region, columns by their names without ``train/``;
         without rows for other algorithms
     """
-    if not path.is_file() or path.stat().st_size == 0:
-        return pd.DataFrame()
-    log = pd.read_csv(path)
+    log = read_progress(path)
     if "train/target_kl" not in log:
         return pd.DataFrame()
     updates = log.dropna(subset=["train/target_kl"]).set_index(STEPS)
