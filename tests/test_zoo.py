@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import sb3_trpo
 from sb3_trpo import TRPO
 from sb3_trpo.zoo.commands import COMMANDS, main
 from sb3_trpo.zoo.errors import BROKEN, UsageError, explain, unknown_environment, user_errors
@@ -63,6 +65,12 @@ def test_trpo_means_our_class_everywhere_in_the_zoo() -> None:
 
 def test_importing_the_package_does_not_import_the_zoo() -> None:
     code = "import sys, sb3_trpo, sb3_trpo.zoo.commands; sys.exit('rl_zoo3' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_training_does_not_import_what_only_comparisons_need() -> None:
+    code = "import sys, sb3_trpo.zoo.train; sys.exit('rliable' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -239,6 +247,73 @@ def test_missing_extra_is_told_with_the_line_that_installs_it(
     monkeypatch.setitem(sys.modules, package, None)
     assert main([command]) == 2
     assert f"pip install 'sb3_trpo[{extras}]'" in capsys.readouterr().err
+
+
+def test_help_without_the_extra_names_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "sb3_trpo.zoo.record_video", raising=False)
+    monkeypatch.setitem(sys.modules, "moviepy", None)
+    assert main(["record-video", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "sb3-trpo record-video: record one" in out
+    assert "pip install 'sb3_trpo[zoo,video]'" in out
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sb3_trpo {sb3_trpo.__version__}\n"
+
+
+def test_interruption_is_one_line_and_status_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import sb3_trpo.zoo.plot
+
+    def interrupt(words: list[str]) -> None:
+        raise KeyboardInterrupt(*words)
+
+    monkeypatch.setattr(sb3_trpo.zoo.plot, "plot", interrupt)
+    assert main(["plot", "after 2 of 3 runs"]) == 130
+    assert main(["plot"]) == 130
+    assert capsys.readouterr().err == (
+        "sb3-trpo: interrupted after 2 of 3 runs\nsb3-trpo: interrupted\n"
+    )
+
+
+def test_schedule_and_python_are_values_of_hyperparameters(
+    zoo_arguments: Callable[..., Any],
+) -> None:
+    words = ["--hyperparams", "target_kl:lin_0.01", "gamma:1-0.1", "policy_kwargs:dict(a=nn.Tanh)"]
+    from torch import nn
+
+    expected = {"target_kl": "lin_0.01", "gamma": 0.9, "policy_kwargs": {"a": nn.Tanh}}
+    assert zoo_arguments(*words)[0].hyperparams == expected
+
+
+@pytest.mark.parametrize(("text", "steps"), [("1e4", 10_000), ("512", 512), ("1.5e3", 1500)])
+def test_steps_are_any_whole_number(
+    text: str, steps: int, zoo_arguments: Callable[..., Any]
+) -> None:
+    assert zoo_arguments("-n", text)[0].n_timesteps == steps
+
+
+def test_verbose_0_prints_nothing(
+    zoo_arguments: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    args, _ = zoo_arguments("--verbose", "0")
+    assert capsys.readouterr().out == ""
+    assert not args.progress
+    zoo_arguments("--verbose", "1")
+    assert "Seed: " in capsys.readouterr().out
+
+
+def test_help_leaves_options_of_off_policy_algorithms_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "replay-buffer" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -475,6 +550,54 @@ def test_whole_life_of_a_model(
     assert main(["export", "--exp-id", "2"]) == 0
     assert (runs / "CartPole-v1_2" / "CartPole-v1.onnx").stat().st_size > 1000
     assert "Largest difference to predict" in capsys.readouterr().out
+
+
+def interrupt(folder: Path, seen: str, *words: str) -> tuple[int, str]:
+    """Interrupt a command once it has printed something, as Ctrl-C in a terminal does."""
+    command = subprocess.Popen(
+        [sys.executable, "-um", "sb3_trpo", *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert command.stdout is not None
+    for line in command.stdout:
+        if seen in line:
+            break
+    os.killpg(command.pid, signal.SIGINT)
+    _, message = command.communicate(timeout=120)
+    return command.returncode, message
+
+
+@pytest.mark.slow
+def test_interrupted_training_saves_its_model(tmp_path: Path) -> None:
+    status, message = interrupt(
+        tmp_path, "time_elapsed", "train", "-n", "1e6", "--eval-freq", "-1", "--log-interval", "1"
+    )
+    assert status == 130, message
+    assert re.search(r"interrupted after \d+ of 1000000 steps; the model is saved in", message)
+    assert "Traceback" not in message
+    assert (tmp_path / "logs" / "trpo" / "CartPole-v1_1" / "CartPole-v1.zip").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "seen", "told"),
+    [
+        (["train", "--seeds", "0-3", "-n", "1e6"], "Training seeds", "after 0 of 4 runs"),
+        (["optimize", "--n-timesteps", "1e6"], "Study", "with 0 finished trials"),
+    ],
+)
+def test_interrupted_processes_end_at_once(
+    words: list[str], seen: str, told: str, tmp_path: Path
+) -> None:
+    status, message = interrupt(tmp_path, seen, *words, "--jobs", "2")
+    assert status == 130, message
+    assert f"sb3-trpo: interrupted {told}" in message
+    assert "Traceback" not in message
 
 
 MASKED_ENV = """

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(ANSWERS[command](), end="")
         return 0
     try:
-        find_command(command)(options)
+        run(command, options)
     except (UsageError, DependencyNotInstalled) as error:
         if debug:
             raise
@@ -80,6 +80,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sb3-trpo: interrupted {one_line(interruption)}".rstrip(), file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def run(name: str, options: list[str]) -> None:
+    """Run a command, or print what it is for if only its help is asked for and cannot be had.
+
+    :param name: a key of ``COMMANDS``
+    :param options: the command's options
+    :raises UsageError: if there is no such command, or a package that it needs is missing
+    """
+    try:
+        function = find_command(name)
+    except UsageError as error:
+        if name not in COMMANDS or not {"-h", "--help"} & set(options):
+            raise
+        print(f"sb3-trpo {name}: {COMMANDS[name].does}\n\n{error}")
+    else:
+        function(options)
 
 
 def find_command(name: str) -> Callable[[list[str]], None]:

@@ -57,7 +57,8 @@ def draw_learning_curve(run: Path, title: str) -> Path:
     axes.set_title(title, fontsize="medium")
     axes.set_ylabel(RETURN_LABEL)
     label_steps(axes)
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
+    if axes.get_legend_handles_labels()[0]:  # nothing is drawn yet after a few steps
+        figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
     path = run / "learning_curve.png"
     figure.savefig(path)
     return path

@@ -8,6 +8,7 @@ import numpy as np
 import optuna
 import yaml
 from huggingface_sb3 import EnvironmentName
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from optuna.storages import BaseStorage, JournalStorage
@@ -207,13 +208,9 @@ def draw_search(study: optuna.Study, path: Path) -> Path:
     :param path: of the picture
     :return: the path
     """
-    finished = finished_trials(study)
-    numbers = [trial.number for trial in finished]
-    values = np.array([trial.value for trial in finished], dtype=float)
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.subplots()
-    axes.plot(numbers, values, ".", color=TRAINING, label="trial")
-    axes.step(numbers, np.maximum.accumulate(values), where="post", color=EVALUATION, label="best")
+    draw_trials(axes, finished_trials(study))
     axes.set_title(f"Search for hyperparameters: {study.study_name}", fontsize="medium")
     axes.set_xlabel("number of the trial")
     axes.set_ylabel(RETURN_LABEL)
@@ -222,3 +219,15 @@ def draw_search(study: optuna.Study, path: Path) -> Path:
     axes.legend(fontsize="small")
     figure.savefig(path)
     return path
+
+
+def draw_trials(axes: Axes, trials: list[optuna.trial.FrozenTrial]) -> None:
+    """Draw a dot per trial and the best return so far as a line.
+
+    :param axes: where to draw
+    :param trials: finished trials in the order of their numbers
+    """
+    numbers = [trial.number for trial in trials]
+    values = np.array([trial.value for trial in trials], dtype=float)
+    axes.plot(numbers, values, ".", color=TRAINING, label="trial")
+    axes.step(numbers, np.maximum.accumulate(values), where="post", color=EVALUATION, label="best")
