@@ -1,4 +1,4 @@
-"""Evaluation with masks by SB3's own functions, which keep the states of an LSTM."""
+"""Evaluate maskable models with SB3's own functions, which keep the states of an LSTM."""
 
 import inspect
 from typing import Any
@@ -9,7 +9,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 
 def takes_masks(algorithm: type[BaseAlgorithm]) -> bool:
-    """Tell whether an algorithm's models need to be told which actions are allowed.
+    """Return whether an algorithm's models need action masks.
 
     :param algorithm: class of the algorithm
     :return: whether ``predict`` takes action masks
@@ -19,17 +19,19 @@ def takes_masks(algorithm: type[BaseAlgorithm]) -> bool:
 
 class Masking:
     """
-    A maskable model that asks an environment for the masks when it predicts.
+    A maskable model whose ``predict`` asks an environment for the masks.
 
-    :param model: everything else is passed on to it, what is written to an attribute included
-    :param env: where the actions go
+    All other attributes are read from the model and written to it.
+
+    :param model: the model
+    :param env: the environment in which the model acts
     """
 
     def __init__(self, model: Any, env: Any) -> None:
         vars(self).update(_model=model, _env=env)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_model":  # of a copy that is being made
+        if name == "_model":  # while a copy is being made
             raise AttributeError(name)
         return getattr(self._model, name)
 
@@ -51,6 +53,6 @@ class MaskableEvalCallback(callbacks.EvalCallback):
     """SB3's ``EvalCallback`` for maskable models, recurrent or not."""
 
     def init_callback(self, model: Any) -> None:
-        """Take the model; the callbacks inside this one get it as it is."""
+        """Wrap the model for the evaluations only; inner callbacks get the model itself."""
         super().init_callback(model)
         self.model: Any = Masking(model, self.eval_env)

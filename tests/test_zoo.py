@@ -180,7 +180,7 @@ def test_help_of_train_shows_examples_and_the_zoos_options(
         (["train", "--sed", "1"], ["--sed", "--seed", "--help"]),
         (["train", "--seeds", "a-b"], ["a-b", "0-4"]),
         (["train", "--seeds", "0-1", "--seed=3"], ["--seed", "--seeds"]),
-        (["train", "--seeds", "0,1-2,1"], ["--seeds", "1 is there twice"]),
+        (["train", "--seeds", "0,1-2,1"], ["--seeds", "1 occurs twice"]),
         (["continue"], ["logs/trpo", "sb3-trpo train --algo trpo --env CartPole-v1"]),
         (["continue", "-i", "nowhere.zip"], ["no model 'nowhere.zip'"]),
         (["continue", "-i", "model.zip"], ["config.yml", "--conf-file"]),
@@ -256,7 +256,7 @@ def test_help_without_the_extra_names_the_line_that_installs_it(
     monkeypatch.setitem(sys.modules, "moviepy", None)
     assert main(["record-video", "--help"]) == 0
     out = capsys.readouterr().out
-    assert "sb3-trpo record-video: record one" in out
+    assert "sb3-trpo record-video: record a trained agent" in out
     assert "pip install 'sb3_trpo[zoo,video]'" in out
 
 
@@ -524,7 +524,7 @@ def test_whole_life_of_a_model(
     assert (runs / "CartPole-v1_2" / "CartPole-v1.zip").is_file()
 
     out = run("train", "--seeds", "0-1", "--jobs", "2", *short)
-    assert "seed 1: mean return" in out
+    assert "2 of 2 runs: seed " in out
     assert (runs / "runs_3_to_4_CartPole-v1.png").is_file()
     assert (runs / "CartPole-v1_4" / "CartPole-v1.zip").is_file()
 

@@ -1,4 +1,4 @@
-"""The interquartile mean over runs, with bootstrap confidence."""
+"""The interquartile mean over runs, with a bootstrap confidence interval."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Interquartile mean over runs with its bootstrap confidence interval."""
+    """Interquartile mean over runs and its bootstrap confidence interval."""
 
     steps: Array
     """environment steps, shape (points,)"""

@@ -14,7 +14,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class Command(NamedTuple):
-    """Where a command is and what it needs."""
+    """The function of a command and the extras that it needs."""
 
     module: str
     """in ``sb3_trpo.zoo``"""
@@ -27,11 +27,11 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command("train", "train", "train an agent or several seeds, evaluate and draw"),
+    "train": Command("train", "train", "train one or several agents, evaluate and draw them"),
     "continue": Command("resume", "continue_training", "continue training a model"),
     "enjoy": Command("enjoy", "enjoy", "watch a trained agent"),
-    "record-video": Command("record_video", "record_video", "record one", "zoo,video"),
-    "plot": Command("plot", "plot", "draw the runs of an environment"),
+    "record-video": Command("record_video", "record_video", "record a trained agent", "zoo,video"),
+    "plot": Command("plot", "plot", "draw all runs of an environment"),
     "compare": Command("compare", "compare", "one figure and one table for several runs"),
     "optimize": Command("optimize", "optimize", "search for hyperparameters"),
     "export": Command("export", "export", "write a trained policy as an ONNX file", "zoo,onnx"),
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(name: str, options: list[str]) -> None:
-    """Run a command, or print what it is for if only its help is asked for and cannot be had.
+    """Run a command; without the extra that it needs, still answer ``--help``.
 
     :param name: a key of ``COMMANDS``
     :param options: the command's options

@@ -7,7 +7,7 @@ from sb3_trpo.zoo.masks import playing
 from sb3_trpo.zoo.script import run_script
 
 HELP = f"""\
-Watch a trained agent, or with --no-render only print its returns.
+Watch a trained agent; with --no-render, only print its returns.
 
 examples:
   sb3-trpo enjoy --env CartPole-v1

@@ -20,8 +20,8 @@ from sb3_trpo.zoo.script import Parser
 CHECKED_STEPS = 200
 
 HELP = """\
-Write a trained agent's deterministic policy, with the normalisation of its observations, as an ONNX
-file. Its actions in onnxruntime are compared with those of predict before the file is written.
+Write a trained agent's deterministic policy as an ONNX file, including the normalisation of its
+observations. Before the file is written, its actions are compared with those of predict.
 
 examples:
   sb3-trpo export --env CartPole-v1
@@ -51,18 +51,18 @@ def export(words: list[str]) -> None:
 
 
 def make_env(name: str, settings: Path) -> VecEnv:
-    """Make the environment that a run has been trained on.
+    """Make the environment that a run was trained on.
 
     :param name: of the environment
     :param settings: the run's folder of hyperparameters
     :return: one environment with the run's wrappers and normalisation
-    :raises UsageError: if what the policy saw is more than one normalised observation
+    :raises UsageError: if the policy was trained on stacks of normalised observations
     """
     hyperparameters, stats_path = get_saved_hyperparams(str(settings), test_mode=True)
     if hyperparameters.get("frame_stack") and hyperparameters.get("normalize"):
         raise UsageError(
-            f"{name} was trained on stacks of normalised frames, which the export leaves to you: "
-            "use sb3_trpo.export.export_onnx with observations that are normalised already"
+            f"{name} was trained on stacks of normalised frames, which this command cannot export: "
+            "call sb3_trpo.export.export_onnx with normalised observations"
         )
     env_kwargs = hyperparameters.pop("env_kwargs", None)
     return create_test_env(
@@ -75,12 +75,11 @@ def make_env(name: str, settings: Path) -> VecEnv:
 
 
 def play(model: Any, env: VecEnv) -> tuple[Observations, npt.NDArray[np.bool_] | None]:
-    """Collect observations.
+    """Let a model act at random and collect the observations.
 
-    :param model: chooses the actions at random
+    :param model: a trained model
     :param env: one environment
-    :return: observations as the environment returns them, before normalisation; masks, if the model
-        takes any
+    :return: observations before normalisation; action masks, or None if the model takes none
     """
     normalization = unwrap_vec_normalize(env)
     seen: list[Any] = []
@@ -101,10 +100,10 @@ def play(model: Any, env: VecEnv) -> tuple[Observations, npt.NDArray[np.bool_] |
 
 
 def raw(observation: Any, normalization: VecNormalize | None) -> Any:
-    """Undo a normalisation.
+    """Return an observation before its normalisation.
 
-    :param observation: what the environment has just returned
+    :param observation: the environment's latest observation
     :param normalization: the environment's normalisation, if any
-    :return: the observation before it
+    :return: the original observation
     """
     return observation if normalization is None else normalization.get_original_obs()

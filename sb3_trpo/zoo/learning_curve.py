@@ -12,13 +12,13 @@ from matplotlib.ticker import EngFormatter
 from sb3_trpo.zoo.errors import UsageError, user_errors
 from sb3_trpo.zoo.runs import EVALUATIONS_FILE, training_episodes
 
-TRAINING, EVALUATION = "#4477aa", "#cc3311"  # told apart by colour-blind readers too
+TRAINING, EVALUATION = "#4477aa", "#cc3311"  # colour-blind readers can distinguish them
 RETURN_LABEL = "return per episode (sum of rewards)"
 STEPS_LABEL = "environment steps"
 
 
 def label_steps(axes: Axes) -> None:
-    """Let the horizontal axis count environment steps.
+    """Label the horizontal axis as environment steps.
 
     :param axes: axes of any figure against steps
     """
@@ -46,7 +46,7 @@ def save_figure(figure: Figure, path: Path, **options: Any) -> None:
 def draw_learning_curve(run: Path, title: str) -> Path:
     """Draw training and evaluation returns against environment steps.
 
-    :param run: the run's folder, with the Monitor files and the evaluations in it
+    :param run: the run's folder, which holds the Monitor files and the evaluations
     :param title: what was trained
     :return: path of the picture, ``learning_curve.png`` in the run's folder
     """
@@ -65,12 +65,12 @@ def draw_learning_curve(run: Path, title: str) -> Path:
 
 
 def draw_training(axes: Axes, episodes: pd.DataFrame) -> None:
-    """Draw one dot per training episode and the mean over a moving window of them.
+    """Draw one dot per training episode and their moving mean.
 
     :param axes: where to draw
     :param episodes: as :func:`training_episodes` returns them
     """
-    if episodes.empty:  # shorter than one episode, or interrupted
+    if episodes.empty:  # the run ended before its first episode did
         return
     window = min(100, max(1, len(episodes) // 10))
     smooth = episodes["return"].rolling(window).mean()
@@ -81,7 +81,7 @@ def draw_training(axes: Axes, episodes: pd.DataFrame) -> None:
 
 
 def draw_evaluations(axes: Axes, path: Path) -> None:
-    """Draw the evaluations' means, and the range of their episodes as a band.
+    """Draw the mean of each evaluation, and the range of its episodes as a band.
 
     :param axes: where to draw
     :param path: ``evaluations.npz`` as SB3's ``EvalCallback`` writes it; it may be missing

@@ -27,14 +27,14 @@ from sb3_trpo.zoo.script import Parser, asks_for_help, positive
 N_TRIALS = 100
 PROG = "sb3-trpo optimize"
 HELP = """\
-Search for hyperparameters with Optuna, and print the best ones as a configuration for 'train'.
+Search for hyperparameters with Optuna and print the best ones as a configuration for 'train'.
 
 examples:
   sb3-trpo optimize --env Pendulum-v1 --n-trials 10 --jobs 2
   sb3-trpo optimize --env Pendulum-v1 --storage postgresql://host/optuna --study-name pendulum
 
-The trials are kept in a study: another call with the same storage and name, from any machine that
-reaches it, adds trials to it.
+The trials are stored in a study. Another call with the same storage and name adds trials to it,
+from any machine that can reach the storage.
 """
 
 
@@ -86,7 +86,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def add_search(parser: Parser) -> None:
-    """Add the option for several processes.
+    """Add the option for the number of processes.
 
     :param parser: parser of a command
     """

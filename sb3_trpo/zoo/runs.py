@@ -44,7 +44,7 @@ class Run:
 
     @property
     def env(self) -> str:
-        """Name of the environment, as folders are named."""
+        """Name of the environment, as it occurs in folder names."""
         return self.folder.resolve().name.rpartition("_")[0]
 
     @property
@@ -107,7 +107,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_finished_run(folder: Path) -> Run:
-    """Read a run that has come to its end.
+    """Read a finished run.
 
     :param folder: the run's folder
     :return: the run

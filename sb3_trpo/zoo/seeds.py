@@ -28,7 +28,7 @@ def parse_seeds(text: str) -> list[int]:
         raise UsageError(f"--seeds {text}: seeds have to be like 0-4 or 3,7")
     twice = [seed for seed in seeds if seeds.count(seed) > 1]
     if twice:
-        raise UsageError(f"--seeds {text}: {twice[0]} is there twice, and its runs would be equal")
+        raise UsageError(f"--seeds {text}: {twice[0]} occurs twice, and its runs would be equal")
     return seeds
 
 
