@@ -3,6 +3,7 @@
 import os
 import re
 from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,7 +173,9 @@ def test_export_checks_the_policy_with_its_normalisation_on_what_the_environment
 # train
 
 
-def test_every_seed_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_seed_is_trained_once_in_folders_in_their_order(
+    normalized_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from sb3_trpo.zoo import seeds
 
     seen: list[list[str]] = []
@@ -184,7 +187,8 @@ def test_every_seed_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seeds, "run_jobs", run_jobs)
     seeds.train_seeds(lambda words: Path(), [3, 5, 4], 2, ["-n", "64"])
     assert [words[words.index("--seed") + 1] for words in seen] == ["3", "5", "4"]
-    assert all(words[-4:-2] == ["-n", "64"] for words in seen)
+    assert [words[words.index("--run-number") + 1] for words in seen] == ["2", "3", "4"]
+    assert all(words[words.index("-n") + 1] == "64" for words in seen)
 
 
 @pytest.mark.parametrize(("jobs", "threads"), [(1, 8), (2, 4), (3, 2), (16, 1)])
@@ -197,6 +201,16 @@ def test_processes_share_the_cores(
     assert threads_per_job(jobs) == threads
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert threads_per_job(jobs) == 1
+
+
+def test_run_has_the_number_that_it_is_given_unless_it_is_taken(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.manager import RunManager
+
+    args = SimpleNamespace(conf_file=None, run_number=5)
+    for number in (5, 6):
+        run = RunManager(args, "trpo", "CartPole-v1", str(tmp_path), verbose=0)
+        run.create_log_folder()
+        assert Path(run.save_path) == tmp_path / "trpo" / f"CartPole-v1_{number}"
 
 
 @pytest.mark.parametrize(("algo", "has_masks"), [("trpo", False), ("trpo_mask", True)])
@@ -439,9 +453,33 @@ def test_panel_of_the_kl_shows_the_steps_below_their_bound() -> None:
     from sb3_trpo.zoo.trust_region_figure import draw_kl
 
     axes = Figure().subplots()
-    draw_kl(axes, pd.DataFrame({"target_kl": [0.2, 0.1], "kl_divergence_loss": [0.15, 0.05]}))
+    draw_kl(
+        axes, pd.DataFrame({"target_kl": [0.2, 0.1], "kl_divergence_loss": [0.15, 0.05]}), "a unit"
+    )
+    assert axes.get_ylabel() == "KL divergence (a unit)"
     drawn = {line.get_label(): np.array(line.get_ydata()).tolist() for line in axes.get_lines()}
     assert drawn == {"bound (target_kl)": [0.2, 0.1], "step taken": [0.15, 0.05]}
+
+
+@pytest.mark.parametrize(
+    ("algo", "settings", "unit"),
+    [
+        ("trpo", {"kl_reduction": "mean"}, "nats per action dimension"),
+        ("trpo", {"kl_reduction": "sum"}, "nats per state"),
+        ("trpo", {}, "nats per action dimension"),
+        ("trpo_lstm", {}, "nats per state"),
+        ("trpo_lstm", {"kl_reduction": "mean"}, "nats per action dimension"),
+    ],
+)
+def test_unit_of_the_kl_is_that_of_its_reduction(
+    algo: str, settings: dict[str, Any], unit: str, tmp_path: Path
+) -> None:
+    from sb3_trpo.zoo.trust_region_figure import kl_unit
+
+    run = tmp_path / algo / "Env-v1_3"
+    (run / "Env-v1").mkdir(parents=True)
+    (run / "Env-v1" / "config.yml").write_text(yaml.dump(OrderedDict(settings)))
+    assert kl_unit(run) == unit
 
 
 # Atari and masks

@@ -45,6 +45,7 @@ CONFIGURATION_ERRORS = (
 )
 CONFIGURATION = "configuration"  # of a trial: the hyperparameters that are not searched for
 NO_TRIALS = "no trial finished: add trials, or see with --jobs 1 --verbose 2 why they stop"
+RUN_NUMBER = "--run-number"
 EVALUATIONS = 20
 FINAL_EPISODES = 20
 # Stands for "no --eval-freq given"; every negative number means "never" to the Zoo.
@@ -64,6 +65,9 @@ class RunManager(ExperimentManager):
         super().__init__(*arguments, **options)
         if self.args.conf_file is None:
             self.config = packaged_config(self.algo) or self.config
+        number = vars(self.args).get("run_number")
+        if number is not None:
+            self.save_path = f"{self.log_path}{self.env_name}_{number}"
         self.given: dict[str, Any] = {}  # the hyperparameters, once they are read
         self.interrupted = False
         self._made: Path | None = None  # the run's folder, once this run has created it

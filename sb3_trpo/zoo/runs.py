@@ -62,8 +62,16 @@ class Run:
     @property
     def arguments(self) -> dict[str, Any]:
         """The training script's arguments; empty if the Zoo did not save them."""
-        path = self.folder / self.env / "args.yml"
-        return dict(yaml.load(path.read_text(), ArgumentsLoader)) if path.is_file() else {}
+        return read_mapping(self.folder / self.env / "args.yml")
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read the hyperparameters or the arguments that the RL Zoo saved.
+
+    :param path: of the YAML file
+    :return: values by their names; empty if there is no file
+    """
+    return dict(yaml.load(path.read_text(), ArgumentsLoader)) if path.is_file() else {}
 
 
 class ArgumentsLoader(yaml.SafeLoader):

@@ -3,9 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from huggingface_sb3 import EnvironmentName
+from rl_zoo3.utils import get_latest_run_id
+
+from sb3_trpo.zoo.choice import add_environment
 from sb3_trpo.zoo.compare import draw_comparison, group_runs, label, notes, table
 from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.jobs import run_jobs, threads_per_job
+from sb3_trpo.zoo.manager import RUN_NUMBER
 from sb3_trpo.zoo.runs import Run, read_run
 from sb3_trpo.zoo.script import Parser
 
@@ -46,7 +51,11 @@ def train_seeds(
     """
     check_shared(words)
     shared = ["--verbose", "0", "--num-threads", str(threads_per_job(jobs)), *words]
-    tasks = [[*shared, "--seed", str(seed)] for seed in seeds]
+    number = next_number(words)
+    tasks = [
+        [*shared, "--seed", str(seed), RUN_NUMBER, str(number + position)]
+        for position, seed in enumerate(seeds)
+    ]
     print(f"Training seeds {', '.join(map(str, seeds))}, at most {jobs} at a time")
     runs: dict[int, Run] = {}
     try:
@@ -58,6 +67,19 @@ def train_seeds(
         summarize(runs)
         raise KeyboardInterrupt(f"after {len(runs)} of {len(seeds)} runs") from None
     summarize(runs)
+
+
+def next_number(words: list[str]) -> int:
+    """Return the number of the first run.
+
+    :param words: command-line options that all runs share
+    :return: the number after that of the latest run
+    """
+    parser = Parser("sb3-trpo train", "", add_help=False)
+    add_environment(parser)
+    choice, _ = parser.parse_known_args(words)
+    runs = f"{choice.folder}/{choice.algo}"
+    return get_latest_run_id(runs, EnvironmentName(choice.env)) + 1
 
 
 def describe(run: Run) -> str:

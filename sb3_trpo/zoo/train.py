@@ -1,9 +1,10 @@
 """``sb3-trpo train``: the RL Zoo's training script with our class, defaults and report."""
 
+import argparse
 import os
 from pathlib import Path
 
-from sb3_trpo.zoo.manager import UNSET_EVAL_FREQ, RunManager, run_manager
+from sb3_trpo.zoo.manager import RUN_NUMBER, UNSET_EVAL_FREQ, RunManager, run_manager
 from sb3_trpo.zoo.script import Parser, asks_for_help, positive, verbosity
 from sb3_trpo.zoo.seeds import parse_seeds, train_seeds
 
@@ -49,6 +50,8 @@ def add_seeds(parser: Parser) -> None:
         default=os.cpu_count() or 1,
         help="runs at a time (processor cores)",
     )
+    # Set by --seeds, so that the runs' numbers follow their seeds.
+    parser.add_argument(RUN_NUMBER, type=positive, help=argparse.SUPPRESS)
 
 
 def train_one(words: list[str]) -> Path:

@@ -1,5 +1,7 @@
 """Draw the trust region's metrics over a run."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sb3_trpo.zoo.learning_curve import EVALUATION, TRAINING, label_steps
 from sb3_trpo.zoo.progress import PROGRESS, STEPS, read_progress
+from sb3_trpo.zoo.runs import read_mapping
 
 # Explained variance has no lower bound, and only values near 1 are informative.
 LEAST_EXPLAINED = -1.0
@@ -29,8 +32,8 @@ def draw_trust_region(run: Path, title: str) -> bool:
     tried = updates[updates["target_kl"] > 0]  # with a bound of 0 no step is tried
     figure = Figure(figsize=(11, 6), dpi=150, layout="constrained")
     panels = figure.subplots(2, 3, sharex=True)
-    drawings = (
-        (draw_kl, updates),
+    drawings: tuple[tuple[Callable[[Axes, pd.DataFrame], None], pd.DataFrame], ...] = (
+        (partial(draw_kl, unit=kl_unit(run)), updates),
         (draw_backtracks, tried),
         (draw_residual, updates),
         (draw_improvement, tried),
@@ -63,15 +66,29 @@ def read_updates(path: Path) -> pd.DataFrame:
     return updates.filter(like="train/").rename(columns=lambda name: name.removeprefix("train/"))
 
 
-def draw_kl(axes: Axes, updates: pd.DataFrame) -> None:
+def kl_unit(run: Path) -> str:
+    """Return the unit of a run's KL divergence and of its bound.
+
+    :param run: the run's folder
+    :return: the unit, which depends on ``kl_reduction``
+    """
+    settings = read_mapping(run / run.resolve().name.rpartition("_")[0] / "config.yml")
+    # Without the setting, the RL Zoo's trpo means what sb3-contrib's does.
+    default = "mean" if run.resolve().parent.name == "trpo" else "sum"
+    is_mean = settings.get("kl_reduction", default) == "mean"
+    return "nats per action dimension" if is_mean else "nats per state"
+
+
+def draw_kl(axes: Axes, updates: pd.DataFrame, unit: str) -> None:
     """Draw the KL divergence of each step and its bound.
 
     :param axes: where to draw
     :param updates: as :func:`read_updates` returns them
+    :param unit: unit of both
     """
     axes.plot(updates["target_kl"], color=EVALUATION, label="bound (target_kl)")
     axes.plot(updates["kl_divergence_loss"], ".", color=TRAINING, label="step taken")
-    axes.set_ylabel("KL divergence (nats per state)")
+    axes.set_ylabel(f"KL divergence ({unit})")
     axes.set_ylim(bottom=0)
 
 
