@@ -3,12 +3,15 @@
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from typing import TypeVar
 
 Result = TypeVar("Result")
+THREAD_NAME = "sb3-trpo-job"
 
 
 def run_jobs(
@@ -23,17 +26,19 @@ def run_jobs(
     :param jobs: largest number of processes at a time
     :return: position of a task and its result, in the order in which the tasks finish
     """
-    threads = ThreadPoolExecutor(min(jobs, len(tasks)), initializer=_leave_interrupts_to_parent)
-    positions = {
-        threads.submit(_in_a_new_process, job, words): position
-        for position, words in enumerate(tasks)
-    }
+    threads = ThreadPoolExecutor(
+        min(jobs, len(tasks)), THREAD_NAME, initializer=_leave_interrupts_to_parent
+    )
     try:
+        positions = {
+            threads.submit(_in_a_new_process, job, words): position
+            for position, words in enumerate(tasks)
+        }
         for future in as_completed(positions):
             yield positions[future], future.result()
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
-        _end_processes(list(positions))
+        _end_processes()
 
 
 def _leave_interrupts_to_parent() -> None:
@@ -42,12 +47,12 @@ def _leave_interrupts_to_parent() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
-def _end_processes(futures: "list[Future[Result]]") -> None:
-    """End the processes that still run, also one that starts at this moment."""
-    while not all(future.done() for future in futures):
+def _end_processes() -> None:
+    """End the processes that still run, including one that starts at this moment."""
+    while any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
         for process in multiprocessing.active_children():
             process.terminate()
-        wait(futures, timeout=0.2)
+        time.sleep(0.05)
 
 
 def _in_a_new_process(job: Callable[[list[str]], Result], words: list[str]) -> Result:

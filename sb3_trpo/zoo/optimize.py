@@ -51,8 +51,8 @@ def optimize(words: list[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     choice.storage = choice.storage or str(folder / f"study_{EnvironmentName(choice.env)}.log")
     study = open_study(choice)
-    print(f"Study '{choice.study_name}' in {choice.storage}, {choice.n_trials} trials")
     try:
+        print(f"Study '{choice.study_name}' in {choice.storage}, {choice.n_trials} trials")
         for _ in run_jobs(search, worker_words(choice, rest), choice.jobs):
             pass
     except KeyboardInterrupt:

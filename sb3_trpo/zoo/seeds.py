@@ -56,9 +56,9 @@ def train_seeds(
         [*shared, "--seed", str(seed), RUN_NUMBER, str(number + position)]
         for position, seed in enumerate(seeds)
     ]
-    print(f"Training seeds {', '.join(map(str, seeds))}, at most {jobs} at a time")
     runs: dict[int, Run] = {}
     try:
+        print(f"Training seeds {', '.join(map(str, seeds))}, at most {jobs} at a time")
         for position, folder in run_jobs(train_one, tasks, jobs):
             runs[position] = read_run(folder)
             progress = f"{len(runs)} of {len(seeds)} runs"
