@@ -505,7 +505,7 @@ def test_comparison_names_the_folders_that_are_no_finished_runs_and_repeated_see
     assert "Skipped: trpo/Env-v1_4 holds no model" in out
     assert "Skipped: trpo/Env-v1_3 repeats seed 5 of trpo/Env-v1_1" in out
     assert out.count("Skipped") == 2
-    assert "a name" in out
+    assert "a name: without evaluations" in out
     assert "1.5" in out  # the mean of 1 and 2, each counted once
     assert "An interval over 2 or 3 runs is too narrow" in out
 

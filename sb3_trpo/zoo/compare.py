@@ -45,7 +45,7 @@ def compare(words: list[str]) -> None:
     groups = group_runs(distinct(read_runs(choice.runs)))
     names = choose_labels(groups, choice.labels)
     print(table(groups, names))
-    for note in notes(groups):
+    for note in notes(groups, names):
         print(note)
     print(f"Picture: {draw_comparison(groups, choice.output, names)}")
 
@@ -122,16 +122,17 @@ def choose_labels(groups: list[Group], names: list[str] | None) -> list[str]:
     return names or labels
 
 
-def notes(groups: list[Group]) -> list[str]:
+def notes(groups: list[Group], names: list[str]) -> list[str]:
     """Say what a reader of the table has to know.
 
     :param groups: as :func:`group_runs` returns them
+    :param names: a name per group
     :return: sentences
     """
     found = [
-        f"{label(group)}: without evaluations, so the curve is of training episodes (each point "
+        f"{name}: without evaluations, so the curve is of training episodes (each point "
         f"the mean of the last {WINDOW}), with the noise of exploration in them"
-        for group in groups
+        for group, name in zip(groups, names, strict=True)
         if not group[0].is_evaluated
     ]
     if any(1 < len(group) < FEW_RUNS for group in groups):

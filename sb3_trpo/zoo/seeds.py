@@ -102,7 +102,7 @@ def summarize(runs: dict[int, Run]) -> None:
     in_order = [runs[position] for position in sorted(runs)]
     groups = group_runs(in_order)
     names = [label(group) for group in groups]
-    print("\n".join([table(groups, names), *notes(groups)]))
+    print("\n".join([table(groups, names), *notes(groups, names)]))
     print(f"Picture: {draw_comparison(groups, picture_path(in_order), names)}")
 
 
