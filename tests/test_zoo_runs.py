@@ -399,6 +399,8 @@ def test_zoos_numbers_over_a_loaded_model_change_their_meaning(tmp_path: Path) -
 def answer(words: list[str]) -> int:
     if words == ["bad"]:
         raise ValueError("a fault")
+    if words == ["mistake"]:
+        raise UsageError("a mistake")
     return int(words[0])
 
 
@@ -411,6 +413,8 @@ def test_jobs_give_their_results_with_their_tasks_and_keep_tracebacks() -> None:
     with pytest.raises(ValueError, match="a fault") as caught:
         list(run_jobs(answer, [["bad"]], jobs=1))
     assert "in answer" in str(caught.value.__cause__)
+    with pytest.raises(UsageError, match="a mistake"):
+        list(run_jobs(answer, [["mistake"], ["1"]], jobs=1))
 
 
 def write_episodes(folder: Path, returns: list[float], length: int, seed: int = 0) -> Path:
