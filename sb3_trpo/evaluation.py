@@ -1,4 +1,4 @@
-"""Evaluation with masks by SB3's own functions, which keep the states of an LSTM."""
+"""Evaluate maskable models with SB3's own functions, which keep the states of an LSTM."""
 
 import inspect
 from typing import Any
@@ -19,10 +19,12 @@ def takes_masks(algorithm: type[BaseAlgorithm]) -> bool:
 
 class Masking:
     """
-    A maskable model that asks an environment for the masks when it predicts.
+    A maskable model whose ``predict`` asks an environment for the masks.
 
-    :param model: everything else is passed on to it, what is written to an attribute included
-    :param env: where the actions go
+    All other attributes are read from the model and written to it.
+
+    :param model: the model
+    :param env: the environment in which the model acts
     :raises ValueError: if the environment has no masks
     """
 
@@ -35,7 +37,7 @@ class Masking:
         vars(self).update(_model=model, _env=env)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_model":  # of a copy that is being made
+        if name == "_model":  # while a copy is being made
             raise AttributeError(name)
         return getattr(self._model, name)
 
@@ -78,6 +80,6 @@ class MaskableEvalCallback(callbacks.EvalCallback):
         self.use_masking = use_masking
 
     def init_callback(self, model: Any) -> None:
-        """Take the model; the callbacks inside this one get it as it is."""
+        """Wrap the model for the evaluations only; inner callbacks get the model itself."""
         super().init_callback(model)
         self.model: Any = Masking(model, self.eval_env) if self.use_masking else model
