@@ -1,4 +1,4 @@
-"""Export of trained policies to ONNX, checked against the policy itself."""
+"""Export trained policies to ONNX and check the file against the policy."""
 
 import copy
 import inspect
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import onnxscript  # noqa: F401 (torch's exporter needs it and says so late)
+import onnxscript  # noqa: F401 (torch's exporter needs it and would fail late)
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -20,17 +20,17 @@ from torch import nn
 
 from sb3_trpo.evaluation import takes_masks
 
-# Of an action, relative to the largest one: float32 sums in another order.
+# Largest difference of an action, relative to the largest action: sums in float32 are reordered.
 TOLERANCE = 1e-4
 
 Observations = np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]
 
 
 class DeterministicPolicy(nn.Module):
-    """What ``model.predict(normalized observation, deterministic=True)`` does, as one module.
+    """``model.predict(normalized observation, deterministic=True)`` as one module.
 
     :param model: a trained model
-    :param normalization: what the model's observations were normalised with, if anything
+    :param normalization: normalisation of the model's observations, if any
     """
 
     low: th.Tensor
@@ -39,7 +39,7 @@ class DeterministicPolicy(nn.Module):
     def __init__(self, model: BaseAlgorithm, normalization: VecNormalize | None) -> None:
         super().__init__()
         self.policy = copy.copy(model.policy)
-        # Tracing leaves its tensors in there.
+        # Tracing stores its tensors in the distribution.
         self.policy.action_dist = copy.copy(model.policy.action_dist)
         self.normalization = normalization if normalization and normalization.norm_obs else None
         if isinstance(model.action_space, spaces.Box):
@@ -51,11 +51,11 @@ class DeterministicPolicy(nn.Module):
         observation: th.Tensor | dict[str, th.Tensor],
         action_masks: th.Tensor | None = None,
     ) -> th.Tensor:
-        """Act.
+        """Return the most likely actions.
 
         :param observation: as the environment returns it, images with channels first
         :param action_masks: which actions are allowed; a maskable model's only
-        :return: most likely actions, within the bounds of the action space
+        :return: actions within the bounds of the action space
         """
         masks = {} if action_masks is None else {"action_masks": action_masks}
         actions = self.policy._predict(self.normalized(observation), deterministic=True, **masks)
@@ -72,7 +72,7 @@ class DeterministicPolicy(nn.Module):
         """Normalise as ``VecNormalize`` does.
 
         :param observation: as the environment returns it
-        :return: as the policy has been trained on it
+        :return: the observation that the policy was trained on
         """
         if self.normalization is None:
             return observation
@@ -100,7 +100,7 @@ def export_onnx(
     action_masks: np.ndarray[Any, Any] | None = None,
 ) -> float:
     """
-    Write a model's deterministic policy as an ONNX file, once it has been checked.
+    Check a model's deterministic policy, then write it as an ONNX file.
 
     Inputs are ``observation``, or the keys of a dict observation, and for a maskable model
     ``action_masks``; the output is ``action``. The first dimension of all is the batch.
@@ -108,10 +108,10 @@ def export_onnx(
     :param model: a trained model
     :param path: the file
     :param observations: a batch of at least 2, as the environment returns them, to check with
-    :param normalization: what the model's observations were normalised with, if anything
+    :param normalization: normalisation of the model's observations, if any
     :param action_masks: of a maskable model, to check with, one row per observation; ``None`` for
         all actions
-    :return: largest difference between an action of onnxruntime and of ``predict``
+    :return: largest difference between the actions of onnxruntime and of ``predict``
     :raises ValueError: if the policy cannot be exported, or acts differently
     """
     if "lstm_states" in inspect.signature(model.policy._predict).parameters:
@@ -132,14 +132,14 @@ def export_onnx(
     if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise ValueError(
             f"The exported policy's actions differ from those of predict by {difference}: the "
-            "policy does something that the export does not follow."
+            "export misses something that the policy does."
         )
     path.write_bytes(content)
     return difference
 
 
 def _check_names(inputs: dict[str, th.Tensor], masks: dict[str, th.Tensor]) -> None:
-    """Refuse keys of a dict observation that the file needs for something else."""
+    """Refuse keys of a dict observation that are also other inputs or outputs of the file."""
     taken = sorted(set(inputs) & {*masks, "action"})
     if taken:
         raise ValueError(
@@ -150,7 +150,7 @@ def _check_names(inputs: dict[str, th.Tensor], masks: dict[str, th.Tensor]) -> N
 
 
 def _masks(model: Any, n: int, masks: np.ndarray[Any, Any] | None) -> dict[str, th.Tensor]:
-    """Return the second argument of a maskable model; no argument for any other."""
+    """Return the masks of a maskable model as an argument; none for other models."""
     if not takes_masks(type(model)):
         return {}
     if masks is None:
@@ -161,7 +161,7 @@ def _masks(model: Any, n: int, masks: np.ndarray[Any, Any] | None) -> dict[str, 
 def _convert(
     policy: DeterministicPolicy, inputs: dict[str, th.Tensor], masks: dict[str, th.Tensor]
 ) -> bytes:
-    """Trace the policy with a batch of any size."""
+    """Trace the policy for batches of any size."""
     is_dict = isinstance(policy.policy.observation_space, spaces.Dict)
 
     def arguments(inputs: dict[str, Any], masks: dict[str, Any]) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def _convert(
 
 @contextmanager
 def _traceable() -> Iterator[None]:
-    """Leave out torch's checks of distributions, which depend on data, and the exporter's notes."""
+    """Switch off torch's data-dependent checks of distributions, and the exporter's notes."""
     validate = th.distributions.Distribution._validate_args
     th.distributions.Distribution.set_default_validate_args(False)
     logging.disable(logging.WARNING)

@@ -1,207 +1,103 @@
 """
-The table of cases: action spaces x policies x features extractors x what users do to policies.
+The table of cases: every class of the package x spaces x what users do to policies.
 
-``CASES`` is for ``pytest.mark.parametrize("case", CASES, ids=str)``; :func:`make_model` and
-:func:`collected` turn one into a model and into a model with a full rollout buffer.
+``CASES`` has all rows by name; ``BASIC``, ``EVERY`` and ``POLICIES`` name the rows that a test goes
+over. :func:`toy_model` turns a row into a model whose updates are tested; :func:`collected` into a
+smaller one with a full rollout buffer, for comparisons with dense derivatives.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import DummyVecEnv
-from torch import distributions as td
 from torch import nn
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
 from sb3_trpo.actor import Actor, LinearizedActor, read_actor
 from sb3_trpo.batch import ActorBatch, Rollout
 from sb3_trpo.fisher import FisherProduct
 from sb3_trpo.read_buffer import read_rollout
 from sb3_trpo.surrogate import Surrogate, surrogate_at
 from tests import reference
+from tests.environments import (
+    BOX_ACTIONS,
+    DICT,
+    DISCRETE_ACTIONS,
+    IMAGE,
+    MULTI_BINARY_ACTIONS,
+    MULTI_DISCRETE_ACTIONS,
+    TINY_IMAGE,
+    UNIT_BOX_ACTIONS,
+    VECTOR,
+    ToyEnv,
+    collect,
+    random_masks,
+)
+from tests.policies import (
+    BetaPolicy,
+    LinearExtractor,
+    TinyCnn,
+    ValueProjPolicy,
+    freeze,
+)
 
-N_STEPS, N_ENVS = 8, 3
-
-VECTOR = spaces.Box(-1.0, 1.0, (3,))
-IMAGE = spaces.Box(0, 255, (1, 8, 8), np.uint8)
-DICT = spaces.Dict({"vector": VECTOR, "number": spaces.Discrete(3)})
-BOX = spaces.Box(-2.0, 2.0, (2,))
-UNIT_BOX = spaces.Box(0.0, 1.0, (2,))
-DISCRETE = spaces.Discrete(3)
-MULTI_DISCRETE = spaces.MultiDiscrete([2, 3])
-MULTI_BINARY = spaces.MultiBinary(3)
-
-
-class RandomEnv(gym.Env[Any, Any]):
-    """Random observations, a reward that depends on the action, episodes of 5 steps."""
-
-    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]):
-        self.observation_space = observation_space
-        self.action_space = action_space
-        self._steps = 0
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        if seed is not None:
-            self.observation_space.seed(seed)
-        self._steps = 0
-        return self.observation_space.sample(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self._steps += 1
-        ended = self._steps % 5 == 0
-        reward = float(np.sum(action)) + self.np_random.normal()
-        return self.observation_space.sample(), reward, ended, False, {}
-
-
-class LinearExtractor(BaseFeaturesExtractor):
-    """A features extractor with parameters for vectors, with layers that have two modes."""
-
-    def __init__(
-        self, observation_space: spaces.Box, batch_norm: bool = False, dropout: float = 0.0
-    ) -> None:
-        super().__init__(observation_space, features_dim=4)
-        self.layers = nn.Sequential(nn.Linear(observation_space.shape[0], 4))
-        if batch_norm:
-            self.layers.append(nn.BatchNorm1d(4))
-        self.layers.append(nn.Tanh())
-        if dropout:
-            self.layers.append(nn.Dropout(dropout))
-
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        return self.layers(observations)  # type: ignore[no-any-return]
-
-
-class TinyCnn(BaseFeaturesExtractor):
-    """A convolution small enough for dense Hessians."""
-
-    def __init__(self, observation_space: spaces.Box) -> None:
-        super().__init__(observation_space, features_dim=4)
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, 2, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(18, 4), nn.ReLU()
-        )
-
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        return self.layers(observations)  # type: ignore[no-any-return]
-
-
-class ValueProjPolicy(ActorCriticPolicy):
-    """An actor and a critic whose parameters have each other's names."""
-
-    def _build(self, lr_schedule: Schedule) -> None:
-        super()._build(lr_schedule)
-        first: Any = nn.Linear(self.mlp_extractor.latent_dim_pi, 3)
-        last: Any = nn.Linear(3, int(self.action_net.out_features))  # type: ignore[arg-type]
-        self.action_net = nn.Sequential(OrderedDict(value_proj=first, value_net=last))
-        critic: Any = nn.Sequential(OrderedDict(policy_proj=self.value_net))
-        self.value_net = critic
-        self.optimizer = self.optimizer_class(
-            self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
-        )  # type: ignore[call-arg]
-
-
-class BetaDistribution(Distribution):
-    """Independent Beta distributions, as a user of SB3 would write them."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.distribution: Any = None
-
-    def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
-        raise NotImplementedError
-
-    def proba_distribution(self, numbers: th.Tensor) -> "BetaDistribution":
-        a, b = nn.functional.softplus(numbers).add(1.0).chunk(2, dim=1)
-        self.distribution = td.Beta(a, b)
-        return self
-
-    def log_prob(self, actions: th.Tensor) -> th.Tensor:
-        return th.as_tensor(self.distribution.log_prob(actions).sum(dim=1))
-
-    def entropy(self) -> th.Tensor:
-        return th.as_tensor(self.distribution.entropy().sum(dim=1))
-
-    def sample(self) -> th.Tensor:
-        return th.as_tensor(self.distribution.sample().clamp(1e-4, 1 - 1e-4))
-
-    def mode(self) -> th.Tensor:
-        return th.as_tensor(self.distribution.mean)
-
-    def actions_from_params(self, numbers: th.Tensor, deterministic: bool = False) -> th.Tensor:
-        return self.proba_distribution(numbers).get_actions(deterministic)
-
-    def log_prob_from_params(self, numbers: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        actions = self.actions_from_params(numbers)
-        return actions, self.log_prob(actions)
-
-
-class BetaPolicy(ActorCriticPolicy):
-    """Beta actions; ``log_std`` stays behind as a parameter that nothing depends on."""
-
-    def _build(self, lr_schedule: Schedule) -> None:
-        super()._build(lr_schedule)
-        n_actions = int(self.action_net.out_features)  # type: ignore[arg-type]
-        self.action_net = nn.Linear(self.mlp_extractor.latent_dim_pi, 2 * n_actions)
-        self.optimizer = self.optimizer_class(
-            self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
-        )  # type: ignore[call-arg]
-
-    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
-        return BetaDistribution().proba_distribution(self.action_net(latent_pi))
-
-
-def freeze(*prefixes: str) -> Callable[[ActorCriticPolicy], None]:
-    """Make a function that freezes the parameters whose names start so."""
-
-    def apply(policy: ActorCriticPolicy) -> None:
-        for name, parameter in policy.named_parameters():
-            if name.startswith(prefixes):
-                parameter.requires_grad_(False)
-
-    return apply
-
-
-def _as_it_is(policy: ActorCriticPolicy) -> None:
-    """Change nothing."""
+SMALL: dict[str, Any] = {"net_arch": [8]}
+SMALL_LSTM: dict[str, Any] = {"net_arch": [3], "lstm_hidden_size": 3}
 
 
 @dataclass(frozen=True)
 class Case:
     """
-    One row of the table.
+    One kind of policy on one kind of environment.
 
-    :param name: what ``str`` gives
-    :param action_space: of the environment
-    :param observation_space: of the environment
     :param policy: name or class
-    :param policy_kwargs: of the policy, beyond small networks
+    :param observation_space: of the environment
+    :param action_space: of the environment
+    :param policy_kwargs: of the policy, over small networks
+    :param kind: class of the model
+    :param masks: whether the allowed actions change at every step
     :param use_sde: gSDE
     :param prepare: what is done to the policy after construction
     """
 
-    name: str
-    action_space: spaces.Space[Any]
-    observation_space: spaces.Space[Any] = field(default_factory=lambda: VECTOR)
     policy: str | type[ActorCriticPolicy] = "MlpPolicy"
+    observation_space: spaces.Space[Any] = field(default_factory=lambda: VECTOR)
+    action_space: spaces.Space[Any] = field(default_factory=lambda: BOX_ACTIONS)
     policy_kwargs: dict[str, Any] = field(default_factory=dict)
+    kind: type[Any] = TRPO
+    masks: bool = False
     use_sde: bool = False
-    prepare: Callable[[ActorCriticPolicy], None] = _as_it_is
+    prepare: Callable[[ActorCriticPolicy], None] | None = None
 
-    def __str__(self) -> str:
-        return self.name
+
+def _box(observations: spaces.Space[Any] = VECTOR, **fields: Any) -> Case:
+    """Make a case with continuous actions."""
+    return Case("MlpPolicy", observations, BOX_ACTIONS, **fields)
+
+
+def _discrete(observations: spaces.Space[Any] = VECTOR, **fields: Any) -> Case:
+    """Make a case with one action of several."""
+    return Case("MlpPolicy", observations, DISCRETE_ACTIONS, **fields)
+
+
+def _lstm(observations: spaces.Space[Any], actions: spaces.Space[Any], **options: Any) -> Case:
+    """Make a case with an LSTM, the options being the policy's."""
+    policy = "MultiInputLstmPolicy" if observations is DICT else "MlpLstmPolicy"
+    return Case(policy, observations, actions, {**SMALL_LSTM, **options}, RecurrentTRPO)
+
+
+def _masked(case: Case) -> Case:
+    """Make the same case with masks."""
+    kind = MaskableTRPO if case.kind is TRPO else MaskableRecurrentTRPO
+    return replace(case, kind=kind, masks=True)
 
 
 def _extractor(kind: type[BaseFeaturesExtractor], shared: bool, **kwargs: Any) -> dict[str, Any]:
@@ -213,128 +109,163 @@ def _extractor(kind: type[BaseFeaturesExtractor], shared: bool, **kwargs: Any) -
     }
 
 
+# One row for every kind of action distribution and of observation.
+_BASIC: dict[str, Case] = {
+    "box": _box(),
+    "discrete": _discrete(),
+    "multi_discrete": Case("MlpPolicy", VECTOR, MULTI_DISCRETE_ACTIONS),
+    "multi_binary": Case("MlpPolicy", VECTOR, MULTI_BINARY_ACTIONS),
+    "gsde": _box(use_sde=True),
+    "cnn": Case("CnnPolicy", IMAGE, DISCRETE_ACTIONS),
+    "dict": Case("MultiInputPolicy", DICT, BOX_ACTIONS),
+}
+
+_LSTM: dict[str, Case] = {
+    "box": _lstm(VECTOR, BOX_ACTIONS),
+    "discrete": _lstm(VECTOR, DISCRETE_ACTIONS),
+    "multi_discrete": _lstm(VECTOR, MULTI_DISCRETE_ACTIONS),
+    "multi_binary": _lstm(VECTOR, MULTI_BINARY_ACTIONS),
+    "dict": _lstm(DICT, BOX_ACTIONS),
+    "gsde": replace(_lstm(VECTOR, BOX_ACTIONS), use_sde=True),
+    "two_layers": _lstm(VECTOR, BOX_ACTIONS, n_lstm_layers=2),
+    "shared": _lstm(VECTOR, BOX_ACTIONS, shared_lstm=True, enable_critic_lstm=False),
+    "no_critic_lstm": _lstm(VECTOR, BOX_ACTIONS, enable_critic_lstm=False),
+}
+_MASKABLE = ("discrete", "multi_discrete", "multi_binary")
+
+# The other classes of the package.
+_VARIANTS: dict[str, Case] = {
+    **{f"masked_{name}": _masked(_BASIC[name]) for name in (*_MASKABLE, "cnn")},
+    "masked_dict": _masked(Case("MultiInputPolicy", DICT, DISCRETE_ACTIONS)),
+    **{f"lstm_{name}": case for name, case in _LSTM.items()},
+    **{f"masked_lstm_{name}": _masked(_LSTM[name]) for name in _MASKABLE},
+    "masked_lstm_dict": _masked(_lstm(DICT, DISCRETE_ACTIONS)),
+}
+
 _SHARED = _extractor(LinearExtractor, shared=True)
 _SEPARATE = _extractor(LinearExtractor, shared=False)
-_FROZEN_NETS = ("mlp_extractor", "action_net")
 
-CASES = (
-    Case("box", BOX),
-    Case("discrete", DISCRETE),
-    Case("multi_discrete", MULTI_DISCRETE),
-    Case("multi_binary", MULTI_BINARY),
-    Case("box_shared", BOX, policy_kwargs=_SHARED),
-    Case("discrete_separate", DISCRETE, policy_kwargs=_SEPARATE),
-    Case("gsde", BOX, use_sde=True),
-    Case("gsde_shared", BOX, use_sde=True, policy_kwargs=_SHARED),
-    Case("gsde_expln", BOX, use_sde=True, policy_kwargs={"use_expln": True, "log_std_init": 0.1}),
-    Case("gsde_not_full_std", BOX, use_sde=True, policy_kwargs={"full_std": False}),
-    Case("gsde_squashed", BOX, use_sde=True, policy_kwargs={"squash_output": True}),
-    Case("cnn_discrete", DISCRETE, IMAGE, "CnnPolicy", _extractor(TinyCnn, shared=True)),
-    Case("cnn_box_separate", BOX, IMAGE, "CnnPolicy", _extractor(TinyCnn, shared=False)),
-    Case("dict_box", BOX, DICT, "MultiInputPolicy"),
-    Case(
-        "dict_multi_discrete_separate",
-        MULTI_DISCRETE,
-        DICT,
-        "MultiInputPolicy",
-        {"share_features_extractor": False},
+# What users do to the policies of TRPO; small enough for dense Hessians.
+_CUSTOM: dict[str, Case] = {
+    "box_shared": _box(policy_kwargs=_SHARED),
+    "discrete_separate": _discrete(policy_kwargs=_SEPARATE),
+    "gsde_shared": _box(use_sde=True, policy_kwargs=_SHARED),
+    "gsde_expln": _box(use_sde=True, policy_kwargs={"use_expln": True, "log_std_init": 0.1}),
+    "gsde_not_full_std": _box(use_sde=True, policy_kwargs={"full_std": False}),
+    "gsde_squashed": _box(use_sde=True, policy_kwargs={"squash_output": True}),
+    "cnn_discrete": Case(
+        "CnnPolicy", TINY_IMAGE, DISCRETE_ACTIONS, _extractor(TinyCnn, shared=True)
     ),
-    Case("discrete_observation", MULTI_BINARY, spaces.Discrete(4)),
-    Case("multi_discrete_observation", DISCRETE, spaces.MultiDiscrete([2, 3])),
-    Case("multi_binary_observation", BOX, spaces.MultiBinary(4)),
-    Case("empty_net_arch", BOX, policy_kwargs={"net_arch": []}),
-    Case("empty_net_arch_shared", DISCRETE, policy_kwargs={**_SHARED, "net_arch": []}),
-    Case(
-        "relu_unequal_nets",
-        DISCRETE,
-        policy_kwargs={"net_arch": {"pi": [6], "vf": [3, 3]}, "activation_fn": nn.ReLU},
+    "cnn_box_separate": Case(
+        "CnnPolicy", TINY_IMAGE, BOX_ACTIONS, _extractor(TinyCnn, shared=False)
     ),
-    Case("value_proj", BOX, policy=ValueProjPolicy),
-    Case("value_proj_shared", DISCRETE, policy=ValueProjPolicy, policy_kwargs=_SHARED),
-    Case("beta", UNIT_BOX, policy=BetaPolicy),
-    Case("frozen_layer", BOX, prepare=freeze("mlp_extractor.policy_net.0")),
-    Case("frozen_log_std", BOX, prepare=freeze("log_std")),
-    Case("only_log_std_trained", BOX, prepare=freeze(*_FROZEN_NETS)),
-    Case("frozen_extractor", DISCRETE, policy_kwargs=_SHARED, prepare=freeze("features")),
-    Case(
-        "batch_norm_shared",
-        BOX,
-        policy_kwargs=_extractor(LinearExtractor, shared=True, batch_norm=True),
+    "dict_box": Case("MultiInputPolicy", DICT, BOX_ACTIONS),
+    "dict_multi_discrete_separate": Case(
+        "MultiInputPolicy", DICT, MULTI_DISCRETE_ACTIONS, {"share_features_extractor": False}
     ),
-    Case(
-        "batch_norm_separate",
-        DISCRETE,
-        policy_kwargs=_extractor(LinearExtractor, shared=False, batch_norm=True),
+    "discrete_observation": Case("MlpPolicy", spaces.Discrete(4), MULTI_BINARY_ACTIONS),
+    "multi_discrete_observation": _discrete(spaces.MultiDiscrete([2, 3])),
+    "multi_binary_observation": _box(spaces.MultiBinary(4)),
+    "empty_net_arch": _box(policy_kwargs={"net_arch": []}),
+    "empty_net_arch_shared": _discrete(policy_kwargs={**_SHARED, "net_arch": []}),
+    "relu_unequal_nets": _discrete(
+        policy_kwargs={"net_arch": {"pi": [6], "vf": [3, 3]}, "activation_fn": nn.ReLU}
     ),
-    Case(
-        "dropout_shared",
-        DISCRETE,
-        policy_kwargs=_extractor(LinearExtractor, shared=True, dropout=0.5),
+    "value_proj": Case(ValueProjPolicy),
+    "value_proj_shared": Case(ValueProjPolicy, VECTOR, DISCRETE_ACTIONS, _SHARED),
+    "beta": Case(BetaPolicy, VECTOR, UNIT_BOX_ACTIONS),
+    "frozen_layer": _box(prepare=freeze("mlp_extractor.policy_net.0")),
+    "frozen_log_std": _box(prepare=freeze("log_std")),
+    "only_log_std_trained": _box(prepare=freeze("mlp_extractor", "action_net")),
+    "frozen_extractor": _discrete(policy_kwargs=_SHARED, prepare=freeze("features")),
+    "batch_norm_shared": _box(
+        policy_kwargs=_extractor(LinearExtractor, shared=True, batch_norm=True)
     ),
-    Case(
-        "dropout_separate",
-        BOX,
-        policy_kwargs=_extractor(LinearExtractor, shared=False, dropout=0.5),
+    "batch_norm_separate": _discrete(
+        policy_kwargs=_extractor(LinearExtractor, shared=False, batch_norm=True)
     ),
-)
+    "dropout_shared": _discrete(
+        policy_kwargs=_extractor(LinearExtractor, shared=True, dropout=0.5)
+    ),
+    "dropout_separate": _box(policy_kwargs=_extractor(LinearExtractor, shared=False, dropout=0.5)),
+}
 
-BY_NAME = {case.name: case for case in CASES}
+CASES: dict[str, Case] = {**_BASIC, **_VARIANTS, **_CUSTOM}
+
+# Names of the rows: one per distribution and observation; every class; every policy of TRPO that
+# is small.
+BASIC = tuple(_BASIC)
+EVERY = (*_BASIC, *_VARIANTS)
+POLICIES = (*(name for name in _BASIC if name not in ("cnn", "dict")), *_CUSTOM)
 
 
-def make_model(case: Case | str, n_envs: int = N_ENVS, **kwargs: Any) -> TRPO:
+def toy_envs(case: Case, n_envs: int = 1) -> DummyVecEnv:
     """
-    Build a small, seeded model of a case.
+    Make the environments of a case, each with a random stream of its own.
+
+    :param case: of the table
+    :param n_envs: number of environments
+    :return: vectorized environment
+    """
+    steps: Iterator[int] = iter(range(10**6))
+    masks = random_masks(case.action_space) if case.masks else None
+
+    def make() -> gym.Env[Any, Any]:
+        env = ToyEnv(copy.deepcopy(case.observation_space), copy.deepcopy(case.action_space))
+        env.masks = None if masks is None else lambda: masks(next(steps))
+        return env
+
+    return DummyVecEnv([make] * n_envs)
+
+
+def toy_model(
+    case: Case | str = "box", n_envs: int = 2, kind: type[Any] | None = None, **kwargs: Any
+) -> Any:
+    """
+    Make a small model.
 
     :param case: row of the table, or its name
     :param n_envs: number of environments
-    :param kwargs: of ``TRPO``, over the defaults n_steps=8, batch_size=8, seed=0, device=cpu and
-        one hidden layer of 5; ``policy_kwargs`` are merged into the case's
-    :return: the model
+    :param kind: class of the model, if not the case's
+    :param kwargs: of the model; ``policy_kwargs`` are merged into the case's
+    :return: the model, seeded, on the CPU
     """
-    case = BY_NAME[case] if isinstance(case, str) else case
-    env = DummyVecEnv(
-        [lambda: RandomEnv(case.observation_space, case.action_space) for _ in range(n_envs)]
-    )
-    policy_kwargs = {"net_arch": [5], **case.policy_kwargs, **kwargs.pop("policy_kwargs", {})}
-    defaults = {"n_steps": N_STEPS, "batch_size": 8, "seed": 0, "device": "cpu"}
-    model = TRPO(
-        case.policy,
-        env,
-        policy_kwargs=policy_kwargs,
-        use_sde=case.use_sde,
-        **{**defaults, **kwargs},
-    )
-    case.prepare(model.policy)
+    case = CASES[case] if isinstance(case, str) else case
+    settings: dict[str, Any] = {
+        "n_steps": 32,
+        "batch_size": 32,
+        "n_critic_updates": 2,
+        "target_kl": 0.01,
+        "cg_damping": 0.1,
+        "seed": 1,
+        "device": "cpu",
+        **({"use_sde": True} if case.use_sde else {}),
+        **kwargs,
+        "policy_kwargs": {**SMALL, **case.policy_kwargs, **kwargs.get("policy_kwargs", {})},
+    }
+    env = settings.pop("env", None) or toy_envs(case, n_envs)
+    model = (kind or case.kind)(case.policy, env, **settings)
+    if case.prepare is not None:
+        case.prepare(model.policy)
     return model
 
 
-class _Silent(BaseCallback):
-    """A callback that does nothing."""
-
-    def _on_step(self) -> bool:
-        return True
-
-
-def collect(model: TRPO) -> None:
-    """Fill a model's rollout buffer with a short real rollout, without training."""
-    _, callback = model._setup_learn(model.n_steps * model.n_envs, _Silent())
-    assert model.env is not None
-    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-
-
-def collected(case: Case | str, float64: bool = False, **kwargs: Any) -> TRPO:
+def collected(case: Case | str, float64: bool = False, **kwargs: Any) -> Any:
     """
-    Build a model with a full rollout buffer whose networks are not at their initialisation.
+    Build a tiny model with a full rollout buffer whose networks are not at their initialisation.
 
     The action layer starts 100 times smaller than the others, which would hide mistakes; all
     parameters and running statistics are moved by seeded noise first.
 
     :param case: row of the table, or its name
     :param float64: whether the policy computes in float64 from the update on
-    :param kwargs: of :func:`make_model`
+    :param kwargs: of :func:`toy_model`
     :return: the model; ``model.train()`` may be called once
     """
-    model = make_model(case, **kwargs)
+    case = CASES[case] if isinstance(case, str) else case
+    tiny = {"n_envs": 3, "n_steps": 8, "batch_size": 8, "n_critic_updates": 10, "seed": 0}
+    options = {"net_arch": [5], **case.policy_kwargs, **kwargs.pop("policy_kwargs", {})}
+    model = toy_model(case, **{**tiny, **kwargs}, policy_kwargs=options)
     move_off_the_start(model.policy)
     collect(model)
     model.policy.set_training_mode(False)
@@ -379,3 +310,15 @@ def surrogate_of(actor: Actor, chunks: Sequence[ActorBatch], ent_coef: float = 0
 def fisher_of(actor: Actor, chunks: Sequence[ActorBatch], damping: float = 0.0) -> FisherProduct:
     """Make the Fisher product as ``train`` does."""
     return FisherProduct(LinearizedActor(actor, chunks), chunks, damping)
+
+
+def copy_rollout(source: OnPolicyAlgorithm, target: OnPolicyAlgorithm) -> None:
+    """
+    Give a model the parameters and the rollout of another one.
+
+    :param source: has collected a rollout
+    :param target: with the same networks and sizes
+    """
+    target.policy.load_state_dict(source.policy.state_dict())
+    target.rollout_buffer = copy.deepcopy(source.rollout_buffer)
+    target._setup_learn(1)

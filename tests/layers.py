@@ -1,6 +1,6 @@
 """Features extractors that a test puts together, and a table of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch as th
@@ -9,7 +9,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.nn import functional as F
 
-from tests.cases import DISCRETE, IMAGE, VECTOR, Case
+from tests.cases import Case
+from tests.environments import DISCRETE_ACTIONS, TINY_IMAGE, VECTOR
 
 # A dictionary of layers, and the features of n observations.
 Make = Callable[[], dict[str, nn.Module]]
@@ -41,17 +42,16 @@ def case_of(
     make: Make,
     run: Run,
     observations: spaces.Box = VECTOR,
-    actions: spaces.Space[Any] = DISCRETE,
-    name: str = "custom",
+    actions: spaces.Space[Any] = DISCRETE_ACTIONS,
 ) -> Case:
     """Make the row of the table of cases that has this features extractor."""
-    policy = "CnnPolicy" if observations is IMAGE else "MlpPolicy"
+    policy = "CnnPolicy" if observations is TINY_IMAGE else "MlpPolicy"
     options = {
         "features_extractor_class": Extractor,
         "features_extractor_kwargs": {"make": make, "run": run},
         "net_arch": [5],
     }
-    return Case(name, actions, observations, policy, options)
+    return Case(policy, observations, actions, options)
 
 
 class Doubled(th.autograd.Function):
@@ -287,13 +287,9 @@ LAYERS: dict[str, tuple[Make, Run]] = {
 }
 
 
-def table(names: Sequence[str] = tuple(LAYERS)) -> list[Case]:
-    """List the layers as features extractors, each behind a linear layer."""
-    return [_behind_a_linear_layer(name, *LAYERS[name]) for name in names]
-
-
-def _behind_a_linear_layer(name: str, make: Make, run: Run) -> Case:
-    """Make the case of one layer."""
+def behind_a_linear_layer(name: str) -> Case:
+    """Make the case of one layer of the table as features extractor, behind a linear layer."""
+    make, run = LAYERS[name]
 
     def make_all() -> dict[str, nn.Module]:
         return {"first": nn.Linear(3, 6), "layer": nn.Identity(), **make()}
@@ -301,4 +297,4 @@ def _behind_a_linear_layer(name: str, make: Make, run: Run) -> Case:
     def run_all(layers: Any, x: th.Tensor) -> th.Tensor:
         return run(layers["layer"], layers["first"](x))
 
-    return case_of(make_all, run_all, name=name)
+    return case_of(make_all, run_all)

@@ -18,8 +18,10 @@ from sb3_trpo.batch import ActorBatch
 from sb3_trpo.layerwise import LayerwiseLinearization
 from sb3_trpo.linearization import AutogradLinearization
 from sb3_trpo.read_buffer import read_rollout
-from tests import environments, reference
-from tests.cases import BOX, CASES, Case, LinearExtractor, actor_and_batch, collected, freeze
+from tests import reference
+from tests.cases import POLICIES, Case, actor_and_batch, collected, toy_model
+from tests.environments import VECTOR, collect
+from tests.policies import LinearExtractor, freeze
 
 # Cases with parameters that are not the weights of layers, or without such weights.
 BY_AUTOGRAD = {
@@ -51,8 +53,8 @@ def jacobian_products(actor: Actor, batch: ActorBatch) -> tuple[th.Tensor, th.Te
     return inner, (pulled * v).sum()
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_actor_parameters_are_those_that_move_the_distribution(case: Case) -> None:
+@pytest.mark.parametrize("case", POLICIES)
+def test_actor_parameters_are_those_that_move_the_distribution(case: str) -> None:
     actor, batch = actor_and_batch(collected(case))
     expected = reference.actor_parameters(actor.policy, batch.observations)
     assert [id(p) for p in actor.parameters] == [id(p) for p in expected]
@@ -125,27 +127,27 @@ def test_unknown_distribution_is_refused() -> None:
         read_actor(policy, batch)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", POLICIES)
 def test_every_policy_whose_parameters_are_of_layers_can_be_differentiated_by_layers(
-    case: Case, monkeypatch: pytest.MonkeyPatch
+    case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layerwise, "SLOPE_COST", 0.0)
     monkeypatch.setattr("sb3_trpo.actor.linearize_mlp", lambda *_: None)
     actor, batch = actor_and_batch(collected(case))
-    kind = AutogradLinearization if case.name in BY_AUTOGRAD else LayerwiseLinearization
+    kind = AutogradLinearization if case in BY_AUTOGRAD else LayerwiseLinearization
     assert type(actor.linearize(batch)) is kind
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_jacobian_and_its_transpose_are_adjoint(case: Case) -> None:
+@pytest.mark.parametrize("case", POLICIES)
+def test_jacobian_and_its_transpose_are_adjoint(case: str) -> None:
     """⟨Jv, u⟩ = ⟨v, Jᵀu⟩."""
     actor, batch = actor_and_batch(collected(case, float64=True))
     one, two = jacobian_products(actor, batch)
     th.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_distribution_is_that_of_the_policy(case: Case) -> None:
+@pytest.mark.parametrize("case", POLICIES)
+def test_distribution_is_that_of_the_policy(case: str) -> None:
     actor, batch = actor_and_batch(collected(case, float64=True))
     expected = actor.policy.get_distribution(batch.observations)
     ours = actor.distribution(batch).log_prob(batch.actions)
@@ -188,7 +190,7 @@ class DirectCall(BaseFeaturesExtractor):
 
 
 def test_all_modules_of_the_actors_extractor_are_the_actors() -> None:
-    case = Case("direct", BOX, policy_kwargs={"features_extractor_class": DirectCall})
+    case = Case(policy_kwargs={"features_extractor_class": DirectCall})
     actor, batch = actor_and_batch(collected(case))
     before = running_statistics(actor.policy)
     assert actor.refresh_running_statistics([batch])
@@ -409,7 +411,7 @@ def test_frozen_weights_are_not_counted_per_state() -> None:
 def test_slopes_of_many_outputs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layer by layer, every output of the network keeps its slopes with respect to every layer."""
     extractor = {"features_extractor_class": LinearExtractor, "net_arch": [64, 64]}
-    cases = [Case(str(n), spaces.Discrete(n), policy_kwargs=extractor) for n in (2, 8)]
+    cases = [Case("MlpPolicy", VECTOR, spaces.Discrete(n), extractor) for n in (2, 8)]
     monkeypatch.setattr(layerwise, "SLOPE_COST", 0.0)
     few, many = (actor_and_batch(collected(case))[0].max_states_in_memory for case in cases)
     assert many < 0.75 * few
@@ -424,8 +426,8 @@ def test_only_images_are_cut_into_chunks_that_stay_in_the_caches(
     vectors, _ = actor_and_batch(collected("box_shared"))
     assert images.max_states_per_chunk == 1 < images.max_states_in_memory
     assert vectors.max_states_per_chunk == vectors.max_states_in_memory
-    model = environments.toy_model("lstm_box")
-    environments.collect(model)
+    model = toy_model("lstm_box")
+    collect(model)
     model.policy.set_training_mode(False)
     batch = read_rollout(model.rollout_buffer, model.device, th.float32).actor_batch
     sequences = read_actor(model.policy, batch)

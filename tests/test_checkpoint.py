@@ -16,18 +16,8 @@ import torch as th
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_trpo import TRPO
-from tests.environments import (
-    CASES,
-    ToyEnv,
-    changed,
-    collect,
-    copy_rollout,
-    critic_only,
-    logged,
-    state_of,
-    toy_envs,
-    toy_model,
-)
+from tests.cases import CASES, copy_rollout, toy_envs, toy_model
+from tests.environments import ToyEnv, changed, collect, critic_only, logged, state_of
 
 
 def saved(model: Any) -> BytesIO:

@@ -21,7 +21,8 @@ from sb3_trpo.batch import Minibatch
 from sb3_trpo.critic import Critic, CriticFit, fit_critic, read_critic
 from sb3_trpo.read_buffer import minibatches
 from tests import reference
-from tests.cases import BY_NAME, CASES, Case, actor_and_batch, collected, freeze, rollout_of
+from tests.cases import CASES, POLICIES, actor_and_batch, collected, rollout_of
+from tests.policies import freeze
 
 # Of SB3's loop in float64, whose sums are in another order: 18 Adam steps of 1e-3 each amplify
 # the rounding where a second moment is tiny.
@@ -99,11 +100,11 @@ def assert_same_models(one: TRPO, two: TRPO) -> None:
 
 
 # Layers that behave differently in training mode make another loop than SB3's plain one.
-DETERMINISTIC = [case for case in CASES if not case.name.startswith(("dropout", "batch_norm"))]
+DETERMINISTIC = [case for case in POLICIES if not case.startswith(("dropout", "batch_norm"))]
 
 
 @pytest.mark.parametrize("case", DETERMINISTIC, ids=str)
-def test_fit_equals_sb3s_plain_loop(case: Case) -> None:
+def test_fit_equals_sb3s_plain_loop(case: str) -> None:
     """Twice, so that the second fit starts from the optimizer state of the first."""
     ours, theirs = collected(case, float64=True), collected(case, float64=True)
     for seed in (3, 4):
@@ -177,7 +178,7 @@ def test_loss_of_an_optimizer_with_several_evaluations_is_that_before_its_step(n
     rollout = rollout_of(model)
     np.random.seed(3)
     (plain, *_) = minibatches(model.rollout_buffer, rollout, 16)
-    values = model.policy.predict_values(plain[0])  # type: ignore[arg-type]
+    values = model.policy.predict_values(plain[0])
     expected = float((values.flatten() - plain[1]).square().mean().detach())
     assert fit_critic(critic, [minibatch]).loss == pytest.approx(expected, rel=1e-12)
 
@@ -318,8 +319,8 @@ def test_adam_is_fused_for_the_duration_of_a_fit(fused: bool | None) -> None:
     assert group["fused"] is fused
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_fit_leaves_actor_parameters_bitwise_unchanged(case: Case) -> None:
+@pytest.mark.parametrize("case", POLICIES)
+def test_fit_leaves_actor_parameters_bitwise_unchanged(case: str) -> None:
     """Shared features extractors are the actor's."""
     model = collected(case)
     actor, _ = actor_and_batch(model)
@@ -515,8 +516,8 @@ def test_layers_that_the_actor_runs_through_stay_in_evaluation_mode(name: str) -
     assert not any(shared.values())
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_all_modules_are_in_evaluation_mode_afterwards(case: Case) -> None:
+@pytest.mark.parametrize("case", POLICIES)
+def test_all_modules_are_in_evaluation_mode_afterwards(case: str) -> None:
     model = collected(case)
     fit(model)
     assert not any(module.training for module in model.policy.modules())
@@ -573,7 +574,7 @@ def test_dropout_of_the_critic_is_random() -> None:
 
 
 @pytest.mark.parametrize("case", DETERMINISTIC, ids=str)
-def test_value_of_a_features_row_is_that_of_its_observation(case: Case) -> None:
+def test_value_of_a_features_row_is_that_of_its_observation(case: str) -> None:
     model = collected(case, float64=True)
     critic = critic_of(model)
     observations = rollout_of(model).observations
@@ -633,7 +634,7 @@ class DetachedPolicy(ActorCriticPolicy):
 
 
 def test_features_that_the_fit_moves_are_not_computed_once_though_the_actor_reads_them() -> None:
-    case = replace(BY_NAME["box_shared"], policy=DetachedPolicy)
+    case = replace(CASES["box_shared"], policy=DetachedPolicy)
     ours, theirs = collected(case, float64=True), collected(case, float64=True)
     before = parameters_of(ours.policy)
     fit(ours)

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import torch as th
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_trpo import TRPO, MaskableTRPO
-from sb3_trpo.export import export_onnx
-from tests.cases import move_off_the_start
+from sb3_trpo.export import DeterministicPolicy, export_onnx
+from tests.cases import SMALL, move_off_the_start
 from tests.environments import (
     BOX_ACTIONS,
     DICT,
@@ -20,7 +21,6 @@ from tests.environments import (
     IMAGE,
     MULTI_BINARY_ACTIONS,
     MULTI_DISCRETE_ACTIONS,
-    SMALL,
     VECTOR,
     ToyEnv,
     random_masks,
@@ -156,3 +156,47 @@ def test_recurrent_policy_is_refused(tmp_path: Path) -> None:
     model = RecurrentPPO("MlpLstmPolicy", env, n_steps=16, batch_size=16)
     with pytest.raises(ValueError, match="recurrent"):
         export_onnx(model, tmp_path / "policy.onnx", sample(VECTOR, 4))
+
+
+def acts_as_predict(model: Any, batch: Any, normalization: VecNormalize | None = None) -> None:
+    """Compare the module that is exported with ``predict``, without an export."""
+    tensors, _ = model.policy.obs_to_tensor(batch)
+    policy = DeterministicPolicy(model, normalization).eval()
+    actions = policy(tensors).numpy(force=True)
+    seen = batch if normalization is None else normalization.normalize_obs(batch)
+    expected, _ = model.predict(seen, deterministic=True)
+    np.testing.assert_allclose(actions.reshape(expected.shape), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_module_acts_as_predict_does(case: str) -> None:
+    policy, observations, actions, options = CASES[case]
+    options = {"policy_kwargs": SMALL if policy != "CnnPolicy" else {}} | options
+    model: Any = TRPO(
+        policy, ToyEnv(observations, actions), n_steps=32, batch_size=32, seed=0, **options
+    )
+    move_off_the_start(model.policy)
+    acts_as_predict(model, sample(observations, 20))
+
+
+def test_action_is_within_the_bounds() -> None:
+    model: Any = TRPO("MlpPolicy", ToyEnv(VECTOR, BOX_ACTIONS), n_steps=32, batch_size=32)
+    th.nn.init.constant_(model.policy.action_net.bias, 50.0)
+    acts_as_predict(model, sample(VECTOR, 5))
+
+
+@pytest.mark.parametrize("case", ["box", "dict"])
+@pytest.mark.parametrize("options", [{}, {"norm_obs": False}], ids=["normalised", "not_normalised"])
+def test_module_normalises_as_the_environment_does(case: str, options: dict[str, Any]) -> None:
+    policy, observations, actions, _ = CASES[case]
+    keys = ["position"] if case == "dict" else None
+    env = VecNormalize(
+        DummyVecEnv([lambda: ToyEnv(observations, actions)]), norm_obs_keys=keys, epsilon=0.5
+    )
+    every: Any = env.obs_rms
+    for statistics in every.values() if case == "dict" else [every]:
+        statistics.mean, statistics.var = np.full(3, 0.3), np.full(3, 0.25)
+    env.norm_obs = options.get("norm_obs", True)
+    model: Any = TRPO(policy, env, n_steps=32, batch_size=32, policy_kwargs=SMALL)
+    move_off_the_start(model.policy)
+    acts_as_predict(model, sample(observations, 20), env)

@@ -9,9 +9,8 @@ from stable_baselines3 import A2C, PPO
 from sb3_trpo.linearization import RowwiseLinearization
 from sb3_trpo.surrogate import improvement_and_kl
 from tests import reference
-from tests.cases import Case, actor_and_batch, collected, fisher_of, make_model, surrogate_of
-from tests.layers import LAYERS as NAMES
-from tests.layers import table
+from tests.cases import actor_and_batch, collected, fisher_of, surrogate_of, toy_envs, toy_model
+from tests.layers import LAYERS, behind_a_linear_layer
 
 # torch calls nested and compressed tensors prototypes; ours says what is slow.
 pytestmark = [
@@ -20,15 +19,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*cannot differentiate twice:UserWarning"),
 ]
 
-LAYERS = table()
+ATTENTION = [name for name in LAYERS if "ttention" in name]
+TINY: dict[str, Any] = {"n_envs": 3, "n_steps": 8, "batch_size": 8}
 
 # Second differences in float64 of a KL divergence whose derivatives are around 1.
 RTOL, ATOL = 1e-4, 1e-7
 
 
-@pytest.mark.parametrize("case", LAYERS, ids=str)
-def test_every_extractor_is_trained(case: Case) -> None:
-    model = make_model(case)
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_extractor_is_trained(name: str) -> None:
+    model = toy_model(behind_a_linear_layer(name), **TINY)
     before = reference.flat(list(model.policy.parameters()))
     model.learn(24)
     assert model.logger.name_to_value["train/is_line_search_success"] == 1
@@ -36,9 +36,10 @@ def test_every_extractor_is_trained(case: Case) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", LAYERS, ids=str)
-def test_table_lists_what_ppo_and_a2c_train(case: Case) -> None:
-    env: Any = make_model(case).get_env()
+@pytest.mark.parametrize("name", LAYERS)
+def test_table_lists_what_ppo_and_a2c_train(name: str) -> None:
+    case = behind_a_linear_layer(name)
+    env = toy_envs(case, 3)
     options: dict[str, Any] = {"policy_kwargs": {"net_arch": [5], **case.policy_kwargs}, "seed": 0}
     for model in (
         PPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, **options),
@@ -49,9 +50,9 @@ def test_table_lists_what_ppo_and_a2c_train(case: Case) -> None:
         assert not th.equal(reference.flat(list(model.policy.parameters())), before)
 
 
-@pytest.mark.parametrize("case", LAYERS, ids=str)
-def test_fisher_product_equals_second_differences_of_the_kl(case: Case) -> None:
-    actor, batch = actor_and_batch(collected(case, float64=True))
+@pytest.mark.parametrize("name", LAYERS)
+def test_fisher_product_equals_second_differences_of_the_kl(name: str) -> None:
+    actor, batch = actor_and_batch(collected(behind_a_linear_layer(name), float64=True))
     expected = reference.fisher_by_differences(actor.policy, batch.observations, actor.parameters)
     assert expected.abs().max() > 1e-6
     fisher = fisher_of(actor, batch.chunks(16))
@@ -60,10 +61,10 @@ def test_fisher_product_equals_second_differences_of_the_kl(case: Case) -> None:
     th.testing.assert_close(ours, expected, rtol=RTOL, atol=ATOL)
 
 
-@pytest.mark.parametrize("case", table([name for name in NAMES if "ttention" in name]), ids=str)
-def test_kl_divergence_from_itself_is_zero_to_rounding(case: Case) -> None:
+@pytest.mark.parametrize("name", ATTENTION)
+def test_kl_divergence_from_itself_is_zero_to_rounding(name: str) -> None:
     """The gradient and the line search see the same numbers, fused kernels or not."""
-    actor, batch = actor_and_batch(collected(case))
+    actor, batch = actor_and_batch(collected(behind_a_linear_layer(name)))
     surrogate = surrogate_of(actor, (batch,))
     improvement, kl = improvement_and_kl(actor, surrogate.old)
     assert kl == pytest.approx(0.0, abs=1e-10)
@@ -80,8 +81,7 @@ def test_kl_divergence_from_itself_is_zero_to_rounding(case: Case) -> None:
     ],
 )
 def test_operation_that_makes_the_update_slow_is_named(name: str, reason: str) -> None:
-    (case,) = table([name])
-    model = collected(case)
+    model = collected(behind_a_linear_layer(name))
     with pytest.warns(UserWarning, match=f"cannot differentiate twice.*{reason}"):
         actor, batch = actor_and_batch(model)
     assert isinstance(actor.linearize(batch), RowwiseLinearization)
@@ -89,6 +89,6 @@ def test_operation_that_makes_the_update_slow_is_named(name: str, reason: str) -
 
 def test_settings_of_torch_are_as_before() -> None:
     before = th.backends.mha.get_fastpath_enabled(), th._C._get_flash_sdp_enabled()
-    actor_and_batch(collected(table(["TransformerEncoder"])[0]))
+    actor_and_batch(collected(behind_a_linear_layer("TransformerEncoder")))
     after = th.backends.mha.get_fastpath_enabled(), th._C._get_flash_sdp_enabled()
     assert before == after == (True, True)

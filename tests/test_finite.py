@@ -11,20 +11,18 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_trpo.finite import check_observations
+from tests.cases import CASES, Case, toy_model
 from tests.environments import (
     BOX_ACTIONS,
-    CASES,
     DICT,
     IMAGE,
     MULTI_BINARY_ACTIONS,
     VECTOR,
-    Case,
     Faulty,
     ToyEnv,
     changed,
     collect,
     state_of,
-    toy_model,
 )
 
 NOT_FINITE = [np.nan, np.inf, -np.inf]

@@ -9,7 +9,8 @@ import pytest
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_trpo import TRPO
-from tests.environments import collect, logged, toy_model
+from tests.cases import toy_model
+from tests.environments import collect, logged
 
 NOT_COUNTS: list[Any] = [0, -1, 1.5, 2.0, math.nan, "2", None, True]
 NOT_FINITE: list[Any] = [math.nan, math.inf, -math.inf, "0.5", None, True]

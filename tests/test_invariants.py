@@ -15,19 +15,17 @@ import sb3_trpo
 from sb3_trpo.surrogate import improvement_and_kl
 from sb3_trpo.trpo import ACTOR_UPDATES
 from tests import reference, stepped
-from tests.cases import actor_and_batch, fisher_of, surrogate_of
-from tests.environments import (
+from tests.cases import (
+    CASES,
     EVERY,
-    changed,
-    changed_actor,
-    collect,
+    actor_and_batch,
     copy_rollout,
-    critic_only,
-    logged,
-    state_of,
+    fisher_of,
+    surrogate_of,
     toy_envs,
     toy_model,
 )
+from tests.environments import changed, changed_actor, collect, critic_only, logged, state_of
 from tests.test_checkpoint import same_tensors, saved
 
 # Rounding of a float32 mean over some hundred states.
@@ -134,7 +132,7 @@ SHARES = [
 def test_the_critics_fit_leaves_the_action_distribution_bitwise_unchanged(
     case: str, share: bool
 ) -> None:
-    options = EVERY[case].kwargs.get("policy_kwargs", {"net_arch": [8]})
+    options = {"net_arch": [8], **CASES[case].policy_kwargs}
     policy_kwargs = {**options, "share_features_extractor": share}
     model = collected(case, target_kl=0.0, learning_rate=0.1, policy_kwargs=policy_kwargs)
     before, state = outputs(model), state_of(model)
@@ -196,12 +194,12 @@ def test_surrogate_gradient_and_kl_equal_those_of_one_state_at_a_time(case: str)
 
 @pytest.mark.parametrize("case", SMALL)
 def test_fisher_products_equal_the_dense_hessian_of_one_state_at_a_time(case: str) -> None:
-    options = {**EVERY[case].kwargs.get("policy_kwargs", {}), "net_arch": [2]}
+    options = {**CASES[case].policy_kwargs, "net_arch": [2]}
     if "lstm" in case:
         options.update(lstm_hidden_size=2, net_arch=[])
     model = in_float64(case, policy_kwargs=options, n_steps=6, batch_size=12)
     actor, batch = actor_and_batch(model)
-    if EVERY[case].masks:
+    if CASES[case].masks:
         assert not model.rollout_buffer.action_masks.all()
     if "lstm" in case:
         names = {name for name, p in model.policy.named_parameters() if p in set(actor.parameters)}
@@ -220,7 +218,7 @@ def test_fisher_products_equal_the_dense_hessian_of_one_state_at_a_time(case: st
 def test_a_loaded_model_is_the_same_and_takes_bitwise_the_same_next_update(case: str) -> None:
     model = toy_model(case, cg_damping="lin_0.2").learn(64)
     kind = type(model)
-    loaded = kind.load(saved(model), toy_envs(EVERY[case], 2), device="cpu")
+    loaded = kind.load(saved(model), toy_envs(CASES[case], 2), device="cpu")
     assert same_tensors(model.get_parameters(), loaded.get_parameters())
     observation = model.get_env().reset()
     actions = [m.predict(observation, deterministic=True)[0] for m in (model, loaded)]
@@ -236,10 +234,10 @@ def test_a_loaded_model_is_the_same_and_takes_bitwise_the_same_next_update(case:
     assert model._n_updates == loaded._n_updates == 2
     loaded.learn(64, reset_num_timesteps=False)
     assert logged(loaded)["train/n_updates"] == 3
-    if EVERY[case].masks:
+    if CASES[case].masks:
         loaded.learn(64, use_masking=False)
 
 
 def test_every_class_is_in_the_table() -> None:
     kinds = {getattr(sb3_trpo, name) for name in sb3_trpo.__all__ if name.endswith("TRPO")}
-    assert {case.kind for case in EVERY.values()} == kinds
+    assert {case.kind for case in CASES.values()} == kinds

@@ -15,7 +15,8 @@ from sb3_trpo.batch import ActorBatch
 from sb3_trpo.layerwise import LayerwiseLinearization
 from sb3_trpo.linearization import AutogradLinearization
 from sb3_trpo.vectors import flatten
-from tests.cases import BOX, CASES, DISCRETE, IMAGE, Case, actor_and_batch, collected
+from tests.cases import POLICIES, Case, actor_and_batch, collected
+from tests.environments import BOX_ACTIONS, DISCRETE_ACTIONS, TINY_IMAGE, VECTOR
 from tests.layers import case_of
 
 # Sums of a few thousand products in double precision.
@@ -68,7 +69,7 @@ def check_equal_to_autograd(case: Case | str, monkeypatch: pytest.MonkeyPatch) -
         th.testing.assert_close(one, other, **cast(Any, TOLERANCE))
 
 
-def kind_of(case: Case) -> type[Any]:
+def kind_of(case: str | Case) -> type[Any]:
     actor, batch = actor_and_batch(collected(case, float64=True))
     return type(actor.linearize(batch))
 
@@ -99,7 +100,7 @@ def test_products_equal_those_of_autograd(name: str, monkeypatch: pytest.MonkeyP
     ],
     ids=str,
 )
-@pytest.mark.parametrize("actions", [BOX, DISCRETE], ids=["box", "discrete"])
+@pytest.mark.parametrize("actions", [BOX_ACTIONS, DISCRETE_ACTIONS], ids=["box", "discrete"])
 def test_products_of_convolutions_equal_those_of_autograd(
     options: dict[str, Any], actions: spaces.Space[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +110,7 @@ def test_products_of_convolutions_equal_those_of_autograd(
     def run(layers: Any, images: th.Tensor) -> Any:
         return F.relu(layers["second"](layers["first"](images).tanh())).mean(dim=(2, 3))
 
-    check_equal_to_autograd(case_of(make, run, IMAGE, actions), monkeypatch)
+    check_equal_to_autograd(case_of(make, run, TINY_IMAGE, actions), monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_convolution_with_few_weights_has_its_jacobian(
     def run(layers: Any, images: th.Tensor) -> Any:
         return layers["layer"](images).tanh().mean(dim=(2, 3))
 
-    case = case_of(make, run, IMAGE)
+    case = case_of(make, run, TINY_IMAGE)
     check_equal_to_autograd(case, monkeypatch)
     monkeypatch.setattr(layerwise, "SLOPE_COST", 0.0)
     actor, batch = actor_and_batch(collected(case, float64=True))
@@ -242,7 +243,7 @@ def test_unusual_padding_goes_through_autograd(options: dict[str, Any]) -> None:
     def run(layers: Any, images: th.Tensor) -> Any:
         return layers["layer"](images).mean(dim=(2, 3))
 
-    assert kind_of(case_of(make, run, IMAGE)) is AutogradLinearization
+    assert kind_of(case_of(make, run, TINY_IMAGE)) is AutogradLinearization
 
 
 def test_parameter_that_was_hung_on_a_layer_goes_through_autograd() -> None:
@@ -314,12 +315,12 @@ def test_layers_are_wide_for_the_number_of_actions_where_they_are_cheaper(
 ) -> None:
     monkeypatch.undo()
     monkeypatch.setattr("sb3_trpo.actor.linearize_mlp", lambda *_: None)
-    case = Case("wide", spaces.Discrete(actions), policy_kwargs={"net_arch": [width, width]})
+    case = Case("MlpPolicy", VECTOR, spaces.Discrete(actions), {"net_arch": [width, width]})
     assert (kind_of(case) is LayerwiseLinearization) is is_layerwise
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_no_hook_is_left_behind(case: Case) -> None:
+@pytest.mark.parametrize("case", POLICIES)
+def test_no_hook_is_left_behind(case: str) -> None:
     actor, batch = actor_and_batch(collected(case))
     actor.linearize(batch)
     hooks = [hook for m in actor.policy.modules() for hook in m._forward_hooks.values()]

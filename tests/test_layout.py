@@ -1,6 +1,7 @@
 """The package's layers: who may import whom."""
 
 import ast
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -9,41 +10,9 @@ import sb3_trpo
 
 ROOT = Path(sb3_trpo.__file__).parent
 
-# One number per module, lowest first. `zoo` stands for all modules of the subpackage.
-LAYERS = (
-    {"vectors", "conjugate_gradient", "state_mean"},
-    {
-        "sequences",
-        "distributions",
-        "batch",
-        "read_buffer",
-        "plain",
-        "mlp",
-        "linearization",
-        "layerwise",
-        "actor",
-    },
-    {"surrogate", "fisher", "trust_region", "critic"},
-    {
-        "hyperparameters",
-        "finite",
-        "rollout_forward",
-        "rollout_buffer",
-        "checkpoint",
-        "trpo",
-        "maskable",
-        "recurrent",
-        "maskable_recurrent",
-        "evaluation",
-        "export",
-        "__init__",
-    },
-    {"zoo", "__main__"},
-)
-LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
-
-# Within a layer, imports go towards the start of these lists only.
-ORDER = (
+# Lowest layer first. Within a layer, a module imports only modules that stand before it; those of
+# a set import none of each other. `zoo` stands for all modules of the subpackage.
+LAYERS: tuple[Collection[str], ...] = (
     ("conjugate_gradient", "vectors", "state_mean"),
     (
         "sequences",
@@ -56,6 +25,7 @@ ORDER = (
         "layerwise",
         "actor",
     ),
+    {"surrogate", "fisher", "trust_region", "critic"},
     (
         "hyperparameters",
         "finite",
@@ -72,7 +42,12 @@ ORDER = (
     ),
     ("zoo", "__main__"),
 )
-POSITION = {name: place for names in ORDER for place, name in enumerate(names)}
+UPDATE = LAYERS[2]
+PLACES = {
+    name: (layer, 0 if isinstance(names, set) else position)
+    for layer, names in enumerate(LAYERS)
+    for position, name in enumerate(names)
+}
 
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -101,23 +76,18 @@ def own_imports(source: str) -> set[str]:
         first, _, rest = name.partition(".")
         if first == "sb3_trpo":
             module = rest.partition(".")[0]
-            own.add(module if module in LAYER_OF else "__init__")
+            own.add(module if module in PLACES else "__init__")
     return own
 
 
 def is_downward(importer: str, imported: str) -> bool:
-    if importer == imported == "zoo":
-        return True
-    above, below = LAYER_OF[importer], LAYER_OF[imported]
-    if above != below:
-        return above > below
-    return POSITION.get(importer, 0) > POSITION.get(imported, 0)
+    return importer == imported == "zoo" or PLACES[imported] < PLACES[importer]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_downward_only(path: Path) -> None:
     importer = module_of(path)
-    assert importer in LAYER_OF, f"{importer} has no layer: place it in the table of this file"
+    assert importer in PLACES, f"{importer} has no layer: add it to LAYERS in this file"
     upward = {name for name in own_imports(path.read_text()) if not is_downward(importer, name)}
     assert not upward, f"{importer} imports {sorted(upward)}"
 
@@ -148,10 +118,9 @@ def test_only_one_file_knows_the_distribution_classes() -> None:
 
 
 def test_the_modules_of_the_update_never_import_each_other() -> None:
-    update = LAYERS[2]
-    for module in update:
+    for module in UPDATE:
         imported = own_imports((ROOT / f"{module}.py").read_text())
-        assert not imported & update, module
+        assert imported.isdisjoint(UPDATE), module
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,14 @@ from sb3_trpo.read_buffer import read_rollout
 from sb3_trpo.surrogate import improvement_and_kl
 from sb3_trpo.trpo import ACTOR_UPDATES
 from tests import reference
-from tests.cases import actor_and_batch, fisher_of, move_off_the_start, surrogate_of
+from tests.cases import (
+    Case,
+    actor_and_batch,
+    fisher_of,
+    move_off_the_start,
+    surrogate_of,
+    toy_model,
+)
 from tests.environments import (
     DICT,
     DISCRETE_ACTIONS,
@@ -34,14 +41,12 @@ from tests.environments import (
     MULTI_BINARY_ACTIONS,
     MULTI_DISCRETE_ACTIONS,
     VECTOR,
-    Case,
     changed,
     collect,
     logged,
     random_masks,
     sizes_of,
     state_of,
-    toy_model,
 )
 
 # The masked distribution normalises the logits once more than the plain one.

@@ -11,24 +11,29 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_trpo import MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
 from sb3_trpo.evaluation import evaluate_policy
 from tests import reference, stepped
-from tests.cases import TinyCnn, actor_and_batch, move_off_the_start, surrogate_of
+from tests.cases import (
+    SMALL_LSTM,
+    Case,
+    actor_and_batch,
+    copy_rollout,
+    move_off_the_start,
+    surrogate_of,
+    toy_model,
+)
 from tests.environments import (
     DICT,
     DISCRETE_ACTIONS,
     MULTI_BINARY_ACTIONS,
     MULTI_DISCRETE_ACTIONS,
-    SMALL_LSTM,
     VECTOR,
-    Case,
     all_finite,
     changed,
     collect,
-    copy_rollout,
     logged,
     random_masks,
     state_of,
-    toy_model,
 )
+from tests.policies import TinyCnn
 from tests.test_recurrent import (
     RECALL,
     RECALL_LSTM,

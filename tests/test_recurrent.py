@@ -20,22 +20,28 @@ from sb3_trpo import TRPO, RecurrentTRPO
 from sb3_trpo.batch import SequenceBatch
 from sb3_trpo.sequences import Sequences
 from tests import reference, stepped
-from tests.cases import TinyCnn, actor_and_batch, move_off_the_start, rollout_of, surrogate_of
+from tests.cases import (
+    CASES,
+    SMALL_LSTM,
+    Case,
+    actor_and_batch,
+    copy_rollout,
+    move_off_the_start,
+    rollout_of,
+    surrogate_of,
+    toy_model,
+)
 from tests.environments import (
     DISCRETE_ACTIONS,
-    EVERY,
     IMAGE,
-    SMALL_LSTM,
     VECTOR,
-    Case,
     all_finite,
     changed,
     collect,
-    copy_rollout,
     logged,
     state_of,
-    toy_model,
 )
+from tests.policies import TinyCnn
 
 CRITICS: dict[str, dict[str, Any]] = {
     "separate": {},
@@ -43,8 +49,8 @@ CRITICS: dict[str, dict[str, Any]] = {
     "none": {"enable_critic_lstm": False},
 }
 SMALL_IMAGE = spaces.Box(0, 255, (1, 8, 8), np.uint8)
-CASES = {
-    name: EVERY[f"lstm_{name}"]
+LSTM = {
+    name: CASES[f"lstm_{name}"]
     for name in ("box", "discrete", "multi_discrete", "multi_binary", "gsde", "dict")
 }
 
@@ -55,7 +61,7 @@ ROUNDING = 1e-10
 def recurrent(case: str | Case, options: dict[str, Any] | None = None, **kwargs: Any) -> Any:
     settings = {"n_steps": 12, "batch_size": 8, **kwargs}
     policy_kwargs = {**SMALL_LSTM, **(options or {})}
-    chosen = CASES[case] if isinstance(case, str) else case
+    chosen = LSTM[case] if isinstance(case, str) else case
     return toy_model(chosen, kind=RecurrentTRPO, policy_kwargs=policy_kwargs, **settings)
 
 
@@ -87,7 +93,7 @@ def test_sequences_are_the_parts_of_episodes_in_the_rollout() -> None:
     assert min(lengths) < max(lengths)  # or there would be no padding to get wrong
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", LSTM)
 def test_whole_padded_sequences_are_evaluated_as_the_states_one_by_one(case: str) -> None:
     model = collected(case)
     actor, batch = actor_and_batch(model)
@@ -177,7 +183,7 @@ def forgetful(case: str) -> Any:
 
 def feed_forward_twin(case: str, model: Any) -> Any:
     """Copy its layers and its rollout into a feed-forward model."""
-    space = Case("MlpPolicy", VECTOR, CASES[case].action_space, {})
+    space = Case("MlpPolicy", VECTOR, LSTM[case].action_space, {})
     settings: dict[str, Any] = {
         "n_steps": 12,
         "batch_size": 24,
@@ -229,7 +235,7 @@ def test_without_memory_outputs_and_update_are_the_feed_forward_twins(case: str)
 
 
 @pytest.mark.parametrize("critic", CRITICS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", LSTM)
 def test_updates_stay_in_the_trust_region_and_move_actor_and_critic(case: str, critic: str) -> None:
     model = recurrent(case, CRITICS[critic], n_steps=32)
     for _ in range(2):

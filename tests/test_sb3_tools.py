@@ -40,16 +40,8 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 from torch import nn
 
 from sb3_trpo import TRPO
-from tests.environments import (
-    CASES,
-    VECTOR,
-    ToyEnv,
-    changed,
-    changed_actor,
-    state_of,
-    toy_envs,
-    toy_model,
-)
+from tests.cases import CASES, toy_envs, toy_model
+from tests.environments import VECTOR, ToyEnv, changed, changed_actor, state_of
 
 EPISODE_LENGTH = 7
 

@@ -18,18 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 
 from sb3_trpo import TRPO
 from sb3_trpo.trpo import ACTOR_UPDATES
-from tests.environments import (
-    CASES,
-    changed,
-    changed_actor,
-    collect,
-    copy_rollout,
-    critic_only,
-    logged,
-    state_of,
-    toy_envs,
-    toy_model,
-)
+from tests.cases import CASES, copy_rollout, toy_envs, toy_model
+from tests.environments import changed, changed_actor, collect, critic_only, logged, state_of
 
 # Rounding of a float32 mean over some hundred states.
 ROUNDING = 1e-4

@@ -23,9 +23,9 @@ from stable_baselines3.common.vec_env import (
 )
 from torch import nn
 
+from tests.cases import CASES, Case, toy_envs, toy_model
 from tests.environments import (
     BOX_ACTIONS,
-    CASES,
     DICT,
     DISCRETE_ACTIONS,
     IMAGE,
@@ -33,7 +33,6 @@ from tests.environments import (
     MULTI_BINARY_ACTIONS,
     MULTI_DISCRETE_ACTIONS,
     VECTOR,
-    Case,
     ToyEnv,
     all_finite,
     changed,
@@ -42,8 +41,6 @@ from tests.environments import (
     critic_only,
     logged,
     state_of,
-    toy_envs,
-    toy_model,
 )
 
 TARGET_KL = 0.01
@@ -251,7 +248,7 @@ def test_the_fit_holds_a_shared_extractor_of_any_policy(
         "features_extractor_kwargs": {"layer": nn.Identity},
         "optimizer_class": optimizer,
     }
-    case = Case(OwnValuesPolicy, VECTOR, BOX_ACTIONS, {})  # type: ignore[arg-type]
+    case = Case(OwnValuesPolicy, VECTOR, BOX_ACTIONS, {})
     model = toy_model(case, target_kl=0.0, policy_kwargs=policy_kwargs)
     collect(model)
     before = state_of(model)
@@ -347,7 +344,7 @@ class BetaPolicy(ActorCriticPolicy):
 
 
 def test_custom_policy_with_a_beta_distribution() -> None:
-    case = Case(BetaPolicy, VECTOR, spaces.Box(0.0, 1.0, (2,)), {})  # type: ignore[arg-type]
+    case = Case(BetaPolicy, VECTOR, spaces.Box(0.0, 1.0, (2,)), {})
     train_twice(toy_model(case))
 
 
@@ -368,7 +365,7 @@ class UnknownPolicy(BetaPolicy):
 
 
 def test_a_distribution_without_kl_is_named() -> None:
-    case = Case(UnknownPolicy, VECTOR, spaces.Box(0.0, 1.0, (2,)), {})  # type: ignore[arg-type]
+    case = Case(UnknownPolicy, VECTOR, spaces.Box(0.0, 1.0, (2,)), {})
     model = toy_model(case)
     before = state_of(model)
     with pytest.raises(ValueError, match="StudentT"):
@@ -398,7 +395,7 @@ class OddNamesPolicy(ActorCriticPolicy):
 @pytest.mark.parametrize("target_kl", [0.0, TARGET_KL])
 def test_actor_parameters_are_found_whatever_their_names(target_kl: float) -> None:
     # Mistake: choosing them by a substring.
-    case = Case(OddNamesPolicy, VECTOR, BOX_ACTIONS, {})  # type: ignore[arg-type]
+    case = Case(OddNamesPolicy, VECTOR, BOX_ACTIONS, {})
     model = toy_model(case, target_kl=target_kl)
     before = state_of(model)
     collect(model)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import sb3_trpo
 from sb3_trpo import TRPO
 from sb3_trpo.zoo.commands import COMMANDS, main
-from sb3_trpo.zoo.errors import explain, is_usage_error, unknown_environment
+from sb3_trpo.zoo.errors import BROKEN, UsageError, explain, unknown_environment, user_errors
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -66,6 +68,12 @@ def test_importing_the_package_does_not_import_the_zoo() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
+def test_training_does_not_import_what_only_comparisons_need() -> None:
+    code = "import sys, sb3_trpo.zoo.train; sys.exit('rliable' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_defaults_are_trpo_with_progress_bar(zoo_arguments: Callable[..., Any]) -> None:
     args, _ = zoo_arguments()
     assert (args.algo, args.env, args.progress) == ("trpo", "CartPole-v1", True)
@@ -77,7 +85,14 @@ def test_options_of_the_user_win(zoo_arguments: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"), [([], 500), (["--eval-freq", "77"], 77), (["--eval-freq", "-1"], -1)]
+    ("options", "expected"),
+    [
+        (["-n", "50000"], 2500),
+        (["-n", "1e3"], 2048),  # one rollout
+        (["-n", "1e3", "--algo", "sac", "--env", "Pendulum-v1"], 50),  # has no rollouts
+        (["--eval-freq", "77"], 77),
+        (["--eval-freq", "-1"], -1),
+    ],
 )
 def test_run_is_evaluated_twenty_times_unless_told_otherwise(
     options: list[str],
@@ -88,7 +103,7 @@ def test_run_is_evaluated_twenty_times_unless_told_otherwise(
     from rl_zoo3.exp_manager import ExperimentManager
 
     monkeypatch.setattr(ExperimentManager, "create_callbacks", lambda manager: None)
-    args, manager = zoo_arguments("--n-timesteps", "10000", *options)
+    args, manager = zoo_arguments(*options)
     manager.create_callbacks()
     assert manager.eval_freq == expected
     assert args.eval_freq == expected
@@ -148,6 +163,16 @@ def test_help_of_train_shows_examples_and_the_zoos_options(
         (["train", "--hyperparams", "normalise:True"], ["normalise", "names are normalize"]),
         (["train", "--env-kwargs", "foo:1"], ["foo", "--env-kwargs"]),
         (["train", "--hyperparams", "target_kl=1"], ["name:value", "target_kl:0.02"]),
+        (["train", "--conf-file", "model.zip"], ["No module named 'model'"]),
+        (["train", "--conf-file", "broken.yml"], ["broken.yml"]),
+        (["train", "--hyperparams", "n_timesteps:'many'"], ["many"]),
+        (["train", "--seed", "-7"], ["--seed", "-7", "2**32"]),
+        (["train", "-n", "1e-3"], ["--n-timesteps", "at least 1", "1e-3"]),
+        (["train", "-i", "nowhere.zip"], ["no model 'nowhere.zip'"]),
+        (["train", "-i", "model.zip"], ["model.zip is not a model"]),
+        (["train", "--track"], ["wandb", "pip install 'sb3_trpo[zoo,wandb]'"]),
+        (["train", "--log-folder", "model.zip"], ["Not a directory", "model.zip"]),
+        (["train", "--algo", "trpo_mask"], ["trpo_mask", "action_masks"]),
         (["train", "--hyperparams", "learning_rate:-1"], ["learning rate", "-1"]),
         (["train", "-n", "0"], ["--n-timesteps", "at least 1", "0"]),
         (["train", "--seeds", "0-1", "--jobs", "0"], ["--jobs", "at least 1", "0"]),
@@ -155,7 +180,7 @@ def test_help_of_train_shows_examples_and_the_zoos_options(
         (["train", "--sed", "1"], ["--sed", "--seed", "--help"]),
         (["train", "--seeds", "a-b"], ["a-b", "0-4"]),
         (["train", "--seeds", "0-1", "--seed=3"], ["--seed", "--seeds"]),
-        (["train", "--seeds", "0-1", "--eval-freq", "-1"], ["--eval-freq", "--seeds"]),
+        (["train", "--seeds", "0,1-2,1"], ["--seeds", "1 occurs twice"]),
         (["continue"], ["logs/trpo", "sb3-trpo train --algo trpo --env CartPole-v1"]),
         (["continue", "-i", "nowhere.zip"], ["no model 'nowhere.zip'"]),
         (["continue", "-i", "model.zip"], ["config.yml", "--conf-file"]),
@@ -164,11 +189,14 @@ def test_help_of_train_shows_examples_and_the_zoos_options(
         (["enjoy", "--algo", "trop"], ["unknown algorithm 'trop'", "names are trpo"]),
         (["record-video"], ["logs/trpo", "sb3-trpo train"]),
         (["plot", "--env", "Pendulum-v1"], ["Pendulum-v1", "sb3-trpo train"]),
-        (["compare", "somewhere"], ["somewhere", "evaluations.npz"]),
+        (["compare", "somewhere_1"], ["somewhere_1", "no model 'somewhere.zip'"]),
+        (["compare", "a_1", "b_1"], ["a_1, b_1", "finished run"]),
         (["compare"], ["RUN", "sb3-trpo compare --help"]),
         (["plot", "--algo", "trop"], ["unknown algorithm 'trop'", "names are trpo"]),
         (["optimize", "--env", "Pendulm-v1"], ["Pendulm-v1", "Pendulum-v1"]),
         (["optimize", "--algo", "trop"], ["unknown algorithm 'trop'", "names are trpo"]),
+        (["optimize", "--storage", "study.db"], ["study.db", "sqlite:///study.db"]),
+        (["optimize", "--folder", "model.zip"], ["model.zip"]),
         (["optimize", "--n-trials", "0"], ["--n-trials", "at least 1", "0"]),
         (["export", "--exp-id", "7"], ["CartPole-v1_7", "sb3-trpo train"]),
     ],
@@ -185,15 +213,18 @@ def test_mistake_is_one_sentence_and_status_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.zip").touch()
+    (tmp_path / "broken.yml").write_text("a: [")
+    monkeypatch.setitem(sys.modules, "wandb", None)
     assert main(words) == 2
     message = capsys.readouterr().err
     assert message.startswith("sb3-trpo: error: ")
     assert message.count("\n") == 1
     assert all(hint in message for hint in hints)
+    assert not list(tmp_path.glob("logs/*/*_1"))
 
 
 def test_debug_shows_the_traceback() -> None:
-    with pytest.raises(ValueError, match="not found in gym registry"):
+    with pytest.raises(UsageError, match="unknown environment 'CartPol-v1'"):
         main(["train", "--env", "CartPol-v1", "--debug"])
 
 
@@ -218,6 +249,73 @@ def test_missing_extra_is_told_with_the_line_that_installs_it(
     assert f"pip install 'sb3_trpo[{extras}]'" in capsys.readouterr().err
 
 
+def test_help_without_the_extra_names_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "sb3_trpo.zoo.record_video", raising=False)
+    monkeypatch.setitem(sys.modules, "moviepy", None)
+    assert main(["record-video", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "sb3-trpo record-video: record a trained agent" in out
+    assert "pip install 'sb3_trpo[zoo,video]'" in out
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sb3_trpo {sb3_trpo.__version__}\n"
+
+
+def test_interruption_is_one_line_and_status_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import sb3_trpo.zoo.plot
+
+    def interrupt(words: list[str]) -> None:
+        raise KeyboardInterrupt(*words)
+
+    monkeypatch.setattr(sb3_trpo.zoo.plot, "plot", interrupt)
+    assert main(["plot", "after 2 of 3 runs"]) == 130
+    assert main(["plot"]) == 130
+    assert capsys.readouterr().err == (
+        "sb3-trpo: interrupted after 2 of 3 runs\nsb3-trpo: interrupted\n"
+    )
+
+
+def test_schedule_and_python_are_values_of_hyperparameters(
+    zoo_arguments: Callable[..., Any],
+) -> None:
+    words = ["--hyperparams", "target_kl:lin_0.01", "gamma:1-0.1", "policy_kwargs:dict(a=nn.Tanh)"]
+    from torch import nn
+
+    expected = {"target_kl": "lin_0.01", "gamma": 0.9, "policy_kwargs": {"a": nn.Tanh}}
+    assert zoo_arguments(*words)[0].hyperparams == expected
+
+
+@pytest.mark.parametrize(("text", "steps"), [("1e4", 10_000), ("512", 512), ("1.5e3", 1500)])
+def test_steps_are_any_whole_number(
+    text: str, steps: int, zoo_arguments: Callable[..., Any]
+) -> None:
+    assert zoo_arguments("-n", text)[0].n_timesteps == steps
+
+
+def test_verbose_0_prints_nothing(
+    zoo_arguments: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    args, _ = zoo_arguments("--verbose", "0")
+    assert capsys.readouterr().out == ""
+    assert not args.progress
+    zoo_arguments("--verbose", "1")
+    assert "Seed: " in capsys.readouterr().out
+
+
+def test_help_leaves_options_of_off_policy_algorithms_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "replay-buffer" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_status:
@@ -226,53 +324,56 @@ def test_every_command_shows_an_example(command: str, capsys: pytest.CaptureFixt
     assert f"\n  sb3-trpo {command} " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("module", "function", "expected"),
-    [
-        ("rl_zoo3.exp_manager", "setup_experiment", True),
-        ("rl_zoo3.exp_manager", "learn", False),
-        ("module_of_the_user", "setup_experiment", False),
-    ],
-)
-def test_only_a_mistake_found_by_our_tools_before_training_loses_its_traceback(
-    module: str, function: str, expected: bool
+def test_only_the_named_kinds_of_exceptions_become_usage_errors() -> None:
+    with pytest.raises(UsageError, match="two lines") as caught, user_errors(ValueError):
+        raise ValueError("two\n  lines")
+    assert isinstance(caught.value.__cause__, ValueError)
+    with pytest.raises(TypeError), user_errors(ValueError):
+        raise TypeError
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, OSError, KeyError, ImportError])
+def test_error_that_nobody_has_called_the_users_keeps_its_traceback(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert is_usage_error(raised("raise ValueError('x')", module, function)) is expected
+    import sb3_trpo.zoo.plot
+
+    def fail(words: list[str]) -> None:
+        raise error("a fault of ours")
+
+    monkeypatch.setattr(sb3_trpo.zoo.plot, "plot", fail)
+    with pytest.raises(error, match="a fault of ours"):
+        main(["plot"])
 
 
-def raised(line: str, module: str = "sb3_trpo.zoo", function: str = "command") -> Exception:
-    """Run a line of a function of a module's, and return what it raises, without our frames."""
-    namespace: dict[str, Any] = {"__name__": module}
-    exec(f"def {function}():\n    {line}\n", namespace)
-    with pytest.raises(Exception) as caught:  # noqa: PT011 (the callers look at it)
-        namespace[function]()
-    own_frame = caught.value.__traceback__
-    assert own_frame is not None
-    return caught.value.with_traceback(own_frame.tb_next)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "import torch; torch.nn.Linear(2, 3)(torch.zeros(5))",
-        "from matplotlib.figure import Figure; Figure().subplots().plot([1, 2], [1])",
-        "from matplotlib.figure import Figure; Figure().savefig('x.png', dpi='many')",
-        "from PIL import Image; Image.new('RGB', (1, 1)).resize((0, -1))",
-    ],
-)
-def test_fault_in_drawing_or_in_a_call_of_torch_keeps_its_traceback(line: str) -> None:
-    assert not is_usage_error(raised(line))
-
-
+@pytest.mark.parametrize("algo", ["trpo", "ppo"])
 @pytest.mark.parametrize("content", [b"garbage", b"", None], ids=["garbage", "empty", "missing"])
-def test_broken_or_missing_file_of_a_model_is_told(content: bytes | None, tmp_path: Path) -> None:
-    path = tmp_path / "policy.pth"
+def test_broken_or_missing_file_of_a_model_is_told(
+    content: bytes | None, algo: str, tmp_path: Path
+) -> None:
+    from sb3_trpo.zoo.builder import Builder
+
+    path = tmp_path / "model.zip"
     if content is not None:
         path.write_bytes(content)
-    error = raised(f"import torch; torch.load({str(path)!r})")
-    assert is_usage_error(error)
-    told = "file of the model is broken" if content is not None else f"directory: '{path}'"
-    assert told in explain(error)
+    with pytest.raises(UsageError, match=str(path)):
+        Builder(algo).load(path)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_file_is_told_with_a_remedy(kind: type[Exception]) -> None:
+    with pytest.raises(UsageError, match="broken: choose another model"), user_errors(*BROKEN):
+        raise kind
+
+
+def test_model_that_cannot_be_built_is_told() -> None:
+    from sb3_trpo.zoo.builder import Builder
+
+    env = gym.make("CartPole-v1")
+    with pytest.raises(UsageError, match=r"cg_damping has to be .* -1"):
+        Builder("trpo")(env, policy="MlpPolicy", cg_damping=-1, kl_reduction="sum")
+    with pytest.raises(UsageError, match=r"--algo trpo_mask needs .* action_masks"):
+        Builder("trpo_mask")(TRPO("MlpPolicy", env).get_env(), policy="MlpPolicy")
 
 
 @pytest.mark.parametrize(
@@ -280,7 +381,8 @@ def test_broken_or_missing_file_of_a_model_is_told(content: bytes | None, tmp_pa
     [
         ("no/figure.png", "No such file or directory: 'no/figure.png'"),
         ("no/figure.svg", "No such file or directory: 'no/figure.svg'"),
-        ("figure.foo", "Format 'foo' is not supported"),
+        ("figure.foo", "'figure.foo' has to end in one of"),
+        ("figure", "'figure' has to end in one of"),
     ],
 )
 def test_figure_that_cannot_be_written_is_told(
@@ -294,14 +396,9 @@ def test_figure_that_cannot_be_written_is_told(
     run = tmp_path / "logs" / "trpo" / "Fake-v0_1"
     run.mkdir(parents=True)
     write_run(run, episodes=3)
+    (run / "Fake-v0.zip").touch()
     assert main(["compare", str(run), "--output", output]) == 2
     assert hint in capsys.readouterr().err
-
-
-def test_policy_that_cannot_be_written_is_told() -> None:
-    error = raised("import pathlib; pathlib.Path('no/policy.onnx').write_bytes(b'')")
-    assert is_usage_error(error)
-    assert explain(error) == "No such file or directory: 'no/policy.onnx'"
 
 
 @pytest.mark.parametrize("command", ["train", "enjoy"])
@@ -322,17 +419,18 @@ def test_message_is_one_line_and_never_empty() -> None:
     assert explain(KeyError("n_timesteps")).startswith("KeyError: 'n_timesteps'")
 
 
-def test_missing_package_of_an_environment_is_told_whenever_it_is_noticed() -> None:
+def test_missing_package_of_an_environment_is_told_whenever_it_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """CartPole imports what draws it when it draws first: in the middle of a recording."""
-    namespace: dict[str, Any] = {"__name__": "gymnasium.envs"}
-    exec("import gymnasium as gym\n", namespace)
-    exec("def render():\n    raise gym.error.DependencyNotInstalled('pip install x')\n", namespace)
-    with pytest.raises(gym.error.DependencyNotInstalled) as caught:
-        namespace["render"]()
-    assert is_usage_error(caught.value)
-    with pytest.raises(gym.error.DependencyNotInstalled) as caught:
-        raise gym.error.DependencyNotInstalled("by an environment of the user's own")
-    assert not is_usage_error(caught.value)
+    import sb3_trpo.zoo.plot
+
+    def fail(words: list[str]) -> None:
+        raise gym.error.DependencyNotInstalled("pip install x")
+
+    monkeypatch.setattr(sb3_trpo.zoo.plot, "plot", fail)
+    assert main(["plot"]) == 2
+    assert capsys.readouterr().err == "sb3-trpo: error: pip install x\n"
 
 
 def test_missing_atari_games_are_told_with_the_line_that_installs_them() -> None:
@@ -344,7 +442,7 @@ def test_environment_without_neighbours_is_told_so() -> None:
 
 
 def test_episode_ends_at_the_steps_of_all_environments(tmp_path: Path) -> None:
-    from sb3_trpo.zoo.learning_curve import training_episodes
+    from sb3_trpo.zoo.runs import training_episodes
 
     write_run(tmp_path, episodes=3)
     episodes = training_episodes(tmp_path)
@@ -426,7 +524,7 @@ def test_whole_life_of_a_model(
     assert (runs / "CartPole-v1_2" / "CartPole-v1.zip").is_file()
 
     out = run("train", "--seeds", "0-1", "--jobs", "2", *short)
-    assert "seed 1: mean return" in out
+    assert "2 of 2 runs: seed " in out
     assert (runs / "runs_3_to_4_CartPole-v1.png").is_file()
     assert (runs / "CartPole-v1_4" / "CartPole-v1.zip").is_file()
 
@@ -452,6 +550,54 @@ def test_whole_life_of_a_model(
     assert main(["export", "--exp-id", "2"]) == 0
     assert (runs / "CartPole-v1_2" / "CartPole-v1.onnx").stat().st_size > 1000
     assert "Largest difference to predict" in capsys.readouterr().out
+
+
+def interrupt(folder: Path, seen: str, *words: str) -> tuple[int, str]:
+    """Interrupt a command once it has printed something, as Ctrl-C in a terminal does."""
+    command = subprocess.Popen(
+        [sys.executable, "-um", "sb3_trpo", *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert command.stdout is not None
+    for line in command.stdout:
+        if seen in line:
+            break
+    os.killpg(command.pid, signal.SIGINT)
+    _, message = command.communicate(timeout=120)
+    return command.returncode, message
+
+
+@pytest.mark.slow
+def test_interrupted_training_saves_its_model(tmp_path: Path) -> None:
+    status, message = interrupt(
+        tmp_path, "time_elapsed", "train", "-n", "1e6", "--eval-freq", "-1", "--log-interval", "1"
+    )
+    assert status == 130, message
+    assert re.search(r"interrupted after \d+ of 1000000 steps; the model is saved in", message)
+    assert "Traceback" not in message
+    assert (tmp_path / "logs" / "trpo" / "CartPole-v1_1" / "CartPole-v1.zip").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "seen", "told"),
+    [
+        (["train", "--seeds", "0-3", "-n", "1e6"], "Training seeds", "after 0 of 4 runs"),
+        (["optimize", "--n-timesteps", "1e6"], "Study", "with 0 finished trials"),
+    ],
+)
+def test_interrupted_processes_end_at_once(
+    words: list[str], seen: str, told: str, tmp_path: Path
+) -> None:
+    status, message = interrupt(tmp_path, seen, *words, "--jobs", "2")
+    assert status == 130, message
+    assert f"sb3-trpo: interrupted {told}" in message
+    assert "Traceback" not in message
 
 
 MASKED_ENV = """

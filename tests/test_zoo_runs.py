@@ -1,5 +1,6 @@
 """Runs and their pictures. The RL Zoo is imported inside the tests: it patches gymnasium."""
 
+from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trpo import TRPO
+from sb3_trpo.zoo.errors import UsageError
 from tests.environments import BOX_ACTIONS, VECTOR, ToyEnv
 
 
@@ -25,6 +27,7 @@ def write_evaluations(folder: Path, level: float, settings: str = "a: 1") -> Pat
     """Write what a run with three evaluations of two episodes leaves in its folder."""
     env = folder.name.rpartition("_")[0]
     (folder / env).mkdir(parents=True)
+    (folder / f"{env}.zip").touch()
     (folder / env / "config.yml").write_text(settings)
     results = level + np.array([[0.0, 2.0], [1.0, 3.0], [2.0, 4.0]])
     np.savez(folder / "evaluations.npz", timesteps=np.array([10, 20, 30]), results=results)
@@ -63,7 +66,7 @@ def test_run_that_cannot_start_leaves_no_folder_and_touches_no_other(tmp_path: P
     first.create_log_folder()
     second.n_timesteps = 10
     second.custom_hyperparams = {"no_such": 1}
-    with pytest.raises(TypeError, match="no_such"):
+    with pytest.raises(UsageError, match="no_such"):
         second.setup_experiment()
     assert [path.name for path in (tmp_path / "trpo").iterdir()] == ["CartPole-v1_1"]
 
@@ -179,7 +182,7 @@ def test_seeds_of_one_experiment_are_one_group(tmp_path: Path) -> None:
         "logs/ppo 1",
         "logs/trpo 1",
     ]
-    text = table(groups)
+    text = table(groups, [label(group) for group in groups])
     assert "8.0" in text  # the mean of 3 and 13
     assert text.count("one run") == 3
 
@@ -204,7 +207,7 @@ def test_figure_of_the_training_says_how_many_episodes_a_point_is_the_mean_of(
     axes = plt.figure().subplots()
     axes.plot([0, 1], [0, 1], label="a run")
     axes.set_title("Reward")
-    save(str(tmp_path / "training.png"), window=7)
+    save(tmp_path / "training.png", window=7)
     title, legend = axes.get_title(), axes.get_legend()
     assert legend is not None
     assert legend.get_window_extent().x0 >= axes.get_window_extent().x1  # beside the curves
@@ -221,7 +224,7 @@ def test_comparison_has_a_panel_per_environment(tmp_path: Path) -> None:
 
     names = ["Env-v1_1", "Env-v1_2", "Other-v1_1"]
     runs = [read_run(write_evaluations(tmp_path / "trpo" / name, 1)) for name in names]
-    pixels = imread(draw_comparison(group_runs(runs), tmp_path / "comparison.png"))
+    pixels = imread(draw_comparison(group_runs(runs), tmp_path / "comparison.png", ["a", "b"]))
     assert pixels.shape[:2] == (750, 2400)
     assert pixels.std() > 0.05
 
@@ -332,7 +335,7 @@ def test_masks_are_passed_in_evaluations_and_in_play(
 
     import sb3_trpo.zoo.register  # noqa: F401 (imported for its effect)
     from sb3_trpo.evaluation import MaskableEvalCallback
-    from sb3_trpo.zoo.masks import evaluate_policy, masks_in_evaluations, masks_in_play
+    from sb3_trpo.zoo.masks import evaluate_policy, masks_in_evaluations, playing
 
     monkeypatch.setitem(ALGOS, "ppo_mask", MaskablePPO)
     algorithm: Any = ALGOS[kind]
@@ -349,7 +352,7 @@ def test_masks_are_passed_in_evaluations_and_in_play(
 
     model.save(tmp_path / "model")
     script = SimpleNamespace(create_test_env=lambda: env, ALGOS=ALGOS)
-    with masks_in_play(script, kind):
+    with playing(script, kind):
         playground = script.create_test_env()
         player: Any = script.ALGOS[kind].load(tmp_path / "model", device="cpu")
         observation, state, start = playground.reset(), None, np.ones(1, dtype=bool)
@@ -396,14 +399,138 @@ def test_zoos_numbers_over_a_loaded_model_change_their_meaning(tmp_path: Path) -
 def answer(words: list[str]) -> int:
     if words == ["bad"]:
         raise ValueError("a fault")
+    if words == ["mistake"]:
+        raise UsageError("a mistake")
     return int(words[0])
 
 
 @pytest.mark.slow
-def test_jobs_give_their_results_in_order_and_keep_tracebacks() -> None:
+def test_jobs_give_their_results_with_their_tasks_and_keep_tracebacks() -> None:
     from sb3_trpo.zoo.jobs import run_jobs
 
-    assert list(run_jobs(answer, [["3"], ["1"], ["2"]], jobs=2)) == [3, 1, 2]
+    results = run_jobs(answer, [["3"], ["1"], ["2"]], jobs=2)
+    assert sorted(results) == [(0, 3), (1, 1), (2, 2)]
     with pytest.raises(ValueError, match="a fault") as caught:
         list(run_jobs(answer, [["bad"]], jobs=1))
     assert "in answer" in str(caught.value.__cause__)
+    with pytest.raises(UsageError, match="a mistake"):
+        list(run_jobs(answer, [["mistake"], ["1"]], jobs=1))
+
+
+def write_episodes(folder: Path, returns: list[float], length: int, seed: int = 0) -> Path:
+    """Write what a finished run of one environment without evaluations leaves in its folder."""
+    env = folder.name.rpartition("_")[0]
+    (folder / env).mkdir(parents=True)
+    (folder / f"{env}.zip").touch()
+    (folder / env / "config.yml").write_text("a: 1")
+    (folder / env / "args.yml").write_text(yaml.dump(OrderedDict(seed=seed, trained_agent="")))
+    rows = "".join(f"{value},{length},0\n" for value in returns)
+    (folder / "0.monitor.csv").write_text(f'#{{"t_start": 0.0}}\nr,l,t\n{rows}')
+    return folder
+
+
+def test_run_without_evaluations_is_read_from_its_training_episodes(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.runs import POINTS, WINDOW, read_run
+
+    returns = [float(value**2 % 97) for value in range(240)]
+    run = read_run(write_episodes(tmp_path / "trpo" / "Env-v1_1", returns, length=10))
+    assert not run.is_evaluated
+    assert run.steps.tolist() == [2400 / POINTS * (point + 1) for point in range(POINTS)]
+    ended = [returns[: int(step) // 10] for step in run.steps]
+    np.testing.assert_allclose(run.returns, [np.mean(each[-WINDOW:]) for each in ended])
+    assert run.final.tolist() == returns[-WINDOW:]
+
+
+def test_curve_of_training_episodes_starts_when_the_first_one_ends(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.runs import read_run
+
+    run = read_run(write_episodes(tmp_path / "trpo" / "Env-v1_1", [1.0, 3.0], length=50))
+    assert np.isnan(run.returns).tolist() == [True] * 9 + [False] * 11
+    assert run.returns[[9, 18, 19]].tolist() == [1, 1, 2]
+
+
+def test_seeds_without_evaluations_are_one_group_whenever_their_episodes_end(
+    tmp_path: Path,
+) -> None:
+    from sb3_trpo.zoo.compare import group_runs
+    from sb3_trpo.zoo.runs import read_run
+
+    folders = [
+        write_episodes(tmp_path / "trpo" / f"Env-v1_{n}", [1.0] * 5, length=n) for n in (7, 8)
+    ]
+    for folder in folders:
+        (folder / "progress.csv").write_text("time/total_timesteps\n20\n48\n")
+    assert len(group_runs([read_run(folder) for folder in folders])) == 1
+
+
+@pytest.mark.usefixtures("few_resamplings")
+def test_comparison_says_that_a_curve_is_of_training_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sb3_trpo.zoo.compare import compare
+
+    monkeypatch.chdir(tmp_path)
+    evaluated = write_evaluations(tmp_path / "trpo" / "Env-v1_1", 0)
+    compare([str(evaluated)])
+    assert "training episodes" not in capsys.readouterr().out
+    trained = write_episodes(tmp_path / "ppo" / "Env-v1_1", [1.0] * 9, length=10)
+    compare([str(evaluated), str(trained)])
+    out = capsys.readouterr().out
+    assert f"{tmp_path.name}/ppo 1: without evaluations, so the curve is of training" in out
+    assert f"{tmp_path.name}/trpo 1: without" not in out
+
+
+def test_panel_names_what_its_curves_are(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.compare import curve
+    from sb3_trpo.zoo.runs import read_run
+
+    evaluated = read_run(write_evaluations(tmp_path / "trpo" / "Env-v1_1", 0))
+    trained = read_run(write_episodes(tmp_path / "ppo" / "Env-v1_1", [1.0], length=10))
+    assert curve([[evaluated]]) == "mean return of each evaluation"
+    assert curve([[trained]]) == "mean of the last 100 training episodes"
+    both = "mean of the last 100 training episodes or mean return of each evaluation"
+    assert curve([[evaluated], [trained]]) == both
+
+
+@pytest.mark.usefixtures("few_resamplings")
+def test_comparison_names_the_folders_that_are_no_finished_runs_and_repeated_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sb3_trpo.zoo.compare import compare
+
+    monkeypatch.chdir(tmp_path)
+    runs = tmp_path / "trpo"
+    for number, seed in enumerate([5, 6, 5], start=1):
+        write_episodes(runs / f"Env-v1_{number}", [float(number)] * 9, length=10, seed=seed)
+    (runs / "Env-v1_4").mkdir()
+    folders = [f"trpo/Env-v1_{number}" for number in (1, 1, 2, 3, 4)]
+    compare([*folders, "--labels", "a name"])
+    out = capsys.readouterr().out
+    assert "Skipped: trpo/Env-v1_4 holds no model" in out
+    assert "Skipped: trpo/Env-v1_3 repeats seed 5 of trpo/Env-v1_1" in out
+    assert out.count("Skipped") == 2
+    assert "a name: without evaluations" in out
+    assert "1.5" in out  # the mean of 1 and 2, each counted once
+    assert "An interval over 2 or 3 runs is too narrow" in out
+
+
+def test_continued_run_is_no_seed_of_the_run_that_it_continues(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.compare import group_runs
+    from sb3_trpo.zoo.runs import read_run
+
+    folders = [
+        write_episodes(tmp_path / "trpo" / f"Env-v1_{n}", [1.0] * 9, length=10) for n in (1, 2)
+    ]
+    arguments = OrderedDict(seed=1, trained_agent=f"{folders[0]}/Env-v1.zip")
+    (folders[1] / "Env-v1" / "args.yml").write_text(yaml.dump(arguments))
+    assert len(group_runs([read_run(folder) for folder in folders])) == 2
+
+
+@pytest.mark.usefixtures("few_resamplings")
+def test_labels_are_one_per_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sb3_trpo.zoo.compare import compare
+
+    monkeypatch.chdir(tmp_path)
+    write_evaluations(tmp_path / "trpo" / "Env-v1_1", 0)
+    with pytest.raises(UsageError, match=f"a name for each of: {tmp_path.name}/trpo 1"):
+        compare(["trpo/Env-v1_1", "--labels", "one", "two"])

@@ -1,10 +1,8 @@
-"""The interquartile mean over runs, with bootstrap confidence."""
+"""The interquartile mean over runs, with a bootstrap confidence interval."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from rliable.library import get_interval_estimates
-from scipy.stats import trim_mean
 
 from sb3_trpo.zoo.runs import Array, Run
 
@@ -14,32 +12,34 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Interquartile mean over runs with its bootstrap confidence interval."""
+    """Interquartile mean over runs and its bootstrap confidence interval."""
 
     steps: Array
-    """environment steps at each evaluation, shape (evaluations,)"""
+    """environment steps, shape (points,)"""
     mean: Array
-    """interquartile mean of the returns, shape (evaluations,)"""
+    """interquartile mean of the returns, shape (points,)"""
     low: Array
-    """lower end of the confidence interval, shape (evaluations,)"""
+    """lower end of the confidence interval, shape (points,)"""
     high: Array
-    """upper end of the confidence interval, shape (evaluations,)"""
+    """upper end of the confidence interval, shape (points,)"""
 
 
 def interquartile_mean(scores: Array) -> Array:
-    """Average the middle half of the runs; with one environment, rliable's interquartile mean.
+    """Average the middle half of the runs, as rliable's interquartile mean does.
 
-    :param scores: shape (runs, environments, evaluations)
-    :return: shape (evaluations,)
+    :param scores: shape (runs, environments, points); NaN where a run has no value
+    :return: shape (points,); NaN where a run has none
     """
-    flat = scores.reshape(-1, scores.shape[-1])
-    return np.asarray(trim_mean(flat, proportiontocut=0.25, axis=0))
+    flat = np.sort(scores.reshape(-1, scores.shape[-1]), axis=0)
+    cut = len(flat) // 4
+    middle = flat[cut : len(flat) - cut].mean(axis=0)
+    return np.asarray(np.where(np.isnan(flat[-1]), np.nan, middle))  # NaN is sorted to the end
 
 
 def aggregate(runs: list[Run]) -> Aggregate:
-    """Aggregate the evaluations of several runs.
+    """Aggregate the curves of several runs.
 
-    :param runs: runs that were evaluated at the same steps
+    :param runs: runs with the same steps
     :return: interquartile mean and confidence interval; for one run the interval is its value
     """
     return Aggregate(runs[0].steps, *estimate(np.stack([run.returns for run in runs])))
@@ -48,14 +48,16 @@ def aggregate(runs: list[Run]) -> Aggregate:
 def estimate(scores: Array) -> tuple[Array, Array, Array]:
     """Estimate the interquartile mean over runs.
 
-    :param scores: shape (runs, evaluations)
-    :return: interquartile mean, lower and upper end of its confidence interval; of one run, three
-        times its values
+    :param scores: shape (runs, points)
+    :return: interquartile mean, lower and upper end of its confidence interval; all three are the
+        run's values if there is only one run
     """
     if len(scores) == 1:
         return scores[0], scores[0], scores[0]
+    from rliable.library import get_interval_estimates  # slow to import, and rarely needed
+
     state = np.random.get_state()
-    np.random.seed(0)  # rliable draws from the global generator, whatever seed it is given
+    np.random.seed(0)  # rliable draws from the global generator and ignores other seeds
     point, interval = get_interval_estimates(
         {"runs": scores[:, None, :]},
         interquartile_mean,

@@ -1,4 +1,4 @@
-"""Preprocessing of Atari games, the same for all of their names."""
+"""Preprocess Atari games in the same way under all of their names."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ FRAMES_PER_STEP = 4
 
 
 class AtariFrames(AtariWrapper):
-    """SB3's preprocessing with four frames per step, whatever the environment itself skips.
+    """SB3's preprocessing with four frames per step, however many the environment itself skips.
 
-    SB3 repeats actions on top of the environment: one step of ``ALE/Pong-v5``, which skips four
-    frames already, would take sixteen.
+    SB3 repeats actions on top of the environment. ``ALE/Pong-v5`` already skips four frames, so one
+    step would take sixteen.
 
-    :param env: an Atari environment, made by its registered name
-    :raises ValueError: if it has none
+    :param env: an Atari environment, made from its registered name
+    :raises ValueError: if the environment has no registered name
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:

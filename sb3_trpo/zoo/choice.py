@@ -1,8 +1,10 @@
-"""The options that choose a trained model, and where it is."""
+"""The options that choose a trained model, and how to find it."""
 
 import argparse
 import importlib
 import io
+import os
+import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -10,11 +12,11 @@ import gymnasium as gym
 import rl_zoo3.import_envs  # noqa: F401 (registers environments)
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3 import ALGOS
-from rl_zoo3.utils import get_model_path
+from rl_zoo3.utils import get_latest_run_id, get_model_path
 
 import sb3_trpo.zoo.register  # noqa: F401 (imported for its effect)
 from sb3_trpo.zoo.errors import UsageError, nearest, unknown_environment
-from sb3_trpo.zoo.script import Parser
+from sb3_trpo.zoo.script import Parser, asks_for_help
 
 LOGS = "logs"  # where `train` writes
 DEFAULT_ENV = "CartPole-v1"
@@ -28,12 +30,12 @@ def add_choice(parser: Parser) -> None:
     add_environment(parser)
     parser.add_argument("--exp-id", type=int, default=0, help="number of the run; 0 for the latest")
     parser.add_argument("--load-best", action="store_true", help="the best model so far")
-    parser.add_argument("--load-checkpoint", type=int, help="the model saved after so many steps")
+    parser.add_argument("--load-checkpoint", type=int, help="the checkpoint at this step")
     parser.add_argument("--load-last-checkpoint", action="store_true", help="the last checkpoint")
 
 
 def add_environment(parser: Parser) -> None:
-    """Add the options that say which environment and algorithm, and where the runs are.
+    """Add the options for the environment, the algorithm and the folder of the runs.
 
     :param parser: parser of a command
     """
@@ -46,7 +48,7 @@ def add_environment(parser: Parser) -> None:
 
 
 def add_gym_packages(parser: Parser) -> None:
-    """Add the option that imports the user's environments.
+    """Add the option that imports the user's packages.
 
     :param parser: parser of a command
     """
@@ -56,22 +58,42 @@ def add_gym_packages(parser: Parser) -> None:
 
 
 def check_environment(choice: argparse.Namespace) -> None:
-    """Import the packages of the user's environments and look environment and algorithm up.
+    """Import the user's packages, then look up the environment and the algorithm.
 
     :param choice: parsed options of :func:`add_environment`
-    :raises UsageError: if one of them is not registered
+    :raises UsageError: if a package cannot be found, or if the environment or the algorithm is not
+        registered
     """
     check_algorithm(choice.algo)
     for package in choice.gym_packages:
-        importlib.import_module(package)
+        import_package(package)
     if choice.env not in gym.envs.registry:
         raise UsageError(unknown_environment(choice.env))
 
 
-def check_algorithm(name: str) -> None:
-    """Look an algorithm up.
+def import_package(name: str) -> None:
+    """Import a package of the user, which may lie in the current folder.
 
-    :param name: its key in ``rl_zoo3.ALGOS``
+    :param name: dotted name of the package
+    :raises UsageError: if the package cannot be found
+    """
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # something that the package itself imports is missing
+        raise UsageError(
+            f"--gym-packages {name}: there is no module '{error.name}' in {os.getcwd()} or among "
+            "the installed packages"
+        ) from error
+
+
+def check_algorithm(name: str) -> None:
+    """Look up an algorithm.
+
+    :param name: the algorithm's key in ``rl_zoo3.ALGOS``
     :raises UsageError: if there is none
     """
     if name not in ALGOS:
@@ -81,18 +103,18 @@ def check_algorithm(name: str) -> None:
 
 
 def choose_model(prog: str, words: list[str]) -> argparse.Namespace:
-    """Read which model a script of the RL Zoo will play, and make sure that it is there.
+    """Read which model a script of the RL Zoo will play, and check that the model exists.
 
     :param prog: the command
-    :param words: its command line
+    :param words: command line of the script
     :return: parsed options of :func:`add_choice`
     :raises UsageError: if there is no such model
     """
     parser = Parser(prog, "", add_help=False)
     add_choice(parser)
     choice, _ = parser.parse_known_args(words)
-    if not {"-h", "--help"} & set(words):
-        with redirect_stdout(io.StringIO()):  # the script will say it again
+    if not asks_for_help(words):
+        with redirect_stdout(io.StringIO()):  # the script will print the same
             find_model(choice)
     return choice
 
@@ -116,18 +138,44 @@ def find_model(choice: argparse.Namespace) -> Path:
             choice.load_last_checkpoint,
         )
     except (AssertionError, ValueError) as error:
-        raise UsageError(
-            f"{error}: train one with 'sb3-trpo train --algo {choice.algo} --env {choice.env}', "
-            f"or choose another with -f and --exp-id"
-        ) from error
+        raise UsageError(f"{error}: {remedy(choice)}") from error
     return Path(path)
 
 
-def settings_folder(model: Path, env: str) -> Path:
-    """Tell where a run keeps its hyperparameters and the statistics of its normalisation.
+def remedy(choice: argparse.Namespace) -> str:
+    """Say what to do about a missing model.
 
-    :param model: a model's file in a run's folder
+    :param choice: parsed options of :func:`add_choice`
+    :return: a clause of a sentence
+    """
+    name = EnvironmentName(choice.env)
+    runs = Path(choice.folder) / choice.algo
+    run = runs / f"{name}_{choice.exp_id or get_latest_run_id(str(runs), name)}"
+    if any(run.glob("rl_model_*_steps.zip")) and not choice.load_last_checkpoint:
+        return "the run did not finish; --load-last-checkpoint takes its last checkpoint"
+    if (run / "best_model.zip").is_file() and not choice.load_best:
+        return "the run did not finish; --load-best takes its best model so far"
+    return (
+        f"train one with 'sb3-trpo train --algo {choice.algo} --env {choice.env}', "
+        "or choose another with -f and --exp-id"
+    )
+
+
+def check_model(path: Path) -> None:
+    """Check that a model's file exists.
+
+    :param path: of the file
+    :raises UsageError: if it does not exist or is no zip file
+    """
+    if not path.is_file() or path.suffix != ".zip":
+        raise UsageError(f"there is no model '{path}': -i takes the zip file of a model")
+
+
+def settings_folder(model: Path, env: str) -> Path:
+    """Return the folder of a run's hyperparameters and normalisation statistics.
+
+    :param model: a model's file in the run's folder
     :param env: name of the environment
-    :return: path of the folder, which may be missing
+    :return: path of the folder, which may not exist
     """
     return model.parent / str(EnvironmentName(env))

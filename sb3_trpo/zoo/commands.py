@@ -1,15 +1,20 @@
-"""The commands of ``sb3-trpo`` and what they have in common."""
+"""The commands of ``sb3-trpo`` and their common frame."""
 
 import importlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from sb3_trpo.zoo.errors import UsageError, explain, is_usage_error
+from gymnasium.error import DependencyNotInstalled
+
+from sb3_trpo import __version__
+from sb3_trpo.zoo.errors import UsageError, missing_package, one_line
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class Command(NamedTuple):
-    """Where a command is and what it needs."""
+    """The function of a command and the extras that it needs."""
 
     module: str
     """in ``sb3_trpo.zoo``"""
@@ -22,11 +27,11 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command("train", "train", "train an agent or several seeds, evaluate and draw"),
-    "continue": Command("resume", "continue_training", "go on training a model"),
+    "train": Command("train", "train", "train one or several agents, evaluate and draw them"),
+    "continue": Command("resume", "continue_training", "continue training a model"),
     "enjoy": Command("enjoy", "enjoy", "watch a trained agent"),
-    "record-video": Command("record_video", "record_video", "record one", "zoo,video"),
-    "plot": Command("plot", "plot", "draw the runs of an environment"),
+    "record-video": Command("record_video", "record_video", "record a trained agent", "zoo,video"),
+    "plot": Command("plot", "plot", "draw all runs of an environment"),
     "compare": Command("compare", "compare", "one figure and one table for several runs"),
     "optimize": Command("optimize", "optimize", "search for hyperparameters"),
     "export": Command("export", "export", "write a trained policy as an ONNX file", "zoo,onnx"),
@@ -42,6 +47,7 @@ commands:
 
 options:
   -h, --help  show this help; 'sb3-trpo <command> --help' shows the command's options
+  --version   show the version of sb3_trpo
   --debug     show the traceback of an error
 
 example:
@@ -54,30 +60,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     :param arguments: the words after ``sb3-trpo``; None reads them from the command line
-    :return: exit status: 0, or 2 for a mistake of the user's, told in one sentence on stderr
+    :return: exit status: 0, 2 for a mistake of the user, or 130 for an interruption; both are
+        described in one line on stderr
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     command, *options = [word for word in words if word != "--debug"] or ["--help"]
-    if command in ("-h", "--help"):
-        print(help_text(), end="")
+    if command in ANSWERS:
+        print(ANSWERS[command](), end="")
         return 0
     try:
-        find_command(command)(options)
-    except Exception as error:
-        if debug or not is_usage_error(error):
+        run(command, options)
+    except (UsageError, DependencyNotInstalled) as error:
+        if debug:
             raise
-        print(f"sb3-trpo: error: {explain(error)}", file=sys.stderr)
+        print(f"sb3-trpo: error: {one_line(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as interruption:
+        print(f"sb3-trpo: interrupted {one_line(interruption)}".rstrip(), file=sys.stderr)
+        return INTERRUPTED
     return 0
+
+
+def run(name: str, options: list[str]) -> None:
+    """Run a command; without the extra that it needs, still answer ``--help``.
+
+    :param name: a key of ``COMMANDS``
+    :param options: the command's options
+    :raises UsageError: if there is no such command, or a package that it needs is missing
+    """
+    try:
+        function = find_command(name)
+    except UsageError as error:
+        if name not in COMMANDS or not {"-h", "--help"} & set(options):
+            raise
+        print(f"sb3-trpo {name}: {COMMANDS[name].does}\n\n{error}")
+    else:
+        function(options)
 
 
 def find_command(name: str) -> Callable[[list[str]], None]:
     """Import a command.
 
     :param name: a key of ``COMMANDS``
-    :return: the command, to be called with its options
-    :raises UsageError: when there is no such command, or a package that it needs is missing
+    :return: the command's function, to be called with the options
+    :raises UsageError: if there is no such command, or a package that it needs is missing
     """
     if name not in COMMANDS:
         raise UsageError(f"unknown command '{name}': the commands are {', '.join(COMMANDS)}")
@@ -85,10 +112,8 @@ def find_command(name: str) -> Callable[[list[str]], None]:
     try:
         module = importlib.import_module(f"sb3_trpo.zoo.{command.module}")
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"'sb3-trpo {name}' needs the package {error.name}: "
-            f"pip install 'sb3_trpo[{command.extras}]'"
-        ) from error
+        message = missing_package(f"sb3-trpo {name}", error.name, command.extras)
+        raise UsageError(message) from error
     function: Callable[[list[str]], None] = getattr(module, command.function)
     return function
 
@@ -100,3 +125,11 @@ def help_text() -> str:
     """
     lines = (f"  {name:<14}{command.does}" for name, command in COMMANDS.items())
     return HELP.format(commands="\n".join(lines))
+
+
+# What sb3-trpo prints without running a command.
+ANSWERS: dict[str, Callable[[], str]] = {
+    "-h": help_text,
+    "--help": help_text,
+    "--version": lambda: f"sb3_trpo {__version__}\n",
+}

@@ -9,21 +9,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sb3_trpo.zoo.aggregate import CONFIDENCE, aggregate, estimate
-from sb3_trpo.zoo.learning_curve import RETURN_LABEL, label_steps
-from sb3_trpo.zoo.runs import Run, read_run
+from sb3_trpo.zoo.errors import UsageError
+from sb3_trpo.zoo.learning_curve import RETURN_LABEL, label_steps, save_figure
+from sb3_trpo.zoo.runs import WINDOW, Run, read_finished_run
 from sb3_trpo.zoo.script import Parser
 
 HELP = """\
-Compare runs: a table, and a figure of the evaluations with a panel per environment.
+Compare runs: a table, and a figure with a panel per environment.
 
 Runs of one algorithm, environment, set of hyperparameters and length are seeds of one experiment:
-their interquartile mean is drawn with its 95% bootstrap confidence interval.
+their interquartile mean is drawn with its 95% bootstrap confidence interval. A run that was not
+evaluated while it trained is compared by its training episodes.
 
 examples:
   sb3-trpo compare logs/trpo/CartPole-v1_1 logs/trpo/CartPole-v1_2 logs/ppo/CartPole-v1_1
-  sb3-trpo compare logs/*/CartPole-v1_*/ --output cartpole.png
+  sb3-trpo compare logs/*/CartPole-v1_*/ --output cartpole.png --labels PPO TRPO
 """
 
+FEW_RUNS = 4
 Group = list[Run]
 
 
@@ -34,13 +37,63 @@ def compare(words: list[str]) -> None:
     """
     parser = Parser("sb3-trpo compare", HELP)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--labels", nargs="+", help="a name for each row of the table")
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("comparison.png"), help="the figure's file"
     )
     choice = parser.parse_args(words)
-    groups = group_runs([read_run(folder) for folder in choice.runs])
-    print(table(groups))
-    print(f"Picture: {draw_comparison(groups, choice.output)}")
+    groups = group_runs(distinct(read_runs(choice.runs)))
+    names = choose_labels(groups, choice.labels)
+    print(table(groups, names))
+    for note in notes(groups, names):
+        print(note)
+    print(f"Picture: {draw_comparison(groups, choice.output, names)}")
+
+
+def read_runs(folders: list[Path]) -> list[Run]:
+    """Read the finished runs among some folders, each once, and name the others.
+
+    :param folders: as the user lists them, with a glob for instance
+    :return: their runs
+    :raises UsageError: if there are none
+    """
+    runs = []
+    for folder in {folder.resolve(): folder for folder in folders}.values():
+        try:
+            runs.append(read_finished_run(folder))
+        except UsageError as error:
+            if len(folders) == 1:
+                raise
+            print(f"Skipped: {error}")
+    if not runs:
+        raise UsageError(f"none of {', '.join(map(str, folders))} is the folder of a finished run")
+    return runs
+
+
+def distinct(runs: list[Run]) -> list[Run]:
+    """Leave out runs that repeat another run's seed, and name them.
+
+    :param runs: any runs
+    :return: the first run of each experiment and seed
+    """
+    first: dict[tuple[object, ...], Run] = {}
+    for run in runs:
+        seed = run.arguments.get("seed", run.folder)
+        known = first.setdefault((*experiment(run), seed), run)
+        if known is not run:
+            print(f"Skipped: {run.folder} repeats seed {seed} of {known.folder}")
+    return list(first.values())
+
+
+def experiment(run: Run) -> tuple[object, ...]:
+    """Identify the experiment that a run belongs to.
+
+    :param run: any run
+    :return: equal for runs that differ in nothing but the seed
+    """
+    place = str(run.folder.resolve().parent)
+    start = run.arguments.get("trained_agent", "")
+    return place, run.env, run.settings, run.steps.tobytes(), run.is_evaluated, start
 
 
 def group_runs(runs: list[Run]) -> list[Group]:
@@ -49,18 +102,49 @@ def group_runs(runs: list[Run]) -> list[Group]:
     :param runs: any runs
     :return: groups of runs that differ in nothing but the seed, in the order of their first runs
     """
-    groups: dict[tuple[str | bytes, ...], Group] = defaultdict(list)
+    groups: dict[tuple[object, ...], Group] = defaultdict(list)
     for run in runs:
-        place = str(run.folder.resolve().parent)
-        groups[place, run.env, run.settings, run.steps.tobytes()].append(run)
+        groups[experiment(run)].append(run)
     return list(groups.values())
+
+
+def choose_labels(groups: list[Group], names: list[str] | None) -> list[str]:
+    """Name the groups.
+
+    :param groups: as :func:`group_runs` returns them
+    :param names: the user's names, if any
+    :return: a name per group
+    :raises UsageError: if the user gave another number of names
+    """
+    labels = [label(group) for group in groups]
+    if names is not None and len(names) != len(labels):
+        raise UsageError(f"--labels needs a name for each of: {'; '.join(labels)}")
+    return names or labels
+
+
+def notes(groups: list[Group], names: list[str]) -> list[str]:
+    """Say what a reader of the table has to know.
+
+    :param groups: as :func:`group_runs` returns them
+    :param names: a name per group
+    :return: sentences
+    """
+    found = [
+        f"{name}: without evaluations, so the curve is of training episodes (each point "
+        f"the mean of the last {WINDOW}), with the noise of exploration in them"
+        for group, name in zip(groups, names, strict=True)
+        if not group[0].is_evaluated
+    ]
+    if any(1 < len(group) < FEW_RUNS for group in groups):
+        found.append("An interval over 2 or 3 runs is too narrow to rely on: train 5 or more.")
+    return found
 
 
 def label(group: Group) -> str:
     """Name a group.
 
     :param group: runs of one experiment
-    :return: logs folder, algorithm, and numbers of the runs
+    :return: folder of the logs, algorithm, and numbers of the runs
     """
     folder = group[0].folder.resolve().parent
     numbers = sorted(run.number for run in group)
@@ -68,10 +152,10 @@ def label(group: Group) -> str:
 
 
 def ranges(numbers: list[int]) -> list[str]:
-    """Write numbers as a reader of many of them wants to see them.
+    """Abbreviate runs of three or more consecutive numbers, like ``2-5``.
 
-    :param numbers: in order
-    :return: ranges of three and more, like ``2-5``, and the numbers between these
+    :param numbers: in ascending order
+    :return: the ranges and the other numbers
     """
     starts = [i for i, number in enumerate(numbers) if i == 0 or numbers[i - 1] + 1 != number]
     texts: list[str] = []
@@ -81,21 +165,23 @@ def ranges(numbers: list[int]) -> list[str]:
     return texts
 
 
-def table(groups: list[Group]) -> str:
-    """Say how good the final policies are.
+def table(groups: list[Group], names: list[str]) -> str:
+    """Tabulate how good the final policies are.
 
     :param groups: as :func:`group_runs` returns them
+    :param names: a name per group
     :return: a table with a row per group
     """
-    rows = pd.DataFrame([row(group) for group in groups])
+    rows = pd.DataFrame([row(*each) for each in zip(groups, names, strict=True)])
     widths = {name: len(name) + 2 for name in rows}  # one space is also inside the names
     return str(rows.to_string(index=False, col_space=widths))
 
 
-def row(group: Group) -> dict[str, str | int]:
-    """Sum the final evaluations of a group up.
+def row(group: Group, name: str) -> dict[str, str | int]:
+    """Summarise the final returns of a group.
 
     :param group: runs of one experiment
+    :param name: name of the group
     :return: cells by the columns' names
     """
     finals = np.array([[run.final.mean()] for run in group])
@@ -103,7 +189,7 @@ def row(group: Group) -> dict[str, str | int]:
     interval = f"{low:.1f} to {high:.1f}" if len(group) > 1 else "one run"
     return {
         "environment": group[0].env,
-        "runs": label(group),
+        "runs": name,
         "final return, interquartile mean": f"{mean:.1f}",
         f"{CONFIDENCE:.0%} confidence": interval,
         "worst run": f"{finals.min():.1f}",
@@ -111,41 +197,58 @@ def row(group: Group) -> dict[str, str | int]:
     }
 
 
-def draw_comparison(groups: list[Group], path: Path) -> Path:
-    """Draw the evaluations of several groups.
+def draw_comparison(groups: list[Group], path: Path, names: list[str]) -> Path:
+    """Draw the curves of several groups.
 
     :param groups: as :func:`group_runs` returns them
     :param path: of the picture
+    :param names: a name per group
     :return: the path
     """
     environments = list(dict.fromkeys(group[0].env for group in groups))
     figure = Figure(figsize=(8 * len(environments), 5), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(environments), squeeze=False)[0]
     for axes, environment in zip(panels, environments, strict=True):
-        for group in groups:
-            if group[0].env == environment:
-                draw_group(axes, group)
-        axes.set_title(f"{environment}: mean return of each evaluation", fontsize="medium")
+        chosen = [pair for pair in zip(groups, names, strict=True) if pair[0][0].env == environment]
+        for group, name in chosen:
+            draw_group(axes, group, name)
+        axes.set_title(f"{environment}: {curve([group for group, _ in chosen])}", fontsize="medium")
         axes.set_ylabel(RETURN_LABEL)
         label_steps(axes)
         # Below the panel: on it, many runs leave no place for a legend.
         axes.legend(fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1))
-    figure.savefig(path)
+    save_figure(figure, path)
     return path
 
 
-def draw_group(axes: Axes, group: Group) -> None:
-    """Draw the runs of a group thinly, their interquartile mean and its confidence as a band.
+def curve(groups: list[Group]) -> str:
+    """Describe what a panel shows.
+
+    :param groups: the groups in it
+    :return: part of a title
+    """
+    kinds = {
+        "mean return of each evaluation"
+        if group[0].is_evaluated
+        else f"mean of the last {WINDOW} training episodes"
+        for group in groups
+    }
+    return " or ".join(sorted(kinds))
+
+
+def draw_group(axes: Axes, group: Group, name: str) -> None:
+    """Draw each run of a group thinly, their interquartile mean, and its confidence as a band.
 
     :param axes: where to draw
     :param group: runs of one experiment
+    :param name: name of the group
     """
     whole = aggregate(group)
     if len(group) == 1:
-        axes.plot(whole.steps, whole.mean, label=f"{label(group)}, one run")
+        axes.plot(whole.steps, whole.mean, label=f"{name}, one run")
         return
-    name = f"{label(group)}, interquartile mean, {CONFIDENCE:.0%} confidence, and each run (thin)"
-    (line,) = axes.plot(whole.steps, whole.mean, label=name)
+    text = f"{name}, interquartile mean, {CONFIDENCE:.0%} confidence, and each run (thin)"
+    (line,) = axes.plot(whole.steps, whole.mean, label=text)
     color = line.get_color()
     axes.fill_between(whole.steps, whole.low, whole.high, color=color, alpha=0.2, lw=0)
     for run in group:

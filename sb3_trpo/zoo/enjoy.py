@@ -1,13 +1,13 @@
-"""``sb3-trpo enjoy``: the RL Zoo's script on what ``train`` has written."""
+"""``sb3-trpo enjoy``: the RL Zoo's script for models that ``train`` saved."""
 
 import rl_zoo3.enjoy
 
 from sb3_trpo.zoo.choice import LOGS, choose_model
-from sb3_trpo.zoo.masks import masks_in_play
+from sb3_trpo.zoo.masks import playing
 from sb3_trpo.zoo.script import run_script
 
 HELP = f"""\
-Watch a trained agent, or with --no-render let it play and print its returns.
+Watch a trained agent; with --no-render, only print its returns.
 
 examples:
   sb3-trpo enjoy --env CartPole-v1
@@ -25,5 +25,5 @@ def enjoy(words: list[str]) -> None:
     """
     words = ["--algo", "trpo", "--folder", LOGS, *words]
     choice = choose_model("sb3-trpo enjoy", words)
-    with masks_in_play(rl_zoo3.enjoy, choice.algo):
+    with playing(rl_zoo3.enjoy, choice.algo):
         run_script(rl_zoo3.enjoy.enjoy, "sb3-trpo enjoy", HELP, words, lambda parser: None)

@@ -1,4 +1,4 @@
-"""Hyperparameters as an entry of a configuration file in the RL Zoo's format."""
+"""Write hyperparameters as an entry of a configuration file in the RL Zoo's format."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ def entry_text(env: str, hyperparameters: Mapping[str, Any]) -> str:
     """Write hyperparameters so that ``train --conf-file`` reads them.
 
     :param env: name of the environment
-    :param hyperparameters: as the Zoo saves them or a study finds them
+    :param hyperparameters: as the Zoo saves them or as a study finds them
     :return: YAML
     """
     plain = {name: plain_value(value) for name, value in hyperparameters.items()}
@@ -19,7 +19,7 @@ def entry_text(env: str, hyperparameters: Mapping[str, Any]) -> str:
 
 
 def plain_value(value: Any) -> Any:
-    """Replace what YAML does not know by the Python expression that the Zoo evaluates.
+    """Replace a value that YAML cannot hold by a Python expression, which the Zoo evaluates.
 
     :param value: of a hyperparameter
     :return: the value itself, or the expression
@@ -32,7 +32,7 @@ def plain_value(value: Any) -> Any:
 
 
 def expression(value: Any) -> str:
-    """Write a value as Python, with the names that the Zoo's ``eval`` knows.
+    """Write a value as a Python expression with the names that the Zoo's ``eval`` knows.
 
     :param value: made of dictionaries, plain values and classes of ``torch``
     :return: the expression

@@ -5,22 +5,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rl_zoo3 import ALGOS, create_test_env, get_saved_hyperparams
+from rl_zoo3 import create_test_env, get_saved_hyperparams
 from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_trpo.evaluation import takes_masks
 from sb3_trpo.export import Observations, export_onnx
+from sb3_trpo.zoo.builder import Builder
 from sb3_trpo.zoo.choice import add_choice, find_model, settings_folder
-from sb3_trpo.zoo.errors import UsageError
+from sb3_trpo.zoo.errors import UsageError, user_errors
 from sb3_trpo.zoo.script import Parser
 
 CHECKED_STEPS = 200
 
 HELP = """\
-Write a trained agent's deterministic policy, with the normalisation of its observations, as an ONNX
-file. Its actions in onnxruntime are compared with those of predict before the file is written.
+Write a trained agent's deterministic policy as an ONNX file, including the normalisation of its
+observations. Before the file is written, its actions are compared with those of predict.
 
 examples:
   sb3-trpo export --env CartPole-v1
@@ -39,31 +40,29 @@ def export(words: list[str]) -> None:
     choice = parser.parse_args(words)
     path = find_model(choice)
     output = choice.output or path.with_suffix(".onnx")
-    model = ALGOS[choice.algo].load(path, device="cpu")
+    model = Builder(choice.algo).load(path, device="cpu")
     env = make_env(choice.env, settings_folder(path, choice.env))
     observations, masks = play(model, env)
     env.close()
-    try:
+    with user_errors(ValueError, OSError):
         difference = export_onnx(model, output, observations, unwrap_vec_normalize(env), masks)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     print(f"Largest difference to predict over {CHECKED_STEPS} observations: {difference:.1g}")
     print(f"Policy: {output}")
 
 
 def make_env(name: str, settings: Path) -> VecEnv:
-    """Make the environment that a run has been trained on.
+    """Make the environment that a run was trained on.
 
     :param name: of the environment
     :param settings: the run's folder of hyperparameters
     :return: one environment with the run's wrappers and normalisation
-    :raises UsageError: if what the policy saw is more than one normalised observation
+    :raises UsageError: if the policy was trained on stacks of normalised observations
     """
     hyperparameters, stats_path = get_saved_hyperparams(str(settings), test_mode=True)
     if hyperparameters.get("frame_stack") and hyperparameters.get("normalize"):
         raise UsageError(
-            f"{name} was trained on stacks of normalised frames, which the export leaves to you: "
-            "use sb3_trpo.export.export_onnx with observations that are normalised already"
+            f"{name} was trained on stacks of normalised frames, which this command cannot export: "
+            "call sb3_trpo.export.export_onnx with normalised observations"
         )
     env_kwargs = hyperparameters.pop("env_kwargs", None)
     return create_test_env(
@@ -76,12 +75,11 @@ def make_env(name: str, settings: Path) -> VecEnv:
 
 
 def play(model: Any, env: VecEnv) -> tuple[Observations, npt.NDArray[np.bool_] | None]:
-    """Collect observations.
+    """Let a model act at random and collect the observations.
 
-    :param model: chooses the actions at random
+    :param model: a trained model
     :param env: one environment
-    :return: observations as the environment returns them, before normalisation; masks, if the model
-        takes any
+    :return: observations before normalisation; action masks, or None if the model takes none
     """
     normalization = unwrap_vec_normalize(env)
     seen: list[Any] = []
@@ -102,10 +100,10 @@ def play(model: Any, env: VecEnv) -> tuple[Observations, npt.NDArray[np.bool_] |
 
 
 def raw(observation: Any, normalization: VecNormalize | None) -> Any:
-    """Undo a normalisation.
+    """Return an observation before its normalisation.
 
-    :param observation: what the environment has just returned
+    :param observation: the environment's latest observation
     :param normalization: the environment's normalisation, if any
-    :return: the observation before it
+    :return: the original observation
     """
     return observation if normalization is None else normalization.get_original_obs()

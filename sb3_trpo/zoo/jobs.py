@@ -1,30 +1,58 @@
-"""Run commands in processes of their own, some at a time."""
+"""Run commands in processes of their own, several at a time."""
 
 import multiprocessing
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import redirect_stdout
-from functools import partial
 from typing import TypeVar
 
-from sb3_trpo.zoo.errors import UsageError, explain, is_usage_error
-
 Result = TypeVar("Result")
+THREAD_NAME = "sb3-trpo-job"
 
 
 def run_jobs(
     job: Callable[[list[str]], Result], tasks: Sequence[list[str]], jobs: int
-) -> Iterator[Result]:
-    """Run a job once per task; what it prints is dropped, warnings are not.
+) -> Iterator[tuple[int, Result]]:
+    """Run a job once per task, without its output but with its warnings.
+
+    If the caller stops early, because of an error or an interruption, all processes end at once.
 
     :param job: a function of a module, called with a task in a process of its own
     :param tasks: command lines
     :param jobs: largest number of processes at a time
-    :return: results in the order of the tasks, each as soon as it is there
+    :return: position of a task and its result, in the order in which the tasks finish
     """
-    with ThreadPoolExecutor(min(jobs, len(tasks))) as threads:
-        yield from threads.map(partial(_in_a_new_process, job), tasks)
+    threads = ThreadPoolExecutor(
+        min(jobs, len(tasks)), THREAD_NAME, initializer=_leave_interrupts_to_parent
+    )
+    try:
+        positions = {
+            threads.submit(_in_a_new_process, job, words): position
+            for position, words in enumerate(tasks)
+        }
+        for future in as_completed(positions):
+            yield positions[future], future.result()
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+        _end_processes()
+
+
+def _leave_interrupts_to_parent() -> None:
+    """Block Ctrl-C in this thread, and so in the processes that it starts."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+def _end_processes() -> None:
+    """End the processes that still run, including one that starts at this moment."""
+    while any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
+        for process in multiprocessing.active_children():
+            process.terminate()
+        time.sleep(0.05)
 
 
 def _in_a_new_process(job: Callable[[list[str]], Result], words: list[str]) -> Result:
@@ -35,18 +63,13 @@ def _in_a_new_process(job: Callable[[list[str]], Result], words: list[str]) -> R
 
 
 def _quietly(job: Callable[[list[str]], Result], words: list[str]) -> Result:
-    """Run a job without its output, and tell the user's mistakes while they can be told apart."""
+    """Run a job without its output."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        try:
-            return job(words)
-        except Exception as error:
-            if is_usage_error(error):
-                raise UsageError(explain(error)) from error
-            raise
+        return job(words)
 
 
 def threads_per_job(jobs: int) -> int:
-    """Share the processor cores out.
+    """Divide the processor cores among the processes.
 
     :param jobs: number of processes at a time
     :return: threads for each, at least 1

@@ -1,6 +1,7 @@
 """Draw the learning curve of a run."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,15 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from sb3_trpo.zoo.runs import EVALUATIONS_FILE
+from sb3_trpo.zoo.errors import UsageError, user_errors
+from sb3_trpo.zoo.runs import EVALUATIONS_FILE, training_episodes
 
-TRAINING, EVALUATION = "#4477aa", "#cc3311"  # told apart by colour-blind readers too
+TRAINING, EVALUATION = "#4477aa", "#cc3311"  # colour-blind readers can distinguish them
 RETURN_LABEL = "return per episode (sum of rewards)"
 STEPS_LABEL = "environment steps"
 
 
 def label_steps(axes: Axes) -> None:
-    """Let the horizontal axis count environment steps.
+    """Label the horizontal axis as environment steps.
 
     :param axes: axes of any figure against steps
     """
@@ -26,10 +28,25 @@ def label_steps(axes: Axes) -> None:
     axes.grid(alpha=0.3)
 
 
+def save_figure(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a figure to a file that the user has named.
+
+    :param figure: the figure
+    :param path: of the file
+    :param options: as for ``Figure.savefig``
+    :raises UsageError: if the format is unknown or the file cannot be written
+    """
+    formats = figure.canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in formats:
+        raise UsageError(f"the picture '{path}' has to end in one of .{', .'.join(formats)}")
+    with user_errors(OSError):
+        figure.savefig(path, **options)
+
+
 def draw_learning_curve(run: Path, title: str) -> Path:
     """Draw training and evaluation returns against environment steps.
 
-    :param run: the run's folder, with the Monitor files and the evaluations in it
+    :param run: the run's folder, which holds the Monitor files and the evaluations
     :param title: what was trained
     :return: path of the picture, ``learning_curve.png`` in the run's folder
     """
@@ -40,19 +57,20 @@ def draw_learning_curve(run: Path, title: str) -> Path:
     axes.set_title(title, fontsize="medium")
     axes.set_ylabel(RETURN_LABEL)
     label_steps(axes)
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
+    if axes.get_legend_handles_labels()[0]:  # nothing is drawn yet after a few steps
+        figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
     path = run / "learning_curve.png"
     figure.savefig(path)
     return path
 
 
 def draw_training(axes: Axes, episodes: pd.DataFrame) -> None:
-    """Draw one dot per training episode and the mean over a moving window of them.
+    """Draw one dot per training episode and their moving mean.
 
     :param axes: where to draw
     :param episodes: as :func:`training_episodes` returns them
     """
-    if episodes.empty:  # shorter than one episode, or interrupted
+    if episodes.empty:  # the run ended before its first episode did
         return
     window = min(100, max(1, len(episodes) // 10))
     smooth = episodes["return"].rolling(window).mean()
@@ -63,7 +81,7 @@ def draw_training(axes: Axes, episodes: pd.DataFrame) -> None:
 
 
 def draw_evaluations(axes: Axes, path: Path) -> None:
-    """Draw the evaluations' means, and the range of their episodes as a band.
+    """Draw the mean of each evaluation, and the range of its episodes as a band.
 
     :param axes: where to draw
     :param path: ``evaluations.npz`` as SB3's ``EvalCallback`` writes it; it may be missing
@@ -77,20 +95,3 @@ def draw_evaluations(axes: Axes, path: Path) -> None:
     band.set(color=EVALUATION, alpha=0.15, lw=0, label=f"evaluation, range of {count} episodes")
     label = f"evaluation, mean of {count} episodes"
     axes.plot(steps, returns.mean(axis=1), "o-", color=EVALUATION, markersize=4, label=label)
-
-
-def training_episodes(run: Path) -> pd.DataFrame:
-    """Read the episodes that the Monitor wrappers have logged.
-
-    The environments of a run step together, so an episode of one environment ends at the sum of
-    its episodes' lengths times the number of environments.
-
-    :param run: the run's folder
-    :return: columns ``step`` (environment steps of all environments) and ``return``, in order
-    """
-    files = sorted(run.glob("*.monitor.csv"))
-    logs = [pd.read_csv(file, skiprows=1, usecols=["r", "l"], dtype=float) for file in files]
-    episodes = pd.concat(
-        pd.DataFrame({"step": len(files) * log["l"].cumsum(), "return": log["r"]}) for log in logs
-    )
-    return episodes.sort_values("step", kind="stable", ignore_index=True)

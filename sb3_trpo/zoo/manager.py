@@ -1,31 +1,55 @@
 """The RL Zoo's ``ExperimentManager`` with our configuration, evaluations, folders and report."""
 
+import inspect
 import shutil
+from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import optuna
+import rl_zoo3.exp_manager
 import rl_zoo3.train
+import yaml
+from rl_zoo3 import ALGOS
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import sync_envs_normalization
+from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 import sb3_trpo.zoo.register  # noqa: F401 (imported for its effect)
-from sb3_trpo.zoo.errors import UsageError
+from sb3_trpo.zoo.builder import Builder
+from sb3_trpo.zoo.choice import add_environment, check_environment, check_model
+from sb3_trpo.zoo.entry import entry_text
+from sb3_trpo.zoo.errors import UsageError, making_errors, missing_package, user_errors
 from sb3_trpo.zoo.learning_curve import draw_learning_curve
 from sb3_trpo.zoo.masks import evaluate_policy, masks_in_evaluations
 from sb3_trpo.zoo.progress import ProgressFile
 from sb3_trpo.zoo.runs import save_final_evaluation
-from sb3_trpo.zoo.script import AddOptions, replaced, run_script
+from sb3_trpo.zoo.script import AddOptions, Parser, asks_for_help, replaced, run_script
 from sb3_trpo.zoo.trust_region_figure import draw_trust_region
 
+# What the Zoo raises for a configuration that is missing, broken or incomplete.
+CONFIGURATION_ERRORS = (
+    OSError,
+    yaml.YAMLError,
+    ImportError,
+    AttributeError,
+    KeyError,
+    NameError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+CONFIGURATION = "configuration"  # of a trial: the hyperparameters that are not searched for
+NO_TRIALS = "no trial finished: add trials, or see with --jobs 1 --verbose 2 why they stop"
+RUN_NUMBER = "--run-number"
 EVALUATIONS = 20
 FINAL_EPISODES = 20
 # Stands for "no --eval-freq given"; every negative number means "never" to the Zoo.
 UNSET_EVAL_FREQ = -(2**31)
-UNSET_N_TIMESTEPS = -1  # the Zoo's default
 # The periodic evaluations start from the run's own seed; the final one must not.
 FINAL_SEED_OFFSET = 10_000
 
@@ -39,47 +63,99 @@ class RunManager(ExperimentManager):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        steps = vars(self.args).get("n_timesteps", UNSET_N_TIMESTEPS)
-        if steps < 1 and steps != UNSET_N_TIMESTEPS:  # the Zoo would take it for unset
-            raise UsageError(f"--n-timesteps has to be at least 1, but it is {steps}")
         if self.args.conf_file is None:
             self.config = packaged_config(self.algo) or self.config
-        self._made: Path | None = None  # the run's folder, once it is there and ours
+        number = vars(self.args).get("run_number")
+        if number is not None:
+            self.save_path = f"{self.log_path}{self.env_name}_{number}"
+        self.given: dict[str, Any] = {}  # the hyperparameters, once they are read
+        self.interrupted = False
+        self._made: Path | None = None  # the run's folder, once this run has created it
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read the configuration.
+
+        :return: the hyperparameters, and a copy to save
+        :raises UsageError: if the configuration cannot be read or has no entry for the environment
+        """
+        with user_errors(*CONFIGURATION_ERRORS):
+            hyperparameters, saved = super().read_hyperparameters()
+        self.given = dict(saved)
+        return hyperparameters, saved
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        """Turn the configuration's values into Python objects."""
+        with user_errors(*CONFIGURATION_ERRORS):
+            return super()._preprocess_hyperparams(hyperparams)
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
-        """Set the run up, and leave no folder behind that will never hold a model.
+        """Set up the run; if that fails, remove the run's folder.
 
         :return: the model and its hyperparameters; None when hyperparameters are optimized
         """
         results = None
         try:
-            results = super().setup_experiment()
+            with self._builder():
+                results = super().setup_experiment()
         finally:
             if results is None and self._made is not None:
                 shutil.rmtree(self._made)
         return results
 
+    def _builder(self) -> AbstractContextManager[None]:
+        """Let the Zoo build and load models with :class:`Builder`."""
+        return replaced(rl_zoo3.exp_manager, "ALGOS", {self.algo: Builder(self.algo)})
+
     def create_log_folder(self) -> None:
-        """Take the next number that no other run takes, be it started at the same moment."""
-        stem, _, number = self.save_path.rpartition("_")
-        while self._made is None:
-            try:
-                Path(self.save_path).mkdir(parents=True)
-                self._made = Path(self.save_path)
-            except FileExistsError:
-                number = str(int(number) + 1)
-                self.save_path = f"{stem}_{number}"
-        self.params_path = f"{self.save_path}/{self.env_name}"
-        Path(self.params_path).mkdir()
+        """Claim the next free run number, safe against parallel starts.
+
+        :raises UsageError: if the folder cannot be created
+        """
+        with user_errors(OSError):
+            while self._made is None:
+                self._claim(Path(self.save_path))
+            self.params_path = f"{self.save_path}/{self.env_name}"
+            Path(self.params_path).mkdir()
+
+    def _claim(self, folder: Path) -> None:
+        """Create the run's folder, or go to the next number if another run has taken it."""
+        try:
+            folder.mkdir(parents=True)
+            self._made = folder
+        except FileExistsError:
+            stem, _, number = self.save_path.rpartition("_")
+            self.save_path = f"{stem}_{int(number) + 1}"
 
     def create_callbacks(self) -> None:
         """Spread the evaluations over the run, whose length is known by now, and log to a file."""
         if self.eval_freq == UNSET_EVAL_FREQ:
-            self.eval_freq = max(self.n_timesteps // EVALUATIONS, 1)
+            self.eval_freq = max(self.n_timesteps // EVALUATIONS, self.steps_per_rollout(), 1)
             self.args.eval_freq = self.eval_freq  # what args.yml will say
         with masks_in_evaluations(self.algo):
             super().create_callbacks()  # type: ignore[no-untyped-call]
         self.callbacks.append(ProgressFile(Path(self.save_path)))
+
+    def steps_per_rollout(self) -> int:
+        """Count the steps between two updates, between which evaluations would be the same.
+
+        :return: environment steps of all environments; 0 for an algorithm without ``n_steps``
+        """
+        kinds = ALGOS[self.algo].__mro__  # ours pass their arguments on to a base class
+        arguments = (inspect.signature(kind).parameters.get("n_steps") for kind in kinds)
+        default = next((argument.default for argument in arguments if argument), 0)
+        n_steps = self.given.get("n_steps", default)
+        return int(n_steps) * self.n_envs
+
+    def create_envs(self, *arguments: Any, **options: Any) -> VecEnv:
+        """Create environments.
+
+        :param arguments: as for ``ExperimentManager``
+        :param options: as for ``ExperimentManager``
+        :return: the environments
+        :raises UsageError: if the environment does not take ``--env-kwargs``
+        """
+        with user_errors(*making_errors(self.env_kwargs or self.eval_env_kwargs)):
+            return super().create_envs(*arguments, **options)
 
     def objective(self, trial: optuna.Trial) -> float:
         """Train with sampled hyperparameters.
@@ -87,30 +163,73 @@ class RunManager(ExperimentManager):
         :param trial: a trial of a study
         :return: mean return of the last evaluation
         """
+        trial.set_user_attr(CONFIGURATION, entry_text(self.env_name.gym_id, self.given))
         with masks_in_evaluations(self.algo):
             return super().objective(trial)
 
+    def hyperparameters_optimization(self) -> None:
+        """Run the trials of a search.
+
+        :raises UsageError: if none of the study's trials finished
+        """
+        try:
+            with self._builder():
+                super().hyperparameters_optimization()
+        except ValueError as error:
+            if str(error) != "No trials are completed yet.":
+                raise
+            raise UsageError(NO_TRIALS) from error
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """Train, and note whether the user interrupts it.
+
+        :param model: the model
+        """
+
+        def learn(*arguments: Any, **options: Any) -> None:
+            try:
+                model.learn(*arguments, **options)
+            except KeyboardInterrupt:
+                self.interrupted = True
+
+        # The Zoo swallows the interruption; of the model it uses these three attributes.
+        watched: Any = SimpleNamespace(learn=learn, env=model.env, policy=model.policy)
+        super().learn(watched)
+
     def save_trained_model(self, model: BaseAlgorithm) -> None:
-        """Save the model, then evaluate it, draw the run and say where everything is.
+        """Save the model, then evaluate it, draw the run and print where the files are.
 
         :param model: the trained model
+        :raises KeyboardInterrupt: after an interrupted run, which is drawn but not evaluated
         """
         super().save_trained_model(model)
-        run = Path(self.save_path)
+        title = f"{self.algo.upper()} on {self.env_name.gym_id}, seed {self.seed}"
+        if self.interrupted:
+            progress = f"after {model.num_timesteps} of {self.n_timesteps} steps"
+            self.draw(title, f"interrupted {progress}")
+            raise KeyboardInterrupt(f"{progress}; the model is saved in {self.params_path}.zip")
         returns = self.evaluate(model)
-        save_final_evaluation(run, returns)
+        save_final_evaluation(Path(self.save_path), returns)
         kind = "deterministic" if self.deterministic_eval else "stochastic"
         score = f"{returns.mean():.1f} +/- {returns.std():.1f}"
-        title = f"{self.algo.upper()} on {self.env_name.gym_id}, seed {self.seed}"
-        draw_learning_curve(run, f"{title}\nfinal policy, {FINAL_EPISODES} episodes: {score}")
         print(f"Final evaluation: mean return {score} over {FINAL_EPISODES} {kind} episodes")
         print(f"Model:   {self.params_path}.zip")
-        print(f"Picture: {run / 'learning_curve.png'}")
+        self.draw(title, f"final policy, {FINAL_EPISODES} episodes: {score}")
+
+    def draw(self, title: str, result: str) -> None:
+        """Draw the run and print where the pictures are.
+
+        :param title: what was trained
+        :param result: how the run ended
+        """
+        run = Path(self.save_path)
+        curve = draw_learning_curve(run, f"{title}\n{result}")
+        print(f"Picture: {curve}")
         if draw_trust_region(run, title):
             print(f"Picture: {run / 'trust_region.png'}")
 
     def evaluate(self, model: BaseAlgorithm) -> npt.NDArray[np.float64]:
-        """Evaluate a model on episodes that it has not been evaluated on before.
+        """Evaluate a model on new episodes, without normalised rewards.
 
         :param model: the trained model
         :return: returns of the episodes, shape (FINAL_EPISODES,)
@@ -135,12 +254,14 @@ def run_manager(
     """Run the RL Zoo's training script with a manager of ours.
 
     :param manager_class: what takes the place of the Zoo's ``ExperimentManager``
-    :param prog: what the help calls the script
-    :param help_text: head of its help
-    :param words: its command line
-    :param add_options: adds options that the script does not know, for its help
-    :return: the manager, its work done
+    :param prog: program name in the script's help
+    :param help_text: head of the script's help
+    :param words: command line
+    :param add_options: adds options that the script lacks to its help
+    :return: the manager, after the run
     """
+    if not asks_for_help(words):
+        check_words(prog, words)
     managers: list[RunManager] = []
 
     def make_manager(*arguments: Any, **options: Any) -> RunManager:
@@ -152,14 +273,33 @@ def run_manager(
     return managers[0]
 
 
+def check_words(prog: str, words: list[str]) -> None:
+    """Check what the RL Zoo's training script would report with a traceback.
+
+    :param prog: the command
+    :param words: command line of the script
+    :raises UsageError: if the environment, the algorithm, the model or a package does not exist
+    """
+    parser = Parser(prog, "", add_help=False)
+    add_environment(parser)
+    parser.add_argument("-i", "--trained-agent", type=Path)
+    parser.add_argument("--track", action="store_true")
+    choice, _ = parser.parse_known_args(words)
+    check_environment(choice)
+    if choice.trained_agent is not None:
+        check_model(choice.trained_agent)
+    if choice.track and find_spec("wandb") is None:
+        raise UsageError(missing_package(f"{prog} --track", "wandb", "zoo,wandb"))
+
+
 def packaged_config(algo: str) -> str | None:
     """Find the hyperparameter file that comes with the package.
 
     :param algo: the algorithm's key in ``rl_zoo3.ALGOS``
-    :return: path of the file; None if there is none for this algorithm
+    :return: path of the file; None if the package has none for this algorithm
     """
     package = Path(__file__).resolve().parents[1]
-    # Installed, the files are inside the package; in the repository, beside it.
+    # An installed package contains the files; in the repository they lie beside it.
     for folder in (package, package.parent):
         path = folder / "zoo_configs" / f"{algo}.yml"
         if path.is_file():

@@ -1,4 +1,4 @@
-"""Action masks for the RL Zoo, which knows none: in evaluations and when a model is played."""
+"""Action masks for the RL Zoo, which has none: in evaluations and when a model is played."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +15,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.evaluation import MaskableEvalCallback, Masking, takes_masks
+from sb3_trpo.zoo.builder import Builder, check_masks
+from sb3_trpo.zoo.errors import making_errors, user_errors
 from sb3_trpo.zoo.script import replaced
 
 
@@ -23,11 +25,11 @@ class MaskableTrialEvalCallback(TrialEvalCallback, MaskableEvalCallback):
 
 
 def player_of(model: BaseAlgorithm, env: VecEnv) -> Any:
-    """Let a model ask for the masks that it needs.
+    """Return a model whose ``predict`` needs no masks.
 
     :param model: a trained model
-    :param env: where it acts
-    :return: what predicts as the model does, and needs no masks
+    :param env: where the model acts
+    :return: the model, or a wrapper that asks the environment for the masks
     """
     return Masking(model, env) if takes_masks(type(model)) else model
 
@@ -38,8 +40,8 @@ def evaluate_policy(
     """Evaluate a model, with action masks if it takes them.
 
     :param model: a trained model
-    :param env: where to evaluate it
-    :param episodes: how many episodes to play
+    :param env: evaluation environment
+    :param episodes: number of episodes
     :param deterministic: whether to take the most likely action
     :return: returns of the episodes
     """
@@ -51,7 +53,7 @@ def evaluate_policy(
 
 @contextmanager
 def masks_in_evaluations(algo: str) -> Iterator[None]:
-    """Let the Zoo's manager evaluate with action masks, if the algorithm takes them.
+    """Make the Zoo's manager evaluate with action masks if the algorithm takes them.
 
     :param algo: the algorithm's key in ``rl_zoo3.ALGOS``
     """
@@ -64,27 +66,26 @@ def masks_in_evaluations(algo: str) -> Iterator[None]:
 
 
 @contextmanager
-def masks_in_play(module: Any, algo: str) -> Iterator[None]:
-    """Let a script of the Zoo play a model that needs action masks.
+def playing(module: Any, algo: str) -> Iterator[None]:
+    """Let a script of the Zoo play any model, with action masks if the model needs them.
 
-    The script makes an environment and loads a model, and then only calls ``predict`` with the
-    observation. The model that it loads here asks that environment for the masks.
+    The script makes an environment, loads a model and then calls ``predict`` with the observation
+    only. A model loaded within this block asks the environment for its masks.
 
     :param module: where the script finds ``create_test_env`` and ``ALGOS``
     :param algo: the algorithm's key in ``rl_zoo3.ALGOS``
     """
-    if not takes_masks(ALGOS[algo]):
-        yield
-        return
-    algorithm, create_test_env = ALGOS[algo], module.create_test_env
+    create_test_env = module.create_test_env
     made: list[VecEnv] = []
 
     def create_and_remember(*arguments: Any, **options: Any) -> VecEnv:
-        made.append(create_test_env(*arguments, **options))
+        with user_errors(*making_errors(options.get("env_kwargs"))):
+            made.append(create_test_env(*arguments, **options))
         return made[-1]
 
     def load(*arguments: Any, **options: Any) -> Any:
-        return player_of(algorithm.load(*arguments, **options), made[-1])
+        check_masks(algo, made[-1])
+        return player_of(Builder(algo).load(*arguments, **options), made[-1])
 
     algorithms = {**ALGOS, algo: SimpleNamespace(load=load)}
     with (

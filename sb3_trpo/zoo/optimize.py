@@ -3,53 +3,39 @@
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
+import yaml
 from huggingface_sb3 import EnvironmentName
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
+from sqlalchemy.exc import SQLAlchemyError
 
 from sb3_trpo.zoo.choice import add_environment, check_environment
 from sb3_trpo.zoo.entry import entry_text
+from sb3_trpo.zoo.errors import UsageError, one_line, user_errors
 from sb3_trpo.zoo.jobs import run_jobs, threads_per_job
 from sb3_trpo.zoo.learning_curve import EVALUATION, RETURN_LABEL, TRAINING
-from sb3_trpo.zoo.manager import RunManager, run_manager
-from sb3_trpo.zoo.script import Parser, positive
+from sb3_trpo.zoo.manager import CONFIGURATION, NO_TRIALS, RunManager, run_manager
+from sb3_trpo.zoo.script import Parser, asks_for_help, positive
 
 N_TRIALS = 100
 PROG = "sb3-trpo optimize"
 HELP = """\
-Search for hyperparameters with Optuna, and print the best ones as a configuration for 'train'.
+Search for hyperparameters with Optuna and print the best ones as a configuration for 'train'.
 
 examples:
   sb3-trpo optimize --env Pendulum-v1 --n-trials 10 --jobs 2
   sb3-trpo optimize --env Pendulum-v1 --storage postgresql://host/optuna --study-name pendulum
 
-The trials are kept in a study: another call with the same storage and name, from any machine that
-reaches it, adds trials to it.
+The trials are stored in a study. Another call with the same storage and name adds trials to it,
+from any machine that can reach the storage.
 """
-
-
-class SearchManager(RunManager):
-    """The manager of a search, which keeps the hyperparameters that are not searched for.
-
-    :param arguments: as for ``ExperimentManager``
-    :param options: as for ``ExperimentManager``
-    """
-
-    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read the configuration.
-
-        :return: the hyperparameters, and a copy to save
-        """
-        hyperparameters, saved = super().read_hyperparameters()
-        self.fixed = dict(saved)
-        return hyperparameters, saved
 
 
 def optimize(words: list[str]) -> None:
@@ -57,36 +43,50 @@ def optimize(words: list[str]) -> None:
 
     :param words: command-line options, those of ``rl_zoo3.train`` and ours
     """
-    if {"-h", "--help"} & set(words):
-        run_manager(SearchManager, PROG, HELP, words, add_search)
+    if asks_for_help(words):
+        run_manager(RunManager, PROG, HELP, words, add_search)
+    choice, rest = parse(words)
+    folder = Path(choice.folder) / choice.algo
+    with user_errors(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    choice.storage = choice.storage or str(folder / f"study_{EnvironmentName(choice.env)}.log")
+    study = open_study(choice)
+    try:
+        print(f"Study '{choice.study_name}' in {choice.storage}, {choice.n_trials} trials")
+        for _ in run_jobs(search, worker_words(choice, rest), choice.jobs):
+            pass
+    except KeyboardInterrupt:
+        if finished_trials(study):
+            report(study, choice, folder)
+        raise KeyboardInterrupt(
+            f"with {len(finished_trials(study))} finished trials in {choice.storage}; "
+            "the same command adds trials to them"
+        ) from None
+    report(study, choice, folder)
+
+
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Read the command line.
+
+    :param words: command-line options
+    :return: our options, and those for the Zoo
+    :raises UsageError: if the environment or the algorithm does not exist
+    """
     parser = Parser(PROG, HELP, add_help=False)
     add_environment(parser)
     add_search(parser)
     for option in ("--storage", "--study-name"):
         parser.add_argument(option)
     parser.add_argument("--n-trials", type=positive, default=N_TRIALS)
-    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--seed", default=None)
     choice, rest = parser.parse_known_args(words)
     check_environment(choice)
-    folder = Path(choice.folder) / choice.algo
-    folder.mkdir(parents=True, exist_ok=True)
-    choice.storage = choice.storage or str(folder / f"study_{EnvironmentName(choice.env)}.log")
     choice.study_name = choice.study_name or choice.env
-
-    # Several processes that set up one database at the same time would collide.
-    study = optuna.create_study(
-        study_name=choice.study_name,
-        storage=open_storage(choice.storage),
-        direction="maximize",
-        load_if_exists=True,
-    )
-    print(f"Study '{choice.study_name}' in {choice.storage}, {choice.n_trials} trials")
-    fixed, *_ = run_jobs(search, worker_words(choice, rest), choice.jobs)
-    report(study, fixed, choice, folder)
+    return choice, rest
 
 
 def add_search(parser: Parser) -> None:
-    """Add the option for several processes.
+    """Add the option for the number of processes.
 
     :param parser: parser of a command
     """
@@ -99,7 +99,7 @@ def add_search(parser: Parser) -> None:
 
 
 def worker_words(choice: argparse.Namespace, rest: list[str]) -> list[list[str]]:
-    """Share the trials out.
+    """Divide the trials among the processes.
 
     :param choice: parsed options of ``optimize``
     :param rest: options for the Zoo
@@ -120,15 +120,33 @@ def worker_words(choice: argparse.Namespace, rest: list[str]) -> list[list[str]]
     return tasks
 
 
-def search(words: list[str]) -> dict[str, Any]:
+def search(words: list[str]) -> None:
     """Run some trials.
 
     :param words: command-line options of ``rl_zoo3.train``
-    :return: the hyperparameters that are not searched for
     """
-    manager = run_manager(SearchManager, PROG, HELP, words, add_search)
-    assert isinstance(manager, SearchManager)
-    return manager.fixed
+    run_manager(RunManager, PROG, HELP, words, add_search)
+
+
+def open_study(choice: argparse.Namespace) -> optuna.Study:
+    """Create the study before its workers, which would collide if they created it together.
+
+    :param choice: parsed options of ``optimize``
+    :return: the study, with the trials that it already has
+    :raises UsageError: if the storage cannot be opened
+    """
+    try:
+        return optuna.create_study(
+            study_name=choice.study_name,
+            storage=open_storage(choice.storage),
+            direction="maximize",
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, OSError, ImportError, ValueError) as error:
+        raise UsageError(
+            f"--storage {choice.storage}: {one_line(error)}: it takes a file ending in .log, or a "
+            "URL like sqlite:///study.db"
+        ) from error
 
 
 def open_storage(storage: str) -> str | BaseStorage:
@@ -142,40 +160,57 @@ def open_storage(storage: str) -> str | BaseStorage:
     return JournalStorage(JournalFileBackend(storage))
 
 
-def report(
-    study: optuna.Study, fixed: dict[str, Any], choice: argparse.Namespace, folder: Path
-) -> None:
+def finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Return the trials that have a result.
+
+    :param study: the study
+    :return: its finished trials, in the order of their numbers
+    """
+    return study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+
+
+def report(study: optuna.Study, choice: argparse.Namespace, folder: Path) -> None:
     """Print the best trial as a configuration, write it to a file and draw the search.
 
-    :param study: the study, with at least one finished trial
-    :param fixed: the hyperparameters that were not searched for
+    :param study: the study
     :param choice: parsed options of ``optimize``
     :param folder: where to write
+    :raises UsageError: if no trial finished
     """
-    best = fixed | HYPERPARAMS_CONVERTER[choice.algo](study.best_params)
-    name = EnvironmentName(choice.env)
+    if not finished_trials(study):
+        raise UsageError(NO_TRIALS)
+    best = study.best_trial
+    configuration = yaml.safe_load(best.user_attrs[CONFIGURATION])[choice.env]
+    best_values = configuration | HYPERPARAMS_CONVERTER[choice.algo](best.params)
+    name = file_name(choice)
     path = folder / f"best_{name}.yml"
-    path.write_text(entry_text(choice.env, best))
-    print(f"Best of {len(study.trials)} trials: mean return {study.best_value:.1f}\n")
+    path.write_text(entry_text(choice.env, best_values))
+    print(f"Best of {len(study.trials)} trials: mean return {best.value:.1f}\n")
     print(path.read_text())
     print(f"Picture: {draw_search(study, folder / f'study_{name}.png')}")
     print(f"Train:   sb3-trpo train --algo {choice.algo} --env {choice.env} --conf-file {path}")
 
 
+def file_name(choice: argparse.Namespace) -> str:
+    """Name a study's files, so that no two studies of an environment share them.
+
+    :param choice: parsed options of ``optimize``
+    :return: the environment, and the study's name unless it is the default
+    """
+    names = [choice.env] if choice.study_name == choice.env else [choice.env, choice.study_name]
+    return "_".join(names).replace("/", "-")
+
+
 def draw_search(study: optuna.Study, path: Path) -> Path:
-    """Draw what the trials reached.
+    """Draw the return of every trial and the best so far.
 
     :param study: the study
     :param path: of the picture
     :return: the path
     """
-    finished = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
-    numbers = [trial.number for trial in finished]
-    values = np.array([trial.value for trial in finished], dtype=float)
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.subplots()
-    axes.plot(numbers, values, ".", color=TRAINING, label="trial")
-    axes.step(numbers, np.maximum.accumulate(values), where="post", color=EVALUATION, label="best")
+    draw_trials(axes, finished_trials(study))
     axes.set_title(f"Search for hyperparameters: {study.study_name}", fontsize="medium")
     axes.set_xlabel("number of the trial")
     axes.set_ylabel(RETURN_LABEL)
@@ -184,3 +219,15 @@ def draw_search(study: optuna.Study, path: Path) -> Path:
     axes.legend(fontsize="small")
     figure.savefig(path)
     return path
+
+
+def draw_trials(axes: Axes, trials: list[optuna.trial.FrozenTrial]) -> None:
+    """Draw a dot per trial and the best return so far as a line.
+
+    :param axes: where to draw
+    :param trials: finished trials in the order of their numbers
+    """
+    numbers = [trial.number for trial in trials]
+    values = np.array([trial.value for trial in trials], dtype=float)
+    axes.plot(numbers, values, ".", color=TRAINING, label="trial")
+    axes.step(numbers, np.maximum.accumulate(values), where="post", color=EVALUATION, label="best")

@@ -1,4 +1,4 @@
-"""``sb3-trpo plot``: the RL Zoo's training curves, and the pictures of each run drawn anew."""
+"""``sb3-trpo plot``: the RL Zoo's training curves, and the pictures of each run redrawn."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ from matplotlib import pyplot as plt
 from rl_zoo3.plots import plot_train
 
 from sb3_trpo.zoo.choice import DEFAULT_ENV, LOGS, check_algorithm
-from sb3_trpo.zoo.learning_curve import draw_learning_curve, training_episodes
-from sb3_trpo.zoo.runs import find_runs
+from sb3_trpo.zoo.learning_curve import draw_learning_curve, save_figure
+from sb3_trpo.zoo.runs import find_runs, training_episodes
 from sb3_trpo.zoo.script import Parser, positive, replaced, run_script
 from sb3_trpo.zoo.trust_region_figure import draw_trust_region
 
 PROG = "sb3-trpo plot"
 HELP = f"""\
-Draw the training episodes of all runs of an environment in one figure, and the pictures of each
-run anew, also while it trains.
+Draw the training episodes of all runs of an environment in one figure, and redraw the pictures of
+each run. Runs may still be training.
 
 examples:
   sb3-trpo plot --env CartPole-v1
@@ -50,34 +50,36 @@ def plot(words: list[str]) -> None:
         words = [*chosen, "-w", str(window), *rest]
         run_script(plot_train, PROG, HELP, words, add_output)
     print(f"Picture: {choice.output}")
-    with plt.style.context("default"):  # the Zoo has changed the style for everybody
+    with plt.style.context("default"):  # the Zoo has changed the style globally
         for run in runs:
             draw_run(run)
 
 
 def add_output(parser: Parser) -> None:
-    """Add the option that says where the figure goes.
+    """Add the option for the figure's file.
 
     :param parser: parser of a command
     """
-    parser.add_argument("-o", "--output", default="training.png", help="the figure's file")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("training.png"), help="the figure's file"
+    )
 
 
-def save(output: str, window: int) -> None:
-    """Write the RL Zoo's figure to a file, saying what its curves are.
+def save(output: Path, window: int) -> None:
+    """Write the RL Zoo's figure to a file and describe its curves in the title.
 
     :param output: the file
-    :param window: number of episodes that a point is the mean of
+    :param window: number of episodes that each point averages
     """
     axes = plt.gca()
     axes.set_title(f"{axes.get_title()}, mean of {window} episodes", fontsize="medium")
-    # Beside the panel: the Zoo's legend hides the curves of many runs.
+    # Place the legend beside the panel, where it hides no curves.
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
-    plt.savefig(output, dpi=150, bbox_inches="tight")
+    save_figure(plt.gcf(), output, dpi=150, bbox_inches="tight")
 
 
 def episode_window(runs: list[Path]) -> int:
-    """Choose a moving window of episodes that leaves something of every run to draw.
+    """Choose a moving window that is shorter than every run.
 
     :param runs: folders of runs
     :return: number of episodes

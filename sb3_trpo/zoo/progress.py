@@ -1,11 +1,24 @@
-"""The run's log as a file that pictures are drawn from."""
+"""A run's log as a file, from which the pictures are drawn."""
 
 from pathlib import Path
 
+import pandas as pd
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import CSVOutputFormat
 
 PROGRESS = "progress.csv"
+STEPS = "time/total_timesteps"
+
+
+def read_progress(path: Path) -> pd.DataFrame:
+    """Read what a run logged.
+
+    :param path: ``progress.csv``; it may be missing
+    :return: a row per entry; empty if there is no log
+    """
+    if not path.is_file() or path.stat().st_size == 0:
+        return pd.DataFrame()
+    return pd.read_csv(path)
 
 
 class ProgressFile(BaseCallback):
@@ -20,19 +33,19 @@ class ProgressFile(BaseCallback):
         self._file: CSVOutputFormat | None = None
 
     def _on_training_start(self) -> None:
-        """Add the file to the logger, which exists by now."""
+        """Add the file to the logger, which now exists."""
         self._file = CSVOutputFormat(str(self.folder / PROGRESS))
         self.logger.output_formats.append(self._file)
 
     def _on_step(self) -> bool:
-        """Let training go on."""
+        """Continue training."""
         return True
 
     def _on_training_end(self) -> None:
-        """Log the last update, which SB3 leaves out, and close the file."""
+        """Log the last update, which SB3 does not, and close the file."""
         if self._file is None:  # the RL Zoo ends its first callback twice
             return
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.record(STEPS, self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
         self.logger.output_formats.remove(self._file)
         self._file.close()

@@ -1,15 +1,15 @@
-"""``sb3-trpo record-video``: the RL Zoo's script on what ``train`` has written."""
+"""``sb3-trpo record-video``: the RL Zoo's script for models that ``train`` saved."""
 
 import argparse
 import runpy
 import sys
 
-import moviepy  # noqa: F401 (what gymnasium records with, without saying so)
+import moviepy  # noqa: F401 (gymnasium needs it to record)
 import rl_zoo3.utils
 
 from sb3_trpo.zoo.choice import LOGS, add_gym_packages, choose_model
-from sb3_trpo.zoo.masks import masks_in_play
-from sb3_trpo.zoo.script import Parser, replaced
+from sb3_trpo.zoo.masks import playing
+from sb3_trpo.zoo.script import Assignments, Parser, asks_for_help, replaced
 
 PROG = "sb3-trpo record-video"
 HELP = f"""\
@@ -29,16 +29,17 @@ def record_video(words: list[str]) -> None:
 
     :param words: command-line options of ``rl_zoo3.record_video``, and ``--gym-packages``
     """
-    if {"-h", "--help"} & set(words):
+    if asks_for_help(words):
         print(HELP)
     choice = choose_model(PROG, ["--folder", LOGS, *words])
     packages = Parser(PROG, HELP, add_help=False)
-    add_gym_packages(packages)  # unknown to the script
+    add_gym_packages(packages)  # the script lacks this option
     _, words = packages.parse_known_args(words)
     with (
         replaced(sys, "argv", [PROG, "--algo", "trpo", "--folder", LOGS, *words]),
-        # The script is the body of a module, without a function to call.
+        # The script is the body of a module; it has no function to call.
         replaced(argparse.ArgumentParser, "error", Parser.error),
-        masks_in_play(rl_zoo3.utils, choice.algo),
+        replaced(rl_zoo3.utils, "StoreDict", Assignments),
+        playing(rl_zoo3.utils, choice.algo),
     ):
         runpy.run_module("rl_zoo3.record_video", run_name="__main__")

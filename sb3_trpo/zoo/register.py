@@ -1,7 +1,7 @@
-"""Importing this module makes the RL Zoo's ``--algo trpo`` mean our TRPO, and adds its variants.
+"""Register our TRPO and its variants with the RL Zoo; ``--algo trpo`` then means our TRPO.
 
-The Zoo's modules share three dictionaries by algorithm, so these are changed in place. Another
-algorithm needs one line in ``ALGORITHMS``.
+The Zoo's modules share three dictionaries by algorithm, so these are changed in place. To add an
+algorithm, add a line to ``ALGORITHMS``.
 """
 
 import warnings
@@ -18,17 +18,17 @@ _TRUST_REGION = {"target_kl", "cg_damping"}
 
 
 class ZooTRPO(TRPO):
-    """TRPO as the RL Zoo builds it: hyperparameters without ``kl_reduction`` are sb3-contrib's.
+    """TRPO for the RL Zoo, where hyperparameters without ``kl_reduction`` are sb3-contrib's.
 
-    A configuration in the Zoo's format that does not say what its target_kl and cg_damping mean was
-    written for ``sb3_contrib.TRPO``, as the Zoo's own ``trpo.yml`` is.
+    A configuration in the Zoo's format that does not set ``kl_reduction`` was written for
+    ``sb3_contrib.TRPO``, as the Zoo's own ``trpo.yml`` was.
 
     :param arguments: as for ``TRPO``
     :param options: as for ``TRPO``
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        # `load` builds an empty model first, which takes the saved values afterwards.
+        # `load` builds an empty model first and then sets the saved values.
         if options.get("_init_setup_model", True):
             options = _as_contrib_means_them(options)
         super().__init__(*arguments, **options)
@@ -48,7 +48,7 @@ class ZooTRPO(TRPO):
 
 
 def _as_contrib_means_them(hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    """Add the reduction of the KL divergence that sb3-contrib has, if none is given."""
+    """Add sb3-contrib's reduction of the KL divergence unless one is given."""
     if "kl_reduction" in hyperparameters:
         return hyperparameters
     warnings.warn(

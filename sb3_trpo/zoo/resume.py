@@ -1,18 +1,18 @@
-"""``sb3-trpo continue``: go on training a model with the settings of its run."""
+"""``sb3-trpo continue``: continue training a model with the settings of its run."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rl_zoo3.utils import get_saved_hyperparams
 
-from sb3_trpo.zoo.choice import add_choice, find_model, settings_folder
+from sb3_trpo.zoo.choice import add_choice, check_model, find_model, settings_folder
 from sb3_trpo.zoo.entry import entry_text
 from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.script import Parser
 from sb3_trpo.zoo.train import train_one
 
 HELP = """\
-Go on training a model, in a new run, with the hyperparameters and normalisation of its run.
+Continue training a model, in a new run, with the hyperparameters and normalisation of its run.
 
 examples:
   sb3-trpo continue --env CartPole-v1 --n-timesteps 20000
@@ -20,12 +20,12 @@ examples:
   sb3-trpo continue --env CartPole-v1 -i logs/trpo/CartPole-v1_1/CartPole-v1.zip
 
 Other options are those of 'sb3-trpo train'. --hyperparams changes some of the run's
-hyperparameters, --conf-file replaces them all; both are written over those saved in the model.
+hyperparameters, --conf-file replaces all of them; both override those saved in the model.
 """
 
 
 def continue_training(words: list[str]) -> None:
-    """Train a model further.
+    """Continue training a model.
 
     :param words: options that choose a model, and command-line options of ``rl_zoo3.train``
     """
@@ -39,9 +39,7 @@ def continue_training(words: list[str]) -> None:
         config = choice.conf_file or write_settings(model, choice.env, Path(scratch))
         chosen = ["--algo", choice.algo, "--env", choice.env, "--log-folder", choice.folder]
         packages = ["--gym-packages", *choice.gym_packages] if choice.gym_packages else []
-        train_one(
-            ["--progress", *chosen, *packages, "-i", str(model), "--conf-file", str(config), *rest]
-        )
+        train_one([*chosen, *packages, "-i", str(model), "--conf-file", str(config), *rest])
 
 
 def write_settings(model: Path, env: str, folder: Path) -> Path:
@@ -53,12 +51,11 @@ def write_settings(model: Path, env: str, folder: Path) -> Path:
     :return: path of the file
     :raises UsageError: if the run's hyperparameters are not beside the model
     """
-    if not model.is_file():
-        raise UsageError(f"there is no model '{model}': -i takes the zip file of a model")
+    check_model(model)
     settings = settings_folder(model, env)
     if not (settings / "config.yml").is_file():
         raise UsageError(
-            f"there are no hyperparameters in {settings / 'config.yml'}: name a model in "
+            f"there are no hyperparameters in {settings / 'config.yml'}: choose a model in "
             "the folder of its run, or give --conf-file"
         )
     hyperparameters, _ = get_saved_hyperparams(str(settings))

@@ -1,32 +1,41 @@
-"""Runs: what their folders say."""
+"""Read the results in a run's folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+import yaml
 from huggingface_sb3 import EnvironmentName
 
 from sb3_trpo.zoo.errors import UsageError
+from sb3_trpo.zoo.progress import PROGRESS, STEPS, read_progress
 
 Array = npt.NDArray[np.float64]
 
 EVALUATIONS_FILE = "evaluations.npz"  # written by SB3's EvalCallback
 FINAL_FILE = "final_evaluation.npz"
 
+# Points of a curve of training episodes, and the largest number of episodes that each averages.
+POINTS, WINDOW = 20, 100
+
 
 @dataclass(frozen=True)
 class Run:
-    """A run's evaluations."""
+    """The returns of a run."""
 
     folder: Path
     """the run's folder, ``<logs>/<algorithm>/<environment>_<number>``"""
     steps: Array
-    """environment steps at each evaluation, shape (evaluations,)"""
+    """environment steps at each point of the curve, shape (points,)"""
     returns: Array
-    """mean return of each evaluation, shape (evaluations,)"""
+    """mean return of each evaluation, or of the last training episodes, shape (points,)"""
     final: Array
-    """returns of the final evaluation's episodes, else of the last one's, shape (episodes,)"""
+    """returns of the final evaluation, or else of the last episodes there are, shape (episodes,)"""
+    is_evaluated: bool = True
+    """whether the curve is of evaluations; else it is of training episodes"""
 
     @property
     def algo(self) -> str:
@@ -35,7 +44,7 @@ class Run:
 
     @property
     def env(self) -> str:
-        """Name of the environment, as folders are named."""
+        """Name of the environment, as it occurs in folder names."""
         return self.folder.resolve().name.rpartition("_")[0]
 
     @property
@@ -46,9 +55,37 @@ class Run:
 
     @property
     def settings(self) -> str:
-        """The hyperparameters as the RL Zoo has written them; equal for seeds of one experiment."""
+        """The hyperparameters as the RL Zoo writes them; equal for seeds of one experiment."""
         path = self.folder / self.env / "config.yml"
         return path.read_text() if path.is_file() else ""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The training script's arguments; empty if the Zoo did not save them."""
+        return read_mapping(self.folder / self.env / "args.yml")
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read the hyperparameters or the arguments that the RL Zoo saved.
+
+    :param path: of the YAML file
+    :return: values by their names; empty if there is no file
+    """
+    return dict(yaml.load(path.read_text(), ArgumentsLoader)) if path.is_file() else {}
+
+
+class ArgumentsLoader(yaml.SafeLoader):
+    """Reads the ``OrderedDict`` that the RL Zoo writes, without running code from the file."""
+
+
+ArgumentsLoader.add_multi_constructor(
+    "tag:yaml.org,2002:python/",
+    lambda loader, _, node: (
+        loader.construct_sequence(node, deep=True)[0]
+        if isinstance(node, yaml.SequenceNode)
+        else None
+    ),
+)
 
 
 def save_final_evaluation(folder: Path, returns: Array) -> None:
@@ -64,22 +101,95 @@ def read_run(folder: Path) -> Run:
     """Read a run.
 
     :param folder: the run's folder
-    :return: its evaluations
-    :raises UsageError: if there are none
+    :return: its evaluations; without evaluations, its training episodes
+    :raises UsageError: if it has neither
     """
-    path = folder / EVALUATIONS_FILE
-    if not path.is_file():
-        raise UsageError(
-            f"{folder} holds no {EVALUATIONS_FILE}: name the folder of a run that was evaluated "
-            "while it trained, like logs/trpo/CartPole-v1_1"
-        )
-    with np.load(path) as saved:
-        steps, results = saved["timesteps"].astype(float), saved["results"]
-    final = results[-1]
+    if (folder / EVALUATIONS_FILE).is_file():
+        steps, returns, last = read_evaluations(folder / EVALUATIONS_FILE)
+    else:
+        steps, returns, last = read_training(folder)
     if (folder / FINAL_FILE).is_file():
         with np.load(folder / FINAL_FILE) as saved:
-            final = saved["returns"]
-    return Run(folder, steps, results.mean(axis=1), final)
+            last = saved["returns"]
+    return Run(folder, steps, returns, last, (folder / EVALUATIONS_FILE).is_file())
+
+
+def read_finished_run(folder: Path) -> Run:
+    """Read a finished run.
+
+    :param folder: the run's folder
+    :return: the run
+    :raises UsageError: if there is no final model in it
+    """
+    env = folder.resolve().name.rpartition("_")[0]
+    if not (folder / f"{env}.zip").is_file():
+        raise UsageError(
+            f"{folder} holds no model '{env}.zip': it is not the folder of a finished run"
+        )
+    return read_run(folder)
+
+
+def read_evaluations(path: Path) -> tuple[Array, Array, Array]:
+    """Read the evaluations of a run.
+
+    :param path: file written by SB3's ``EvalCallback``
+    :return: steps, mean return of each evaluation, and the returns of the last evaluation
+    """
+    with np.load(path) as saved:
+        results = saved["results"]
+        return saved["timesteps"].astype(float), results.mean(axis=1), results[-1]
+
+
+def read_training(folder: Path) -> tuple[Array, Array, Array]:
+    """Read the training episodes of a run at evenly spaced steps.
+
+    :param folder: the run's folder
+    :return: steps, mean return of the last episodes by then (NaN before the first episode ends),
+        and the returns of the last episodes of all
+    :raises UsageError: if there are none
+    """
+    episodes = training_episodes(folder)
+    if episodes.empty:
+        raise UsageError(
+            f"{folder} holds neither {EVALUATIONS_FILE} nor training episodes: choose the folder "
+            "of a run, like logs/trpo/CartPole-v1_1"
+        )
+    means = episodes["return"].rolling(WINDOW, min_periods=1).mean().to_numpy()
+    steps = np.linspace(0, run_length(folder, episodes), POINTS + 1)[1:]
+    ended = np.searchsorted(episodes["step"], steps, side="right")
+    returns = np.where(ended > 0, means[ended - 1], np.nan)
+    return steps, returns, episodes["return"].to_numpy()[-WINDOW:]
+
+
+def run_length(folder: Path, episodes: pd.DataFrame) -> float:
+    """Return how long a run was, which is the same for all seeds of an experiment.
+
+    :param folder: the run's folder
+    :param episodes: its training episodes
+    :return: environment steps that were logged last; without a log, the end of the last episode
+    """
+    log = read_progress(folder / PROGRESS)
+    return float(episodes["step"].iloc[-1] if log.empty else log[STEPS].max())
+
+
+def training_episodes(folder: Path) -> pd.DataFrame:
+    """Read the episodes that the Monitor wrappers have logged.
+
+    The environments of a run step together, so an episode of one environment ends at the sum of
+    its episodes' lengths times the number of environments.
+
+    :param folder: the run's folder
+    :return: columns ``step`` (environment steps of all environments) and ``return``, in order;
+        empty if there are no episodes
+    """
+    files = sorted(folder.glob("*.monitor.csv"))
+    logs = [pd.read_csv(file, skiprows=1, usecols=["r", "l"], dtype=float) for file in files]
+    frames = [
+        pd.DataFrame({"step": len(files) * log["l"].cumsum(), "return": log["r"]}) for log in logs
+    ]
+    none = pd.DataFrame({"step": [], "return": []}, dtype=float)
+    episodes = pd.concat([none, *frames])
+    return episodes.sort_values("step", kind="stable", ignore_index=True)
 
 
 def find_runs(folder: Path, algo: str, env: str) -> list[Path]:

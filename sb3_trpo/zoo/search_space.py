@@ -1,6 +1,6 @@
-"""What ``optimize`` searches. Every combination is valid, so no trial is spent on an error.
+"""The search space of ``optimize``. Every combination is valid, so no trial is wasted on an error.
 
-Ranges never depend on another parameter's value: Optuna's multivariate sampler needs that.
+No range depends on another parameter's value, as Optuna's multivariate sampler requires.
 """
 
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 from rl_zoo3.hyperparams_opt import convert_onpolicy_params
 
-# Optuna has to store the choices, hence names.
+# Optuna stores the choices, so they are names.
 EXPLORATION: dict[str, dict[str, Any]] = {
     "action_noise": {"use_sde": False},
     "gsde": {"use_sde": True, "sde_sample_freq": -1},
@@ -25,7 +25,7 @@ def sample(
     :param trial: trial of a study
     :param n_actions: dimensions of a continuous action; 0 for any other action
     :param n_envs: number of parallel environments
-    :param additional_args: what the RL Zoo says about replay buffers
+    :param additional_args: the RL Zoo's options for replay buffers, unused here
     :return: keyword arguments of the algorithm
     """
     least_steps, largest_batch = rollout_limits(n_envs)
@@ -48,10 +48,10 @@ def sample(
 
 
 def rollout_limits(n_envs: int) -> tuple[int, int]:
-    """Bound the rollout to about 256 to 4096 states, and batches to divisors of any such rollout.
+    """Limit rollouts to about 256 to 4096 states, and batches to divisors of every such rollout.
 
     :param n_envs: number of parallel environments
-    :return: the least steps per environment, and the largest batch, as powers of 2
+    :return: fewest steps per environment and largest batch, as exponents of 2
     """
     least_steps = max(5, 8 - (n_envs.bit_length() - 1))
     powers_in_n_envs = (n_envs & -n_envs).bit_length() - 1
@@ -59,7 +59,7 @@ def rollout_limits(n_envs: int) -> tuple[int, int]:
 
 
 def convert(params: dict[str, Any]) -> dict[str, Any]:
-    """Turn a trial's parameters into hyperparameters.
+    """Convert a trial's parameters to hyperparameters.
 
     :param params: as a study stores them
     :return: keyword arguments of the algorithm

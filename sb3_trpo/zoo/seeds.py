@@ -1,21 +1,26 @@
-"""Train with several seeds, some at a time, and sum the runs up."""
+"""Train with several seeds, some at a time, and compare the runs."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-from sb3_trpo.zoo.compare import draw_comparison, group_runs, table
+from huggingface_sb3 import EnvironmentName
+from rl_zoo3.utils import get_latest_run_id
+
+from sb3_trpo.zoo.choice import add_environment
+from sb3_trpo.zoo.compare import draw_comparison, group_runs, label, notes, table
 from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.jobs import run_jobs, threads_per_job
+from sb3_trpo.zoo.manager import RUN_NUMBER
 from sb3_trpo.zoo.runs import Run, read_run
 from sb3_trpo.zoo.script import Parser
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Read a list of seeds.
+    """Parse a list of seeds.
 
-    :param text: numbers and ranges with commas between them
+    :param text: numbers and ranges, separated by commas
     :return: the seeds
-    :raises UsageError: if it is neither
+    :raises UsageError: if it is anything else, or names a seed twice
     """
     seeds: list[int] = []
     try:
@@ -26,56 +31,96 @@ def parse_seeds(text: str) -> list[int]:
         seeds = []
     if not seeds:
         raise UsageError(f"--seeds {text}: seeds have to be like 0-4 or 3,7")
+    twice = [seed for seed in seeds if seeds.count(seed) > 1]
+    if twice:
+        raise UsageError(f"--seeds {text}: {twice[0]} occurs twice, and its runs would be equal")
     return seeds
 
 
 def train_seeds(
     train_one: Callable[[list[str]], Path], seeds: list[int], jobs: int, words: list[str]
 ) -> None:
-    """Train one run per seed and compare them.
+    """Train one run per seed and compare the runs.
 
     :param train_one: trains one run, given command-line options, and returns its folder
     :param seeds: one per run
     :param jobs: largest number of runs at a time
     :param words: command-line options that all runs share
     :raises UsageError: if these contradict several seeds
+    :raises KeyboardInterrupt: after an interruption, once the finished runs are compared
     """
     check_shared(words)
     shared = ["--verbose", "0", "--num-threads", str(threads_per_job(jobs)), *words]
-    tasks = [[*shared, "--seed", str(seed)] for seed in seeds]
-    print(f"Training seeds {', '.join(map(str, seeds))}, at most {jobs} at a time")
-    runs = []
-    for seed, folder in zip(seeds, run_jobs(train_one, tasks, jobs), strict=True):
-        run = read_run(folder)
-        runs.append(run)
-        score = f"{run.final.mean():.1f} +/- {run.final.std():.1f}"
-        print(f"seed {seed}: mean return {score} over {run.final.size} episodes, {folder}")
-    groups = group_runs(runs)
-    print(table(groups))
-    print(f"Picture: {draw_comparison(groups, picture_path(runs))}")
+    number = next_number(words)
+    tasks = [
+        [*shared, "--seed", str(seed), RUN_NUMBER, str(number + position)]
+        for position, seed in enumerate(seeds)
+    ]
+    runs: dict[int, Run] = {}
+    try:
+        print(f"Training seeds {', '.join(map(str, seeds))}, at most {jobs} at a time")
+        for position, folder in run_jobs(train_one, tasks, jobs):
+            runs[position] = read_run(folder)
+            progress = f"{len(runs)} of {len(seeds)} runs"
+            print(f"{progress}: seed {seeds[position]}, {describe(runs[position])}", flush=True)
+    except KeyboardInterrupt:
+        summarize(runs)
+        raise KeyboardInterrupt(f"after {len(runs)} of {len(seeds)} runs") from None
+    summarize(runs)
+
+
+def next_number(words: list[str]) -> int:
+    """Return the number of the first run.
+
+    :param words: command-line options that all runs share
+    :return: the number after that of the latest run
+    """
+    parser = Parser("sb3-trpo train", "", add_help=False)
+    add_environment(parser)
+    choice, _ = parser.parse_known_args(words)
+    runs = f"{choice.folder}/{choice.algo}"
+    return get_latest_run_id(runs, EnvironmentName(choice.env)) + 1
+
+
+def describe(run: Run) -> str:
+    """Describe the result of a run.
+
+    :param run: a finished run
+    :return: its return and where it is
+    """
+    score = f"{run.final.mean():.1f} +/- {run.final.std():.1f}"
+    return f"mean return {score} over {run.final.size} episodes, {run.folder}"
+
+
+def summarize(runs: dict[int, Run]) -> None:
+    """Print a table of the runs and draw them.
+
+    :param runs: finished runs by the positions of their seeds
+    """
+    if not runs:
+        return
+    in_order = [runs[position] for position in sorted(runs)]
+    groups = group_runs(in_order)
+    names = [label(group) for group in groups]
+    print("\n".join([table(groups, names), *notes(groups, names)]))
+    print(f"Picture: {draw_comparison(groups, picture_path(in_order), names)}")
 
 
 def check_shared(words: list[str]) -> None:
-    """Refuse options that no comparison of seeds can be made with, before anything is trained.
+    """Refuse shared options under which seeds cannot be compared.
 
     :param words: command-line options that all runs share
-    :raises UsageError: if there is a seed among them, or evaluations are switched off
+    :raises UsageError: if they set a seed
     """
     parser = Parser("sb3-trpo train", "", add_help=False)
     parser.add_argument("--seed")
-    parser.add_argument("--eval-freq", type=int, default=1)
     shared, _ = parser.parse_known_args(words)
     if shared.seed is not None:
         raise UsageError("--seed and --seeds exclude each other: leave one of them out")
-    if shared.eval_freq <= 0:
-        raise UsageError(
-            f"--seeds compares evaluations, and --eval-freq {shared.eval_freq} switches them off: "
-            "leave one of them out"
-        )
 
 
 def picture_path(runs: list[Run]) -> Path:
-    """Name the picture of several runs after their numbers, which no other runs have.
+    """Name the picture of several runs after their numbers, which are unique.
 
     :param runs: runs of one environment
     :return: path beside their folders

@@ -1,10 +1,11 @@
 """``sb3-trpo train``: the RL Zoo's training script with our class, defaults and report."""
 
+import argparse
 import os
 from pathlib import Path
 
-from sb3_trpo.zoo.manager import UNSET_EVAL_FREQ, RunManager, run_manager
-from sb3_trpo.zoo.script import Parser, positive
+from sb3_trpo.zoo.manager import RUN_NUMBER, UNSET_EVAL_FREQ, RunManager, run_manager
+from sb3_trpo.zoo.script import Parser, asks_for_help, positive, verbosity
 from sb3_trpo.zoo.seeds import parse_seeds, train_seeds
 
 PROG = "sb3-trpo train"
@@ -18,8 +19,8 @@ examples:
 
 defaults that differ from the RL Zoo's, whose own options follow:
   --algo trpo, with the hyperparameters that come with sb3_trpo (--conf-file replaces them)
-  --progress
-  --eval-freq: the length of the run / 20
+  --progress, unless --verbose 0
+  --eval-freq: the length of the run / 20, and at least one rollout
 """
 
 
@@ -31,8 +32,8 @@ def train(words: list[str]) -> None:
     parser = Parser(PROG, HELP, add_help=False)
     add_seeds(parser)
     own, rest = parser.parse_known_args(words)
-    if own.seeds is None or {"-h", "--help"} & set(words):
-        train_one(["--progress", *words])
+    if own.seeds is None or asks_for_help(words):
+        train_one(words)
     else:
         train_seeds(train_one, parse_seeds(own.seeds), own.jobs, rest)
 
@@ -49,6 +50,8 @@ def add_seeds(parser: Parser) -> None:
         default=os.cpu_count() or 1,
         help="runs at a time (processor cores)",
     )
+    # Set by --seeds, so that the runs' numbers follow their seeds.
+    parser.add_argument(RUN_NUMBER, type=positive, help=argparse.SUPPRESS)
 
 
 def train_one(words: list[str]) -> Path:
@@ -59,5 +62,7 @@ def train_one(words: list[str]) -> Path:
     """
     # The Zoo's parser takes the last value given, so defaults come before the user's options.
     defaults = ["--algo", "trpo", f"--eval-freq={UNSET_EVAL_FREQ}"]
+    if verbosity(words) > 0:
+        defaults.append("--progress")
     manager = run_manager(RunManager, PROG, HELP, [*defaults, *words], add_seeds)
     return Path(manager.save_path)

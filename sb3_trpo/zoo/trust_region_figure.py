@@ -1,5 +1,7 @@
-"""Draw how the trust region did along a run."""
+"""Draw the trust region's metrics over a run."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sb3_trpo.zoo.learning_curve import EVALUATION, TRAINING, label_steps
-from sb3_trpo.zoo.progress import PROGRESS
+from sb3_trpo.zoo.progress import PROGRESS, STEPS, read_progress
+from sb3_trpo.zoo.runs import read_mapping
 
-STEPS = "time/total_timesteps"
-# Explained variance has no lower bound, and only values near 1 tell anything.
+# Explained variance has no lower bound, and only values near 1 are informative.
 LEAST_EXPLAINED = -1.0
 
 
 def draw_trust_region(run: Path, title: str) -> bool:
-    """Draw what each update of a run did.
+    """Draw the metrics of each update of a run.
 
-    :param run: the run's folder, with ``progress.csv`` in it
+    :param run: the run's folder, which holds ``progress.csv``
     :param title: what was trained
     :return: whether the run's algorithm logs a trust region; if so, the picture is
         ``trust_region.png`` in the run's folder
@@ -27,11 +29,11 @@ def draw_trust_region(run: Path, title: str) -> bool:
     updates = read_updates(run / PROGRESS)
     if updates.empty:
         return False
-    tried = updates[updates["target_kl"] > 0]  # a bound of 0 asks for no step
+    tried = updates[updates["target_kl"] > 0]  # with a bound of 0 no step is tried
     figure = Figure(figsize=(11, 6), dpi=150, layout="constrained")
     panels = figure.subplots(2, 3, sharex=True)
-    drawings = (
-        (draw_kl, updates),
+    drawings: tuple[tuple[Callable[[Axes, pd.DataFrame], None], pd.DataFrame], ...] = (
+        (partial(draw_kl, unit=kl_unit(run)), updates),
         (draw_backtracks, tried),
         (draw_residual, updates),
         (draw_improvement, tried),
@@ -42,7 +44,7 @@ def draw_trust_region(run: Path, title: str) -> bool:
         draw(axes, data)
         label_steps(axes)
         axes.tick_params(labelbottom=True)
-        if axes.get_legend_handles_labels()[0]:  # above the panel, where no data is
+        if axes.get_legend_handles_labels()[0]:  # above the panel, where there is no data
             place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1)}
             axes.legend(ncols=2, fontsize="small", frameon=False, **place)
     figure.suptitle(title, fontsize="medium")
@@ -51,35 +53,47 @@ def draw_trust_region(run: Path, title: str) -> bool:
 
 
 def read_updates(path: Path) -> pd.DataFrame:
-    """Read what was logged about the updates.
+    """Read the log of the updates.
 
     :param path: ``progress.csv``; it may be missing
-    :return: a row per update with a trust region, columns by their names without ``train/``;
-        without rows for other algorithms
+    :return: a row per update, columns named without ``train/``; no rows for an algorithm without
+        a trust region
     """
-    if not path.is_file() or path.stat().st_size == 0:
-        return pd.DataFrame()
-    log = pd.read_csv(path)
+    log = read_progress(path)
     if "train/target_kl" not in log:
         return pd.DataFrame()
     updates = log.dropna(subset=["train/target_kl"]).set_index(STEPS)
     return updates.filter(like="train/").rename(columns=lambda name: name.removeprefix("train/"))
 
 
-def draw_kl(axes: Axes, updates: pd.DataFrame) -> None:
-    """Draw the KL divergence of the steps and its bound.
+def kl_unit(run: Path) -> str:
+    """Return the unit of a run's KL divergence and of its bound.
+
+    :param run: the run's folder
+    :return: the unit, which depends on ``kl_reduction``
+    """
+    settings = read_mapping(run / run.resolve().name.rpartition("_")[0] / "config.yml")
+    # Without the setting, the RL Zoo's trpo means what sb3-contrib's does.
+    default = "mean" if run.resolve().parent.name == "trpo" else "sum"
+    is_mean = settings.get("kl_reduction", default) == "mean"
+    return "nats per action dimension" if is_mean else "nats per state"
+
+
+def draw_kl(axes: Axes, updates: pd.DataFrame, unit: str) -> None:
+    """Draw the KL divergence of each step and its bound.
 
     :param axes: where to draw
     :param updates: as :func:`read_updates` returns them
+    :param unit: unit of both
     """
     axes.plot(updates["target_kl"], color=EVALUATION, label="bound (target_kl)")
     axes.plot(updates["kl_divergence_loss"], ".", color=TRAINING, label="step taken")
-    axes.set_ylabel("KL divergence (nats per state)")
+    axes.set_ylabel(f"KL divergence ({unit})")
     axes.set_ylim(bottom=0)
 
 
 def draw_backtracks(axes: Axes, updates: pd.DataFrame) -> None:
-    """Draw how many candidates the line search rejected, and where it rejected all.
+    """Draw how many candidates the line search rejected, and mark where it rejected all.
 
     :param axes: where to draw
     :param updates: as :func:`read_updates` returns them
@@ -93,7 +107,7 @@ def draw_backtracks(axes: Axes, updates: pd.DataFrame) -> None:
 
 
 def draw_residual(axes: Axes, updates: pd.DataFrame) -> None:
-    """Draw how well the conjugate gradient method solved for the direction.
+    """Draw the relative residual of the conjugate gradient method.
 
     :param axes: where to draw
     :param updates: as :func:`read_updates` returns them
@@ -104,7 +118,7 @@ def draw_residual(axes: Axes, updates: pd.DataFrame) -> None:
 
 
 def draw_improvement(axes: Axes, updates: pd.DataFrame) -> None:
-    """Draw the predicted and the realised gain.
+    """Draw the predicted and the realised improvement.
 
     :param axes: where to draw
     :param updates: as :func:`read_updates` returns them
@@ -116,7 +130,7 @@ def draw_improvement(axes: Axes, updates: pd.DataFrame) -> None:
 
 
 def draw_explained_variance(axes: Axes, updates: pd.DataFrame) -> None:
-    """Draw how well the critic predicts the returns; what is below the panel is marked as such.
+    """Draw how well the critic predicts the returns; mark values below the panel at its edge.
 
     :param axes: where to draw
     :param updates: as :func:`read_updates` returns them

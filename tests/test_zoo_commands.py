@@ -1,0 +1,529 @@
+"""What each command promises, without training. The RL Zoo is imported inside the tests."""
+
+import os
+import re
+from argparse import Namespace
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_trpo import TRPO
+from sb3_trpo.zoo.errors import UsageError
+
+
+def normalized_cartpole() -> VecNormalize:
+    env = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
+    statistics: Any = env.obs_rms
+    statistics.mean = np.full(4, 100.0)
+    return env
+
+
+@pytest.fixture
+def normalized_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write a run of CartPole whose observations were far from 0, and return its folder."""
+    env = normalized_cartpole()
+    run = tmp_path / "logs" / "trpo" / "CartPole-v1_1"
+    (run / "CartPole-v1").mkdir(parents=True)
+    env.save(str(run / "CartPole-v1" / "vecnormalize.pkl"))
+    TRPO("MlpPolicy", env, n_steps=32, batch_size=32).save(run / "CartPole-v1")
+    settings = {"gamma": 0.5, "normalize": "dict(norm_reward=False)", "policy": "MlpPolicy"}
+    (run / "CartPole-v1" / "config.yml").write_text(yaml.dump(settings))
+    (run / "best_model.zip").touch()
+    for steps in (5, 10):
+        (run / f"rl_model_{steps}_steps.zip").touch()
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Callable[..., Any]:
+    """Make the manager of a run without training."""
+
+    def make(algo: str = "trpo", **options: Any) -> Any:
+        from sb3_trpo.zoo.manager import RunManager
+
+        args = SimpleNamespace(conf_file=None)
+        return RunManager(args, algo, "CartPole-v1", str(tmp_path), verbose=0, **options)
+
+    return make
+
+
+# Which model is chosen.
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ([], "CartPole-v1.zip"),
+        (["--load-best"], "best_model.zip"),
+        (["--load-checkpoint", "5"], "rl_model_5_steps.zip"),
+        (["--load-last-checkpoint"], "rl_model_10_steps.zip"),
+    ],
+)
+def test_every_option_chooses_its_model(
+    options: list[str], name: str, normalized_run: Path
+) -> None:
+    from sb3_trpo.zoo.choice import add_choice, find_model
+    from sb3_trpo.zoo.script import Parser
+
+    parser = Parser("a command", "")
+    add_choice(parser)
+    assert find_model(parser.parse_args(options)).resolve() == normalized_run / name
+
+
+@pytest.mark.parametrize(
+    ("left", "hint"),
+    [
+        (["best_model.zip", "rl_model_5_steps.zip"], "--load-last-checkpoint"),
+        (["best_model.zip"], "--load-best"),
+        ([], "sb3-trpo train --algo trpo --env CartPole-v1"),
+    ],
+)
+def test_missing_model_is_told_with_what_the_run_has_instead(
+    left: list[str], hint: str, normalized_run: Path
+) -> None:
+    from sb3_trpo.zoo.choice import choose_model
+
+    for path in normalized_run.glob("*.zip"):
+        if path.name not in left:
+            path.unlink()
+    with pytest.raises(UsageError, match=hint):
+        choose_model("a command", [])
+
+
+def test_package_of_the_user_is_found_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    from sb3_trpo.zoo.choice import import_package
+
+    elsewhere = [path for path in sys.path if path not in ("", os.getcwd())]
+    monkeypatch.setattr(sys, "path", elsewhere)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_package_here.py").write_text("import no_such_module")
+    with pytest.raises(UsageError, match="--gym-packages my_other_package: there is no module"):
+        import_package("my_other_package")
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        import_package("my_package_here")
+
+
+# continue
+
+
+@pytest.mark.parametrize("packages", [[], ["tests.environments"]])
+def test_continue_trains_the_chosen_model_with_the_settings_of_its_run(
+    packages: list[str], normalized_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sb3_trpo.zoo import resume
+
+    seen: list[Any] = []
+
+    def train_one(words: list[str]) -> None:
+        config = Path(words[words.index("--conf-file") + 1])
+        seen.extend([words, yaml.safe_load(config.read_text())])
+
+    monkeypatch.setattr(resume, "train_one", train_one)
+    options = ["--gym-packages", *packages] if packages else []
+    resume.continue_training(["--load-best", "-n", "64", *options])
+    words, config = seen
+    assert Path(words[words.index("-i") + 1]).resolve() == normalized_run / "best_model.zip"
+    assert config["CartPole-v1"] == yaml.safe_load(
+        (normalized_run / "CartPole-v1" / "config.yml").read_text()
+    )
+    assert words[-2:] == ["-n", "64"]
+    assert [word for word in words if word in ("--gym-packages", *packages)] == options
+
+
+# export
+
+
+def test_export_checks_the_policy_with_its_normalisation_on_what_the_environment_returns(
+    normalized_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sb3_trpo.zoo import export
+
+    seen: list[Any] = []
+
+    def export_onnx(*arguments: Any) -> float:
+        seen.append(arguments)
+        return 0.0
+
+    monkeypatch.setattr(export, "export_onnx", export_onnx)
+    export.export([])
+    export.export([])
+    (_, path, observations, normalization, masks), (_, _, again, _, _) = seen
+    assert path.resolve() == normalized_run / "CartPole-v1.onnx"
+    assert normalization.obs_rms.mean.tolist() == [100] * 4
+    assert np.abs(observations).max() < 5  # normalised, they would be far below
+    assert len(observations) == 200
+    assert masks is None
+    np.testing.assert_array_equal(observations, again)
+
+
+# train
+
+
+def test_every_seed_is_trained_once_in_folders_in_their_order(
+    normalized_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sb3_trpo.zoo import seeds
+
+    seen: list[list[str]] = []
+
+    def run_jobs(job: Any, tasks: list[list[str]], jobs: int) -> list[tuple[int, Path]]:
+        seen.extend(tasks)
+        return []
+
+    monkeypatch.setattr(seeds, "run_jobs", run_jobs)
+    seeds.train_seeds(lambda words: Path(), [3, 5, 4], 2, ["-n", "64"])
+    assert [words[words.index("--seed") + 1] for words in seen] == ["3", "5", "4"]
+    assert [words[words.index("--run-number") + 1] for words in seen] == ["2", "3", "4"]
+    assert all(words[words.index("-n") + 1] == "64" for words in seen)
+
+
+@pytest.mark.parametrize(("jobs", "threads"), [(1, 8), (2, 4), (3, 2), (16, 1)])
+def test_processes_share_the_cores(
+    jobs: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sb3_trpo.zoo.jobs import threads_per_job
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert threads_per_job(jobs) == threads
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert threads_per_job(jobs) == 1
+
+
+def test_run_has_the_number_that_it_is_given_unless_it_is_taken(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.manager import RunManager
+
+    args = SimpleNamespace(conf_file=None, run_number=5)
+    for number in (5, 6):
+        run = RunManager(args, "trpo", "CartPole-v1", str(tmp_path), verbose=0)
+        run.create_log_folder()
+        assert Path(run.save_path) == tmp_path / "trpo" / f"CartPole-v1_{number}"
+
+
+@pytest.mark.parametrize(("algo", "has_masks"), [("trpo", False), ("trpo_mask", True)])
+def test_periodic_evaluations_have_masks_where_the_algorithm_takes_them(
+    algo: str, has_masks: bool, manager: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rl_zoo3 import exp_manager
+
+    from sb3_trpo.evaluation import MaskableEvalCallback
+
+    used: list[type[Any]] = []
+    monkeypatch.setattr(
+        exp_manager.ExperimentManager,
+        "create_callbacks",
+        lambda self: used.append(vars(exp_manager)["EvalCallback"]),
+    )
+    manager(algo, eval_freq=10).create_callbacks()
+    assert issubclass(used[0], MaskableEvalCallback) is has_masks
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_final_evaluation_is_on_new_episodes_with_the_statistics_of_training(
+    deterministic: bool, manager: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sb3_trpo.zoo import manager as module
+
+    run = manager(seed=7)
+    run.normalize, run.deterministic_eval = True, deterministic
+    training_env = normalized_cartpole()
+    seen: list[Any] = []
+
+    def evaluate_policy(model: Any, env: Any, *options: Any) -> Any:
+        env.reset()
+        seen.extend([env, env.get_original_obs(), options])
+        return np.zeros(20)
+
+    monkeypatch.setattr(module, "evaluate_policy", evaluate_policy)
+    run.evaluate(SimpleNamespace(get_env=lambda: training_env))
+    env, first, options = seen
+    assert options == (20, deterministic)
+    assert (env.norm_reward, env.training) == (False, False)
+    assert env.obs_rms.mean.tolist() == [100] * 4
+    periodic = run.create_envs(1, eval_env=True)
+    periodic.reset()
+    assert (periodic.get_original_obs() != first).any()
+
+
+def test_interrupted_run_is_saved_and_says_how_far_it_came(
+    manager: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    def interrupt(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    saved: list[Any] = []
+    monkeypatch.setattr(
+        ExperimentManager, "save_trained_model", lambda self, model: saved.append(model)
+    )
+    run = manager(n_timesteps=1000)
+    run.create_log_folder()
+    env = SimpleNamespace(close=lambda: None)
+    model: Any = SimpleNamespace(learn=interrupt, env=env, policy=None, num_timesteps=320)
+    run.learn(model)
+    with pytest.raises(KeyboardInterrupt, match=r"after 320 of 1000 steps; the model is saved in"):
+        run.save_trained_model(model)
+    assert saved == [model]
+    assert (Path(run.save_path) / "learning_curve.png").is_file()
+
+
+def test_interrupted_seeds_keep_the_comparison_of_the_finished_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sb3_trpo.zoo import seeds
+
+    def run_jobs(job: Any, tasks: Any, jobs: int) -> Any:
+        yield 2, Path("third")
+        yield 0, Path("first")
+        raise KeyboardInterrupt
+
+    run = SimpleNamespace(final=np.zeros(3), folder="a folder")
+    compared: list[Any] = []
+    monkeypatch.setattr(seeds, "run_jobs", run_jobs)
+    monkeypatch.setattr(seeds, "read_run", lambda folder: run)
+    monkeypatch.setattr(seeds, "summarize", compared.append)
+    with pytest.raises(KeyboardInterrupt, match="after 2 of 3 runs"):
+        seeds.train_seeds(lambda words: Path(), [4, 5, 6], 2, [])
+    assert [sorted(runs) for runs in compared] == [[0, 2]]
+
+
+# optimize
+
+
+def study_with_trials(values: list[float]) -> Any:
+    import optuna
+
+    from sb3_trpo.zoo.entry import entry_text
+    from sb3_trpo.zoo.manager import CONFIGURATION
+    from sb3_trpo.zoo.search_space import sample
+
+    study = optuna.create_study(direction="maximize", study_name="a study")
+    for number, value in enumerate(values):
+        trial = study.ask()
+        given = {"cg_max_steps": -1, "n_envs": number}
+        trial.set_user_attr(CONFIGURATION, entry_text("Pendulum-v1", given))
+        sample(trial, 1, 1, {})
+        study.tell(trial, value)
+    return study
+
+
+def search_options(**changes: Any) -> Namespace:
+    options = {"env": "Pendulum-v1", "algo": "trpo", "study_name": "a study", "storage": None}
+    return Namespace(**options | changes)
+
+
+def test_best_configuration_is_the_best_trials_over_what_was_not_searched(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.optimize import report
+    from sb3_trpo.zoo.search_space import convert
+
+    study = study_with_trials([-3.0, -1.0, -2.0])
+    report(study, search_options(), tmp_path)
+    (path,) = tmp_path.glob("*.yml")
+    best = yaml.safe_load(path.read_text())["Pendulum-v1"]
+    assert best["n_envs"] == 1
+    assert best["cg_max_steps"] == convert(study.trials[1].params)["cg_max_steps"] > 0
+
+
+def test_studies_of_one_environment_have_files_of_their_own(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.optimize import report
+
+    for name in ("Pendulum-v1", "with/slash", "other"):
+        report(study_with_trials([1.0]), search_options(study_name=name), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best_Pendulum-v1.yml",
+        "best_Pendulum-v1_other.yml",
+        "best_Pendulum-v1_with-slash.yml",
+        "study_Pendulum-v1.png",
+        "study_Pendulum-v1_other.png",
+        "study_Pendulum-v1_with-slash.png",
+    ]
+
+
+def test_search_without_a_finished_trial_is_told(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.optimize import report
+
+    with pytest.raises(UsageError, match="no trial finished"):
+        report(study_with_trials([]), search_options(), tmp_path)
+
+
+def test_search_maximises_the_return(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.optimize import open_study
+
+    study = open_study(search_options(storage=str(tmp_path / "study.log")))
+    assert study.direction.name == "MAXIMIZE"
+
+
+def test_line_in_the_figure_of_a_search_is_the_best_return_so_far() -> None:
+    from matplotlib.figure import Figure
+
+    from sb3_trpo.zoo.optimize import draw_trials, finished_trials
+
+    axes = Figure().subplots()
+    draw_trials(axes, finished_trials(study_with_trials([2.0, 1.0, 5.0, 3.0])))
+    dots, line = axes.get_lines()
+    assert np.array(dots.get_ydata()).tolist() == [2, 1, 5, 3]
+    assert np.array(line.get_ydata()).tolist() == [2, 2, 5, 5]
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("constant", 0.01), ("linear", "lin_0.01")])
+def test_schedule_of_a_trial_is_in_its_hyperparameters(schedule: str, expected: Any) -> None:
+    import optuna
+
+    from sb3_trpo.zoo.search_space import convert, sample
+
+    trial = optuna.create_study().ask()
+    sample(trial, 0, 1, {})
+    params = trial.params | {"target_kl": 0.01, "target_kl_schedule": schedule}
+    assert convert(params)["target_kl"] == expected
+
+
+# compare, plot and the pictures
+
+
+def test_interval_is_the_same_every_time_and_leaves_the_global_generator_alone() -> None:
+    from sb3_trpo.zoo.aggregate import estimate
+
+    scores = np.random.default_rng(0).normal(size=(9, 2))
+    np.random.seed(1)
+    first = estimate(scores)
+    after = np.random.random()
+    np.random.seed(1)
+    assert np.random.random() == after
+    np.testing.assert_array_equal(first, estimate(scores))
+
+
+def test_row_of_a_table_orders_worst_interval_and_best() -> None:
+    from sb3_trpo.zoo.compare import row
+    from sb3_trpo.zoo.runs import Run
+
+    none = np.zeros(0)
+    finals = np.random.default_rng(0).normal(100, 30, size=8)
+    folder = Path("logs/trpo/Env-v1_1")
+    cells = row([Run(folder, none, none, np.array([final])) for final in finals], "a name")
+    low, high = map(float, re.findall(r"[\d.]+", str(cells["95% confidence"])))
+    mean = float(cells["final return, interquartile mean"])
+    worst, best = float(cells["worst run"]), float(cells["best run"])
+    assert worst < low < mean < high < best
+    assert (worst, best) == (round(finals.min(), 1), round(finals.max(), 1))
+
+
+@pytest.mark.parametrize(("episodes", "window"), [([300, 400], 100), ([30, 41], 15), ([1, 9], 1)])
+def test_window_leaves_something_of_every_run_to_draw(
+    episodes: list[int], window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sb3_trpo.zoo import plot
+
+    monkeypatch.setattr(plot, "training_episodes", lambda run: range(episodes[int(run.name)]))
+    assert plot.episode_window([Path(str(i)) for i in range(len(episodes))]) == window
+
+
+def test_evaluations_are_drawn_as_their_mean_and_range(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from sb3_trpo.zoo.learning_curve import draw_evaluations
+
+    results = np.array([[0.0, 1.0, 5.0], [2.0, 3.0, 10.0]])
+    np.savez(tmp_path / "evaluations.npz", timesteps=[10, 20], results=results)
+    axes = Figure().subplots()
+    draw_evaluations(axes, tmp_path / "evaluations.npz")
+    (line,) = axes.get_lines()
+    assert np.array(line.get_ydata()).tolist() == [2, 5]
+    (band,) = axes.collections
+    corners = {tuple(corner) for corner in np.asarray(band.get_paths()[0].vertices).tolist()}
+    assert {(10, 0), (10, 5), (20, 2), (20, 10)} <= corners
+
+
+def test_panel_of_the_kl_shows_the_steps_below_their_bound() -> None:
+    from matplotlib.figure import Figure
+
+    from sb3_trpo.zoo.trust_region_figure import draw_kl
+
+    axes = Figure().subplots()
+    draw_kl(
+        axes, pd.DataFrame({"target_kl": [0.2, 0.1], "kl_divergence_loss": [0.15, 0.05]}), "a unit"
+    )
+    assert axes.get_ylabel() == "KL divergence (a unit)"
+    drawn = {line.get_label(): np.array(line.get_ydata()).tolist() for line in axes.get_lines()}
+    assert drawn == {"bound (target_kl)": [0.2, 0.1], "step taken": [0.15, 0.05]}
+
+
+@pytest.mark.parametrize(
+    ("algo", "settings", "unit"),
+    [
+        ("trpo", {"kl_reduction": "mean"}, "nats per action dimension"),
+        ("trpo", {"kl_reduction": "sum"}, "nats per state"),
+        ("trpo", {}, "nats per action dimension"),
+        ("trpo_lstm", {}, "nats per state"),
+        ("trpo_lstm", {"kl_reduction": "mean"}, "nats per action dimension"),
+    ],
+)
+def test_unit_of_the_kl_is_that_of_its_reduction(
+    algo: str, settings: dict[str, Any], unit: str, tmp_path: Path
+) -> None:
+    from sb3_trpo.zoo.trust_region_figure import kl_unit
+
+    run = tmp_path / algo / "Env-v1_3"
+    (run / "Env-v1").mkdir(parents=True)
+    (run / "Env-v1" / "config.yml").write_text(yaml.dump(OrderedDict(settings)))
+    assert kl_unit(run) == unit
+
+
+# Atari and masks
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "frames"), [({}, 1), ({"frameskip": 4}, 1), ({"frameskip": 1}, 4)]
+)
+def test_frames_are_skipped_once(
+    kwargs: dict[str, Any], frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stable_baselines3.common.atari_wrappers import AtariWrapper
+
+    from sb3_trpo.zoo.atari import AtariFrames
+
+    seen: list[int] = []
+    monkeypatch.setattr(
+        AtariWrapper, "__init__", lambda self, env, frame_skip: seen.append(frame_skip)
+    )
+    env: Any = SimpleNamespace(unwrapped=SimpleNamespace(spec=SimpleNamespace(kwargs=kwargs)))
+    AtariFrames(env)
+    assert seen == [frames]
+
+
+def test_model_in_play_asks_the_environment_that_was_made_last() -> None:
+    from rl_zoo3 import ALGOS
+    from sb3_contrib.common.envs import InvalidActionEnvDiscrete
+
+    import sb3_trpo.zoo.register  # noqa: F401 (imported for its effect)
+    from sb3_trpo.zoo import masks
+
+    envs = [
+        DummyVecEnv([lambda: InvalidActionEnvDiscrete(dim=6, n_invalid_actions=5)]) for _ in "ab"
+    ]
+    script = SimpleNamespace(create_test_env=lambda which: envs[which], ALGOS=ALGOS)
+
+    class Answer(SimpleNamespace):
+        pass
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "Builder", lambda algo: SimpleNamespace(load=lambda path: ALGOS[algo]))
+        patch.setattr(masks, "player_of", lambda model, env: Answer(env=env))
+        with masks.playing(script, "trpo_mask"):
+            script.create_test_env(0)
+            script.create_test_env(1)
+            player: Any = script.ALGOS["trpo_mask"].load("a path")
+    assert player.env is envs[1]
