@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 ATTENTION = [name for name in LAYERS if "ttention" in name]
-TINY = {"n_envs": 3, "n_steps": 8, "batch_size": 8}
+TINY: dict[str, Any] = {"n_envs": 3, "n_steps": 8, "batch_size": 8}
 
 # Second differences in float64 of a KL divergence whose derivatives are around 1.
 RTOL, ATOL = 1e-4, 1e-7
