@@ -1,9 +1,9 @@
 """
 Runs on MuJoCo: ours with named settings, sb3-contrib's TRPO and PPO with the RL Zoo's values.
 
-``locomotion.yml`` has the settings and a queue of runs. Each run is evaluated every 25,000 steps, and its
-final model on 100 deterministic episodes, and becomes a file of its own, so that a run that fails or
-is stopped costs only itself. What has a file is skipped.
+``locomotion.yml`` has the settings and a queue of runs. Each run is evaluated every 25,000 steps,
+and its final model on 100 deterministic episodes. Each run becomes one file, so that a run that
+fails or is stopped costs only itself. What has a file is skipped.
 
     python benchmarks/locomotion.py                         # work through the queue
     python benchmarks/locomotion.py --run contrib Hopper-v5 0
@@ -30,6 +30,8 @@ QUEUE = Path(__file__).with_name("locomotion.yml")
 STEPS = 1_000_000
 EPISODES = 100
 BASELINES = ("contrib", "ppo")
+TUNING_SEEDS = range(100, 104)
+REPORTED_SEEDS = range(20)
 EVALUATIONS = (
     *("--eval-freq", "25000"),  # the Zoo divides by the number of environments
     *("--eval-episodes", "10"),
@@ -48,6 +50,11 @@ class Case(NamedTuple):
     """of the run"""
     steps: int = STEPS
     """where it stops; its schedules always run to ``STEPS``"""
+
+    @property
+    def trainer(self) -> str:
+        """Key of ``TRAINERS``: our settings are all trained by ours."""
+        return self.label if self.label in BASELINES else "trpo"
 
 
 def main() -> None:
@@ -165,7 +172,7 @@ def changed(
     :return: after; ``policy_kwargs`` are added to those that there are
     """
     common = {name: value for name, value in change.items() if not name.endswith("-v5")}
-    new = dict(hyperparameters) | common | change.get(env, {})
+    new: dict[str, Any] = {**hyperparameters, **common, **change.get(env, {})}
     if "policy_kwargs" in common:
         new["policy_kwargs"] = hyperparameters.get("policy_kwargs", {}) | common["policy_kwargs"]
     return new
@@ -179,12 +186,13 @@ def measure(case: Case, plan: Mapping[str, Any]) -> dict[str, Any]:
     :param plan: content of ``locomotion.yml``
     :return: its result
     """
-    trainer = case.label if case.label in BASELINES else "trpo"
     hyperparameters = hyperparameters_of(case, plan)
     stop = {"callback": [{"stopping.StopAt": {"steps": case.steps}}]} if case.steps < STEPS else {}
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        run = train(trainer, case.env, case.seed, hyperparameters | stop, Path(name), EVALUATIONS)
+        run = train(
+            case.trainer, case.env, case.seed, hyperparameters | stop, Path(name), EVALUATIONS
+        )
         return result_of(case, run, hyperparameters, time.monotonic() - start)
 
 
@@ -200,14 +208,13 @@ def result_of(
     :param seconds: that training took
     :return: the result
     """
-    trainer = case.label if case.label in BASELINES else "trpo"
-    returns = evaluate(trainer, case.env, case.seed, run, EPISODES)
+    returns = evaluate(case.trainer, case.env, case.seed, run, EPISODES)
     with np.load(run / EVALUATIONS_FILE) as saved:
         steps, curve = saved["timesteps"], saved["results"].mean(axis=1)
     words = f"--run {case.label} {case.env} {case.seed} --steps {case.steps}"
     return {
         **case._asdict(),
-        "trainer": " ".join(TRAINERS[trainer].command),
+        "trainer": " ".join(TRAINERS[case.trainer].command),
         "hyperparameters": dict(hyperparameters),
         "mean": round(float(returns.mean()), 1),
         "returns": returns.round(1).tolist(),
