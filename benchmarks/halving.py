@@ -34,8 +34,9 @@ def main() -> None:
     found = outcomes(read_all(FOLDER), steps)
     print(f"Return at {steps:,} steps (mean of the learning curve until then):\n")
     print(returns_table(found))
-    print("\nEffects of the factors on the score, of all settings that all environments have:\n")
-    print(effects_table(found, read_plan(QUEUE)["settings"]))
+    print("\nEffects of the factors on the score:\n")
+    plan = read_plan(QUEUE)
+    print(effects_table(found, {label: plan["settings"][label] for label in plan["design"]}))
 
 
 def outcomes(results: Sequence[Mapping[str, Any]], steps: int) -> Outcomes:
@@ -117,17 +118,17 @@ def effects_table(found: Outcomes, settings: Mapping[str, Sequence[str]]) -> str
     Write what each factor adds to the score, on average over the settings with and without it.
 
     :param found: outcomes
-    :param settings: factors by label
-    :return: one row per factor, in Markdown
+    :param settings: factors by label, those of the design
+    :return: one row per factor, in Markdown, and one column per environment that has all settings
     """
     points = scores(found)
-    designed = [label for label in settings if label in found]
-    envs = sorted(set.intersection(*(set(found[label]) for label in designed)))
-    factors = dict.fromkeys(factor for label in designed for factor in settings[label])
+    envs = sorted(set.intersection(*(set(points.get(label, {})) for label in settings)))
+    if not envs:
+        return "There is no environment yet in which all settings of the design were run."
     rows = [f"| factor | pooled | {' | '.join(envs)} |", "|---" * (len(envs) + 2) + "|"]
-    for factor in factors:
+    for factor in dict.fromkeys(factor for factors in settings.values() for factor in factors):
         effects = [
-            _effect(factor, {label: points[label][env] for label in designed}, settings)
+            _effect(factor, {label: points[label][env] for label in settings}, settings)
             for env in envs
         ]
         cells = " | ".join(f"{value:+.2f}" for value in [np.mean(effects), *effects])
