@@ -110,7 +110,8 @@ def work_through(queue: Path, folder: Path) -> None:
     failed: set[Case] = set()
     while True:
         plan = read_plan(queue)
-        case = next((c for c in cases(plan) if c not in failed and not is_done(c, folder)), None)
+        waiting = (c for c in cases(plan) if c not in failed and not is_done(c, plan, folder))
+        case = next(waiting, None)
         if case is None:
             return
         try:
@@ -121,15 +122,24 @@ def work_through(queue: Path, folder: Path) -> None:
                 log.write(f"{case}\n{traceback.format_exc()}\n")
 
 
-def is_done(case: Case, folder: Path) -> bool:
+def is_done(case: Case, plan: Mapping[str, Any], folder: Path) -> bool:
     """
     Return whether a run has a result of at least its number of steps.
 
     :param case: the run
+    :param plan: content of ``locomotion.yml``
     :param folder: of the results
     :return: whether it can be skipped
+    :raises ValueError: if other hyperparameters have reached the result
     """
-    return bool(read_result(path_of(case, folder)).get("steps", 0) >= case.steps)
+    path = path_of(case, folder)
+    result, ours = read_result(path), hyperparameters_of(case, plan)
+    if result and result["hyperparameters"] != ours:
+        raise ValueError(
+            f"{path} holds what {result['hyperparameters']} has reached: move it away to measure "
+            f"{ours}"
+        )
+    return bool(result) and result["steps"] >= case.steps
 
 
 def path_of(case: Case, folder: Path) -> Path:

@@ -109,9 +109,12 @@ def locomotion(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def made_up(label: str, env: str, seed: int, steps: int = 1000000, mean: float = 9.0) -> Any:
     """A run's result that learns linearly and ends at ``mean``."""
+    locomotion = importlib.import_module("locomotion")
     curve_steps = list(range(25000, steps + 1, 25000))
+    case = locomotion.Case(label, env, seed, steps)
     return {
-        **{"label": label, "env": env, "seed": seed, "steps": steps, "mean": mean, "seconds": 1},
+        **{**case._asdict(), "hyperparameters": locomotion.hyperparameters_of(case, PLAN)},
+        **{"mean": mean, "seconds": 1},
         **{"curve_steps": curve_steps, "curve": [mean * step / steps for step in curve_steps]},
     }
 
@@ -142,10 +145,20 @@ def test_run_that_stopped_early_is_done_again_to_go_further(
 ) -> None:
     short = locomotion.Case("shipped", "Hopper-v5", 100, 300000)
     locomotion.write(made_up(*short), tmp_path)
-    assert locomotion.is_done(short, tmp_path)
-    assert not locomotion.is_done(short._replace(steps=600000), tmp_path)
-    assert not locomotion.is_done(short._replace(seed=101), tmp_path)
+    assert locomotion.is_done(short, PLAN, tmp_path)
+    assert not locomotion.is_done(short._replace(steps=600000), PLAN, tmp_path)
+    assert not locomotion.is_done(short._replace(seed=101), PLAN, tmp_path)
     assert locomotion.read_all(tmp_path) == [made_up(*short)]
+
+
+def test_run_of_other_hyperparameters_is_not_taken_for_a_settings(
+    locomotion: Any, tmp_path: Path
+) -> None:
+    case = locomotion.Case("radius", "Hopper-v5", 100)
+    locomotion.write(made_up(*case), tmp_path)
+    other = {**PLAN, "factors": PLAN["factors"] | {"radius": {"target_kl": "lin_0.05"}}}
+    with pytest.raises(ValueError, match="move it away"):
+        locomotion.is_done(case, other, tmp_path)
 
 
 def test_factors_change_the_shipped_hyperparameters(locomotion: Any) -> None:
@@ -234,7 +247,9 @@ def test_locomotion_table_has_the_interval_and_the_baselines(learning: Any) -> N
     assert hopper.endswith("| 0 to 3 | 2000, 0 |  | 3372 L, Hopper-v3, sb3-contrib |")
 
 
-@pytest.mark.parametrize("envs", [(), ("Hopper-v5",), ("Ant-v5", "Hopper-v5", "A-v5", "B-v5")])
+@pytest.mark.parametrize(
+    "envs", [(), ("Hopper-v5",), ("Ant-v5", "Hopper-v5", "Swimmer-v5", "Humanoid-v5")]
+)
 def test_curves_are_drawn_with_whatever_runs_there_are(
     learning: Any, tmp_path: Path, envs: tuple[str, ...]
 ) -> None:
