@@ -5,6 +5,7 @@ Compare the settings of ``locomotion.yml`` at some number of steps, on the seeds
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -126,7 +127,7 @@ def effects_table(found: Outcomes, settings: Mapping[str, Sequence[str]]) -> str
     if not envs:
         return "There is no environment yet in which all settings of the design were run."
     rows = [f"| factor | pooled | {' | '.join(envs)} |", "|---" * (len(envs) + 2) + "|"]
-    for factor in dict.fromkeys(factor for factors in settings.values() for factor in factors):
+    for factor in balanced_factors(settings):
         effects = [
             _effect(factor, {label: points[label][env] for label in settings}, settings)
             for env in envs
@@ -134,6 +135,17 @@ def effects_table(found: Outcomes, settings: Mapping[str, Sequence[str]]) -> str
         cells = " | ".join(f"{value:+.2f}" for value in [np.mean(effects), *effects])
         rows.append(f"| {factor} | {cells} |")
     return "\n".join(rows)
+
+
+def balanced_factors(settings: Mapping[str, Sequence[str]]) -> list[str]:
+    """
+    List the factors that half of the settings have; the effect of others is that of single runs.
+
+    :param settings: factors by label
+    :return: the factors
+    """
+    uses = Counter(factor for factors in settings.values() for factor in factors)
+    return [factor for factor, count in uses.items() if 2 * count == len(settings)]
 
 
 def _effect(
