@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch as th
 
-PACKAGES = ("stable-baselines3", "sb3-contrib", "torch", "gymnasium", "numpy")
+PACKAGES = ("stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "gymnasium", "mujoco", "numpy")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -31,6 +32,19 @@ def provenance() -> dict[str, object]:
         "torch_threads": th.get_num_threads(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def commit() -> str:
+    """
+    Name the version of the code.
+
+    :return: the commit's hash, and ``-dirty`` after it if files were changed since
+    """
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    folder = Path(__file__).parent
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -1,38 +1,77 @@
-"""One run with the ``train`` command and an evaluation of its final model, for all benchmarks."""
+"""Train one run in a process of its own and evaluate its final model, for all benchmarks."""
 
-import contextlib
-import io
+import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
 
-import rl_zoo3.import_envs  # noqa: F401 (registers the environments without velocities)
+import numpy as np
+import rl_zoo3.import_envs
+import sb3_contrib
 import yaml
+from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_trpo import TRPO, RecurrentTRPO
-from sb3_trpo.zoo.commands import main as sb3_trpo
 from sb3_trpo.zoo.manager import packaged_config
 
-ALGORITHMS: dict[str, type[TRPO]] = {"trpo": TRPO, "trpo_lstm": RecurrentTRPO}
+BENCHMARKS = Path(__file__).parent
 EVALUATION_SEED = 1_000_000
 EVALUATION_ENVS = 10
+NO_EVALUATIONS = ("--eval-freq", "-1")
+
+
+class Trainer(NamedTuple):
+    """How a model is trained from the command line."""
+
+    command: tuple[str, ...]
+    """words after ``python -m``"""
+    algo: str
+    """the algorithm's key in the RL Zoo"""
+    model: type[BaseAlgorithm]
+    """class that loads the trained model"""
+
+
+# The baselines run without our package: importing `sb3_trpo.zoo` makes `trpo` our class.
+TRAINERS = {
+    "trpo": Trainer(("sb3_trpo", "train"), "trpo", TRPO),
+    "trpo_lstm": Trainer(("sb3_trpo", "train"), "trpo_lstm", RecurrentTRPO),
+    "contrib": Trainer(("rl_zoo3.train",), "trpo", sb3_contrib.TRPO),
+    "ppo": Trainer(("rl_zoo3.train",), "ppo", PPO),
+}
+ALGORITHMS = ("trpo", "trpo_lstm")
 
 
 def shipped_hyperparameters(algo: str, env: str) -> dict[str, Any]:
     """
     Read what the package's configuration has for an environment.
 
-    :param algo: key of ``ALGORITHMS``
+    :param algo: one of ``ALGORITHMS``
     :param env: name of the environment
     :return: the hyperparameters in the RL Zoo's format
     """
     text = Path(str(packaged_config(algo))).read_text()
     return dict(yaml.safe_load(text)[env])
+
+
+def rl_zoo_hyperparameters(trainer: str, env: str) -> dict[str, Any]:
+    """
+    Read what the RL Zoo has for an environment; MuJoCo's v5 take the values of v4.
+
+    :param trainer: key of ``TRAINERS``
+    :param env: name of the environment
+    :return: the hyperparameters in the RL Zoo's format
+    """
+    folder = Path(rl_zoo3.import_envs.__file__).parent / "hyperparams"
+    entries = yaml.safe_load((folder / f"{TRAINERS[trainer].algo}.yml").read_text())
+    return dict(entries[env] if env in entries else entries[env.replace("-v5", "-v4")])
 
 
 def final_return(
@@ -41,7 +80,7 @@ def final_return(
     """
     Train one run as ``sb3-trpo train`` does, and evaluate its final model, never the best one.
 
-    :param algo: key of ``ALGORITHMS``
+    :param algo: one of ``ALGORITHMS``
     :param env: name of the environment
     :param seed: of the run
     :param episodes: how many
@@ -49,36 +88,66 @@ def final_return(
     :return: mean return
     :raises RuntimeError: with what the command has said, if it has failed
     """
+    hyperparameters = shipped_hyperparameters(algo, env) | dict(change or {})
     with tempfile.TemporaryDirectory() as folder:
-        words = ["train", "--algo", algo, "--env", env, "--seed", str(seed), "-f", folder]
-        words += ["--num-threads", "1", "--eval-freq", "-1", "--verbose", "0"]
-        if change:
-            words += ["--hyperparams", *(f"{name}:{value!r}" for name, value in change.items())]
-        output = io.StringIO()
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            status = sb3_trpo(words)
-        if status != 0:
-            raise RuntimeError(output.getvalue())
-        run = Path(folder) / algo / f"{env}_1"
-        model = ALGORITHMS[algo].load(run / f"{env}.zip", device="cpu")
-        return evaluate(model, env, run / env / "vecnormalize.pkl", seed, episodes)
+        run = train(algo, env, seed, hyperparameters, Path(folder), NO_EVALUATIONS)
+        return float(evaluate(algo, env, seed, run, episodes).mean())
 
 
-def evaluate(model: BaseAlgorithm, env: str, statistics: Path, seed: int, episodes: int) -> float:
+def train(
+    trainer: str,
+    env: str,
+    seed: int,
+    hyperparameters: Mapping[str, Any],
+    folder: Path,
+    options: Sequence[str] = (),
+) -> Path:
     """
-    Evaluate a model on deterministic episodes that no run has trained on.
+    Train one model in another process.
 
-    :param model: the trained model
+    :param trainer: key of ``TRAINERS``
     :param env: name of the environment
-    :param statistics: of the observations; the file is missing where they are not normalised
     :param seed: of the run
-    :param episodes: how many
-    :return: mean return
+    :param hyperparameters: all of them, in the RL Zoo's format
+    :param folder: an empty one for the run's files
+    :param options: more options of the command
+    :return: the run's folder
+    :raises RuntimeError: with the end of what the command has said, if it has failed
     """
+    command, algo, _ = TRAINERS[trainer]
+    configuration = folder / "configuration.yml"
+    configuration.write_text(yaml.safe_dump({env: dict(hyperparameters)}))
+    words = ["--algo", algo, "--env", env, "--seed", str(seed), "-f", str(folder), *options]
+    words += ["--conf-file", str(configuration), "--num-threads", "1", "--verbose", "0"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, *words, "--device", "cpu"],
+        env={**os.environ, "PYTHONPATH": str(BENCHMARKS), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(done.stdout[-5000:])
+    return folder / algo / f"{env}_1"
+
+
+def evaluate(trainer: str, env: str, seed: int, run: Path, episodes: int) -> "np.ndarray[Any, Any]":
+    """
+    Evaluate a run's final model on deterministic episodes that no run has trained on.
+
+    :param trainer: key of ``TRAINERS``
+    :param env: name of the environment
+    :param seed: of the run
+    :param run: its folder
+    :param episodes: how many
+    :return: their returns, shape (episodes,)
+    """
+    model = TRAINERS[trainer].model.load(run / f"{env}.zip", device="cpu")
     vec_env: VecEnv = make_vec_env(env, EVALUATION_ENVS, seed=EVALUATION_SEED + 1000 * seed)
-    if statistics.exists():
-        vec_env = VecNormalize.load(str(statistics), vec_env)
+    with suppress(FileNotFoundError):  # where observations are not normalised
+        vec_env = VecNormalize.load(str(run / env / "vecnormalize.pkl"), vec_env)
         vec_env.training = vec_env.norm_reward = False
-    mean, _ = evaluate_policy(model, vec_env, episodes)
+    returns, _ = evaluate_policy(model, vec_env, episodes, return_episode_rewards=True)
     vec_env.close()
-    return cast(float, mean)
+    return np.array(returns)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch as th
 
+from sb3_trpo import TRPO
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -80,6 +82,188 @@ def test_result_of_other_hyperparameters_is_not_mixed_with(
     monkeypatch.setattr(learning, "shipped_hyperparameters", lambda algo, env: {"gamma": 0.5})
     with pytest.raises(ValueError, match="hyperparameters="):
         learning.add_return("trpo", "CartPole-v1", 1, 1.0)
+
+
+PLAN: dict[str, Any] = {
+    "factors": {
+        "narrow": {"policy_kwargs": {"log_std_init": -0.7}},
+        "wide": {"policy_kwargs": {"net_arch": {"pi": [64, 64], "vf": [256, 256]}}},
+        "radius": {"target_kl": "lin_0.02", "HalfCheetah-v5": {"target_kl": "lin_0.06"}},
+    },
+    "settings": {"shipped": [], "both": ["narrow", "wide"], "radius": ["radius"]},
+    "queue": [
+        {"labels": ["shipped", "both"], "envs": ["Hopper-v5"], "seeds": [100], "steps": 300000},
+        {"labels": ["contrib"], "envs": ["Hopper-v5"], "seeds": [0, 1]},
+    ],
+}
+
+
+@pytest.fixture
+def locomotion(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script with a function in place of training, which makes up a result."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = importlib.import_module("locomotion")
+    monkeypatch.setattr(module, "measure", lambda case, plan: made_up(*case))
+    return module
+
+
+def made_up(label: str, env: str, seed: int, steps: int = 1000000, mean: float = 9.0) -> Any:
+    """A run's result that learns linearly and ends at ``mean``."""
+    locomotion = importlib.import_module("locomotion")
+    curve_steps = list(range(25000, steps + 1, 25000))
+    case = locomotion.Case(label, env, seed, steps)
+    return {
+        **{**case._asdict(), "hyperparameters": locomotion.hyperparameters_of(case, PLAN)},
+        **{"mean": mean, "seconds": 1},
+        **{"curve_steps": curve_steps, "curve": [mean * step / steps for step in curve_steps]},
+    }
+
+
+def test_queue_goes_on_after_a_failed_run_and_skips_what_is_done(
+    locomotion: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = tmp_path / "queue.yml"
+    queue.write_text(json.dumps(PLAN))  # JSON is YAML
+    done: list[tuple[str, int]] = []
+
+    def measure(case: Any, plan: Any) -> Any:
+        done.append((case.label, case.seed))
+        if case.label == "both":
+            raise RuntimeError("no such hyperparameter")
+        return made_up(*case)
+
+    monkeypatch.setattr(locomotion, "measure", measure)
+    locomotion.work_through(queue, tmp_path)
+    assert done == [("shipped", 100), ("both", 100), ("contrib", 0), ("contrib", 1)]
+    assert "no such hyperparameter" in (tmp_path / "errors.log").read_text()
+    locomotion.work_through(queue, tmp_path)
+    assert done[4:] == [("both", 100)]
+
+
+def test_run_that_stopped_early_is_done_again_to_go_further(
+    locomotion: Any, tmp_path: Path
+) -> None:
+    short = locomotion.Case("shipped", "Hopper-v5", 100, 300000)
+    locomotion.write(made_up(*short), tmp_path)
+    assert locomotion.is_done(short, PLAN, tmp_path)
+    assert not locomotion.is_done(short._replace(steps=600000), PLAN, tmp_path)
+    assert not locomotion.is_done(short._replace(seed=101), PLAN, tmp_path)
+    assert locomotion.read_all(tmp_path) == [made_up(*short)]
+
+
+def test_run_of_other_hyperparameters_is_not_taken_for_a_settings(
+    locomotion: Any, tmp_path: Path
+) -> None:
+    case = locomotion.Case("radius", "Hopper-v5", 100)
+    locomotion.write(made_up(*case), tmp_path)
+    other = {**PLAN, "factors": PLAN["factors"] | {"radius": {"target_kl": "lin_0.05"}}}
+    with pytest.raises(ValueError, match="move it away"):
+        locomotion.is_done(case, other, tmp_path)
+
+
+def test_factors_change_the_shipped_hyperparameters(locomotion: Any) -> None:
+    shipped = locomotion.shipped_hyperparameters("trpo", "Hopper-v5")
+    both = locomotion.hyperparameters_of(locomotion.Case("both", "Hopper-v5", 0), PLAN)
+    arguments = {"log_std_init": -0.7, "net_arch": {"pi": [64, 64], "vf": [256, 256]}}
+    assert both == shipped | {"policy_kwargs": arguments, "n_timesteps": 1000000}
+    radii = {
+        env: locomotion.hyperparameters_of(locomotion.Case("radius", env, 0), PLAN)["target_kl"]
+        for env in ("Hopper-v5", "HalfCheetah-v5")
+    }
+    assert radii == {"Hopper-v5": "lin_0.02", "HalfCheetah-v5": "lin_0.06"}
+
+
+@pytest.mark.parametrize(
+    ("label", "env", "expected"),
+    [
+        ("contrib", "HalfCheetah-v5", {"target_kl": 0.04, "cg_max_steps": 25}),
+        ("ppo", "Swimmer-v5", {"gamma": 0.9999, "batch_size": 256}),
+        ("ppo", "Humanoid-v5", {"gamma": 0.95, "n_timesteps": 1000000}),
+    ],
+)
+def test_baselines_take_the_zoos_values_of_v4(
+    locomotion: Any, label: str, env: str, expected: dict[str, Any]
+) -> None:
+    found = locomotion.hyperparameters_of(locomotion.Case(label, env, 0), PLAN)
+    assert expected.items() <= found.items()
+    assert "kl_reduction" not in found
+
+
+def test_every_run_of_the_queue_can_be_configured(locomotion: Any) -> None:
+    plan = locomotion.read_plan(locomotion.QUEUE)
+    for case in locomotion.cases(plan):
+        assert locomotion.hyperparameters_of(case, plan)["n_timesteps"] == 1000000
+
+
+def test_each_factor_of_the_design_is_balanced_against_every_other(locomotion: Any) -> None:
+    plan = locomotion.read_plan(locomotion.QUEUE)
+    settings = [plan["settings"][label] for label in plan["design"]]
+    factors = sorted({factor for setting in settings for factor in setting} - {"shrinking"})
+    assert len(factors) == 7
+    levels = th.tensor([[1 if f in setting else -1 for f in factors] for setting in settings])
+    assert th.equal(levels.T @ levels, 8 * th.eye(7, dtype=levels.dtype))
+
+
+def test_run_stops_early_without_shortening_its_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    stop = importlib.import_module("stopping").StopAt(96)
+    model = TRPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32)
+    model.learn(320, callback=stop)
+    assert model.num_timesteps == 96
+    assert model._current_progress_remaining == pytest.approx(1 - 64 / 320)
+
+
+def test_settings_are_compared_at_the_same_number_of_steps(locomotion: Any) -> None:
+    halving = importlib.import_module("halving")
+    results = [
+        made_up("shipped", "Hopper-v5", 100, 1000000, 1000.0),
+        made_up("both", "Hopper-v5", 100, 200000, 400.0),
+        made_up("both", "Hopper-v5", 101, 200000, 200.0),
+        made_up("radius", "Hopper-v5", 100, 100000, 999.0),  # has not gone so far
+        made_up("both", "Hopper-v5", 0, 1000000, 999.0),  # a seed for the report
+    ]
+    found = halving.outcomes(results, 200000)
+    assert found["shipped"]["Hopper-v5"] == pytest.approx((112.5, 200.0, 1))
+    assert found["both"]["Hopper-v5"] == pytest.approx((168.75, 300.0, 2))
+    points = halving.scores(found)
+    assert points["both"]["Hopper-v5"] == 1
+    assert points["shipped"]["Hopper-v5"] == pytest.approx(2 / 3)
+    assert set(points) == {"shipped", "both"}
+    assert "| both | 1.00 | 300 (169) |" in halving.returns_table(found)
+    design = {label: PLAN["settings"][label] for label in ("shipped", "both")}
+    assert "| narrow | +0.33 | +0.33 |" in halving.effects_table(found, design)
+    assert "no environment yet" in halving.effects_table(found, PLAN["settings"])
+
+
+def test_locomotion_table_has_the_interval_and_the_baselines(learning: Any) -> None:
+    results = [made_up("shipped", "Hopper-v5", seed, mean=3000.0 + seed) for seed in range(4)]
+    results += [made_up("contrib", "Hopper-v5", 0, mean=2000.0)]
+    results += [made_up("shipped", "Hopper-v5", 100), made_up("ppo", "Hopper-v5", 1, 300000)]
+    results += [made_up("ppo", "Ant-v5", 2, mean=500.0)]
+    text = learning.locomotion_table(learning.reported_runs(results), "shipped")
+    ant, hopper = text.splitlines()[2:]
+    assert ant.startswith("| Ant-v5 |  |  |  |  |  | 500, 2 |")
+    assert hopper.startswith("| Hopper-v5 | 3002 | 3000 | 3002 [300")
+    assert hopper.endswith("| 0 to 3 | 2000, 0 |  | 3372 L, Hopper-v3, sb3-contrib |")
+
+
+@pytest.mark.parametrize(
+    "envs", [(), ("Hopper-v5",), ("Ant-v5", "Hopper-v5", "Swimmer-v5", "Humanoid-v5")]
+)
+def test_curves_are_drawn_with_whatever_runs_there_are(
+    learning: Any, tmp_path: Path, envs: tuple[str, ...]
+) -> None:
+    runs = learning.reported_runs(
+        [
+            made_up(label, env, seed)
+            for env in envs
+            for label in ("shipped", "ppo")
+            for seed in (0, 1)
+        ]
+    )
+    learning.draw_curves(runs, "shipped", tmp_path / "curves.svg")
+    text = (tmp_path / "curves.svg").read_text()
+    assert all(f"<!-- {env} -->" in text for env in envs)
 
 
 @pytest.mark.parametrize(
