@@ -24,13 +24,14 @@ def provenance() -> dict[str, object]:
     :return: entries for a JSON file
     """
     arguments = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    installed = {d.name: d.version for d in importlib.metadata.distributions()}
     return {
         "command": "python benchmarks/" + shlex.join(arguments),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "processor": _processor(),
         "python": platform.python_version(),
         "torch_threads": th.get_num_threads(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: installed[name] for name in PACKAGES if name in installed},
     }
 
 
