@@ -1,5 +1,6 @@
 """What every result of a benchmark says about where it comes from."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -24,14 +25,13 @@ def provenance() -> dict[str, object]:
     :return: entries for a JSON file
     """
     arguments = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    installed = {d.name: d.version for d in importlib.metadata.distributions()}
     return {
         "command": "python benchmarks/" + shlex.join(arguments),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "processor": _processor(),
         "python": platform.python_version(),
         "torch_threads": th.get_num_threads(),
-        "versions": {name: installed[name] for name in PACKAGES if name in installed},
+        "versions": _versions(),
     }
 
 
@@ -74,6 +74,15 @@ def with_session(sessions: Sequence[Mapping[str, Any]], seed: int) -> list[dict[
         return [*kept, {**now, "seeds": [seed]}]
     mine["seeds"] = sorted([*mine["seeds"], seed])
     return kept
+
+
+def _versions() -> dict[str, str]:
+    """List the versions of the packages that are installed; MuJoCo is an extra."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def _processor() -> str:

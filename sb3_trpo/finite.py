@@ -28,7 +28,9 @@ def is_finite(array: np.ndarray) -> bool:
     :return: ``False`` for numbers that single precision cannot hold, too
     """
     # A sum of squares reads every number in one call. If it overflows, check each entry.
-    if array.dtype.kind != "f" or float(np.vdot(array, array)) < _LARGEST_SQUARED:
+    if array.dtype.kind in "biu":
+        return True
+    if array.dtype.kind == "f" and float(np.vdot(array, array)) < _LARGEST_SQUARED:
         return True
     return bool(np.isfinite(_single(array)).all())
 
@@ -67,7 +69,8 @@ def check_observations(
     :raises ValueError: naming the observation and its (step, env)
     """
     for key, array in _named_arrays(observations):
-        check_finite(f"{name} '{key}'" if key else name, np.asarray(array), step, first_env)
+        numbers = array.cpu().numpy() if isinstance(array, th.Tensor) else np.asarray(array)
+        check_finite(f"{name} '{key}'" if key else name, numbers, step, first_env)
 
 
 class Reading:
@@ -156,7 +159,9 @@ class NormalizationStatistics:
         :raises ValueError: naming the observation or the reward, and its (step, env)
         """
         for normalization in self._normalizations:
-            check_finite("reward", np.asarray(normalization.old_reward), step)
+            # A reset gives no reward. Clipping would hide one that is not finite.
+            if step > 0 and (normalization.training or normalization.norm_reward):
+                check_finite("reward", np.asarray(normalization.old_reward), step)
             for key, statistic in _statistics(normalization):
                 if not math.isfinite(np.sum(statistic.mean) + np.sum(statistic.var)):
                     observations: Any = normalization.old_obs

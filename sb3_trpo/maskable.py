@@ -1,6 +1,6 @@
 """TRPO with invalid actions masked."""
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -31,6 +31,7 @@ class MaskableTRPO(TRPO):
     """
 
     policy_aliases = MaskablePPO.policy_aliases
+    needs_own_buffer = True
     buffer_classes: ClassVar[tuple[Any, Any]] = (MaskableRolloutBuffer, MaskableDictRolloutBuffer)
     supported_action_spaces = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     averaged_action_spaces = ()  # masked bits are categorical, whose KL divergence is summed
@@ -88,14 +89,27 @@ class MaskableTRPO(TRPO):
         """Sample among the allowed actions."""
         if self._use_masking:
             masks = get_action_masks(env).reshape(env.num_envs, -1)
-            sizes = getattr(self.policy.action_dist, "action_dims", [masks.shape[1]])
-            _check(masks, sizes, self.rollout_buffer.pos)
+            _check(masks, _mask_sizes(self.action_space), self.rollout_buffer.pos)
             context["action_masks"] = masks
         return super()._act(env, forward, obs_tensor, **context)
 
 
+def _mask_sizes(space: spaces.Space[Any]) -> list[int]:
+    """List the number of values of each action dimension."""
+    if isinstance(space, spaces.Discrete):
+        return [int(space.n)]
+    if isinstance(space, spaces.MultiDiscrete):
+        return [int(size) for size in space.nvec.flatten()]
+    return [2] * int(np.prod(cast(tuple[int, ...], space.shape)))
+
+
 def _check(masks: np.ndarray, sizes: list[int], step: int) -> None:
     """Raise if a mask allows no value of some action dimension, a block of columns."""
+    if masks.shape[1] != sum(sizes):
+        raise ValueError(
+            f"action_masks returned {masks.shape[1]} values per environment, and the action space "
+            f"has {sum(sizes)}: {sizes}. Return one value for each."
+        )
     for dimension, block in enumerate(np.split(masks, np.cumsum(sizes)[:-1], axis=1)):
         if not block.any(axis=1).all():
             env = int(block.any(axis=1).argmin())

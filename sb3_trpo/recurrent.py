@@ -35,6 +35,7 @@ class RecurrentTRPO(TRPO):
     policy_aliases = RecurrentPPO.policy_aliases
     policy_family: ClassVar[Any] = RecurrentActorCriticPolicy
     other_families = ()
+    needs_own_buffer = True
     buffer_classes: ClassVar[tuple[Any, Any]] = (RecurrentRolloutBuffer, RecurrentDictRolloutBuffer)
 
     def _build_buffer(self, **options: Any) -> None:

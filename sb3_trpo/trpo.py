@@ -147,6 +147,8 @@ class TRPO(OnPolicyAlgorithm):
     }
     # For one observation, and for dict observations.
     buffer_classes: ClassVar[tuple[Any, Any]] = (RolloutBuffer, DictRolloutBuffer)
+    # Whether the buffer has to be one of these, as masks and LSTM states are stored in it.
+    needs_own_buffer: ClassVar[bool] = False
     supported_action_spaces: ClassVar[tuple[Any, ...]] = (
         *(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
     )
@@ -274,6 +276,11 @@ class TRPO(OnPolicyAlgorithm):
         space: Any = self.observation_space
         if self.rollout_buffer_class is None:
             self.rollout_buffer_class = self.buffer_classes[isinstance(space, spaces.Dict)]
+        if self.needs_own_buffer and not issubclass(self.rollout_buffer_class, self.buffer_classes):
+            raise ValueError(
+                f"{type(self).__name__} cannot fill a {self.rollout_buffer_class.__name__}. Pass a "
+                f"subclass of {' or '.join(kind.__name__ for kind in self.buffer_classes)}."
+            )
         shared = {name: getattr(self, name) for name in ("device", "gamma", "gae_lambda", "n_envs")}
         options = {**shared, **options, **self.rollout_buffer_kwargs}
         sizes = self.n_steps, space, self.action_space
@@ -376,6 +383,7 @@ class TRPO(OnPolicyAlgorithm):
             clipped_actions = self._actions_in_space(actions)
             action_masks = stored.get("action_masks")
 
+            episode_starts = self._last_episode_starts
             with statistics:
                 new_obs, rewards, dones, infos = env.step(clipped_actions)
                 statistics.check(n_steps + 1)
@@ -389,8 +397,7 @@ class TRPO(OnPolicyAlgorithm):
             if isinstance(self.action_space, spaces.Discrete):
                 actions = actions.reshape(-1, 1)
             self._bootstrap_time_limits(rewards, dones, infos, lstm_states, n_steps)
-            starts = self._last_episode_starts
-            add(self._last_obs, actions, rewards, starts, values, log_probs, **stored)
+            add(self._last_obs, actions, rewards, episode_starts, values, log_probs, **stored)
             self._last_obs, self._last_episode_starts = cast(Any, new_obs), dones
             self._last_lstm_states = lstm_states
 

@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
-from sb3_trpo.finite import check_observations
+from sb3_trpo.finite import check_finite, check_observations
 from tests.cases import CASES, Case, toy_model
 from tests.environments import (
     BOX_ACTIONS,
@@ -307,3 +307,22 @@ def test_number_of_any_precision_that_is_not_finite_is_refused(dtype: Any) -> No
     for value in NOT_FINITE:
         with pytest.raises(ValueError, match="not finite"):
             check_observations(np.array([[0.0, value]], dtype), step=0)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_training_continues_under_normalisation_after_the_reward_was_corrected() -> None:
+    model = model_in(VecNormalize(faulty_envs(5, reward=np.nan)))
+    with pytest.raises(ValueError, match="reward"):
+        model.learn(48)
+    model.learn(48)
+    assert model._n_updates == 1
+
+
+def test_rewards_of_objects_are_checked() -> None:
+    with pytest.raises(ValueError, match="reward is not finite"):
+        check_finite("reward", np.array([0.0, np.nan], dtype=object), step=1)
+
+
+def test_tensors_of_observations_are_checked() -> None:
+    with pytest.raises(ValueError, match="observation is not finite"):
+        check_observations(th.tensor([[0.0, np.nan]]), step=1)  # type: ignore[arg-type]

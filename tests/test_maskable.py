@@ -18,6 +18,7 @@ from sb3_contrib.common.envs import (
 )
 from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from sb3_contrib.common.wrappers import ActionMasker
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
@@ -41,6 +42,7 @@ from tests.environments import (
     MULTI_BINARY_ACTIONS,
     MULTI_DISCRETE_ACTIONS,
     VECTOR,
+    ToyEnv,
     changed,
     collect,
     logged,
@@ -384,3 +386,23 @@ def test_callbacks_may_call_and_copy_the_policy_at_any_time() -> None:
     buffer: Any = model.rollout_buffer
     actions = buffer.actions.reshape(-1).astype(int)
     assert buffer.action_masks.reshape(len(actions), -1)[np.arange(len(actions)), actions].all()
+
+
+class WrongWidth(ToyEnv):
+    """Returns one value too many."""
+
+    def action_masks(self) -> np.ndarray:
+        return np.ones(4, dtype=bool)
+
+
+def test_masks_of_a_wrong_width_are_named() -> None:
+    env = WrongWidth(action_space=spaces.Discrete(3))
+    model = MaskableTRPO("MlpPolicy", env, n_steps=8, batch_size=8)
+    with pytest.raises(ValueError, match=r"4 values .* has 3"):
+        model.learn(8)
+
+
+def test_buffer_without_masks_is_refused_at_construction() -> None:
+    env = ToyEnv(action_space=spaces.Discrete(3))
+    with pytest.raises(ValueError, match="cannot fill a RolloutBuffer"):
+        MaskableTRPO("MlpPolicy", env, n_steps=128, rollout_buffer_class=RolloutBuffer)
