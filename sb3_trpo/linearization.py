@@ -212,7 +212,7 @@ def linearize_mlp(
     return MlpLinearization(policy, plain.actor, plain.head, parameters, features)
 
 
-class RowwiseLinearization(Linearization):
+class RowwiseLinearization(AutogradLinearization):
     """
     Derivatives of a policy that can be differentiated once only: J itself, row by row.
 
@@ -221,16 +221,6 @@ class RowwiseLinearization(Linearization):
     :param distribution: evaluated with gradients
     :param parameters: θ
     """
-
-    def __init__(
-        self, distribution: ActionDistribution, parameters: Sequence[nn.Parameter]
-    ) -> None:
-        super().__init__(distribution)
-        self.parameters = parameters
-
-    def gradient(self, value: th.Tensor) -> th.Tensor:
-        """Differentiate with respect to θ."""
-        return flatten(_grad([value], self.parameters))
 
     def jacobian_product(self, vector: th.Tensor) -> Outputs:
         """Multiply by J."""
@@ -255,7 +245,7 @@ _ADJOINT_TOLERANCE = 1e-3
 
 def differentiable(
     linearization: AutogradLinearization, gradient: th.Tensor
-) -> AutogradLinearization | RowwiseLinearization:
+) -> AutogradLinearization:
     """
     Choose a linearization by checking Jv, which autograd takes from a second backward pass.
 
