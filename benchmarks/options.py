@@ -28,11 +28,11 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 
 from sb3_trpo import TRPO
-from sb3_trpo.batch import Minibatch
-from sb3_trpo.conjugate_gradient import conjugate_gradient
-from sb3_trpo.critic import Critic, CriticFit
-from sb3_trpo.mlp import Pair, Tape, pairs_of
-from sb3_trpo.vectors import flatten, unflatten
+from sb3_trpo._batch import Minibatch
+from sb3_trpo._conjugate_gradient import conjugate_gradient
+from sb3_trpo._critic import Critic, CriticFit
+from sb3_trpo._mlp import Pair, Tape, pairs_of
+from sb3_trpo._vectors import flatten, unflatten
 
 ENVIRONMENTS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "LunarLander-v3")
 STEPS = 200_000

@@ -42,11 +42,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import sb3_trpo
-from sb3_trpo.fisher import FisherProduct
-from sb3_trpo.layerwise import LayerwiseLinearization
-from sb3_trpo.mlp import Tape
+from sb3_trpo._fisher import FisherProduct
+from sb3_trpo._layerwise import LayerwiseLinearization
+from sb3_trpo._mlp import Tape
+from sb3_trpo._rollout_forward import RolloutForward, fast_forward
 from sb3_trpo.rollout_buffer import fastest
-from sb3_trpo.rollout_forward import RolloutForward, fast_forward
 
 Algorithm = sb3_trpo.TRPO | sb3_contrib.TRPO
 CLASSES: dict[str, Any] = {"sb3_contrib": sb3_contrib.TRPO, "sb3_trpo": sb3_trpo.TRPO}

@@ -22,14 +22,14 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo import TRPO
-from sb3_trpo.actor import Actor, LinearizedActor, read_actor
-from sb3_trpo.batch import ActorBatch
-from sb3_trpo.conjugate_gradient import conjugate_gradient
-from sb3_trpo.fisher import FisherProduct
-from sb3_trpo.read_buffer import read_rollout
-from sb3_trpo.surrogate import Surrogate, improvement_and_kl, surrogate_at
-from sb3_trpo.trust_region import NaturalStep, natural_step
-from sb3_trpo.vectors import flatten
+from sb3_trpo._actor import Actor, LinearizedActor, read_actor
+from sb3_trpo._batch import ActorBatch
+from sb3_trpo._conjugate_gradient import conjugate_gradient
+from sb3_trpo._fisher import FisherProduct
+from sb3_trpo._read_buffer import read_rollout
+from sb3_trpo._surrogate import Surrogate, improvement_and_kl, surrogate_at
+from sb3_trpo._trust_region import NaturalStep, natural_step
+from sb3_trpo._vectors import flatten
 
 IMAGES = Path(__file__).parent / "pages" / "images"
 UPDATE = 20

@@ -14,7 +14,7 @@ from sb3_contrib.common.recurrent.policies import (
 )
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_trpo.distributions import maskable_distribution
+from sb3_trpo._distributions import maskable_distribution
 from sb3_trpo.maskable import MaskableTRPO
 from sb3_trpo.recurrent import RecurrentTRPO
 

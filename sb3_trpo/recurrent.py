@@ -12,7 +12,7 @@ from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn.modules.batchnorm import _NormBase
 
-from sb3_trpo.read_buffer import is_sb3_buffer
+from sb3_trpo._read_buffer import is_sb3_buffer
 from sb3_trpo.trpo import TRPO
 
 

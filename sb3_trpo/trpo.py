@@ -21,18 +21,17 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.actor import Actor, LinearizedActor, read_actor
-from sb3_trpo.batch import ActorBatch, Minibatch, Rollout
-from sb3_trpo.checkpoint import rewindable, saved_kl_reduction
-from sb3_trpo.critic import Critic, CriticFit, fit_critic, read_critic
-from sb3_trpo.finite import NormalizationStatistics, Reading, check_finite
-from sb3_trpo.fisher import FisherProduct
-from sb3_trpo.hyperparameters import KL_REDUCTIONS, check_ranges, parse_schedule, value_at
-from sb3_trpo.read_buffer import minibatches, read_rollout
-from sb3_trpo.rollout_buffer import fastest
-from sb3_trpo.rollout_forward import fast_forward
-from sb3_trpo.surrogate import Surrogate, improvement_and_kl, surrogate_at
-from sb3_trpo.trust_region import (
+from sb3_trpo._actor import Actor, LinearizedActor, read_actor
+from sb3_trpo._batch import ActorBatch, Minibatch, Rollout
+from sb3_trpo._critic import Critic, CriticFit, fit_critic, read_critic
+from sb3_trpo._finite import NormalizationStatistics, Reading, check_finite
+from sb3_trpo._fisher import FisherProduct
+from sb3_trpo._hyperparameters import KL_REDUCTIONS, check_ranges, parse_schedule, value_at
+from sb3_trpo._read_buffer import minibatches, read_rollout
+from sb3_trpo._rollout_forward import fast_forward
+from sb3_trpo._saved_model import rewindable, saved_kl_reduction
+from sb3_trpo._surrogate import Surrogate, improvement_and_kl, surrogate_at
+from sb3_trpo._trust_region import (
     Candidate,
     LineSearch,
     NaturalStep,
@@ -40,6 +39,7 @@ from sb3_trpo.trust_region import (
     inside_trust_region,
     natural_step,
 )
+from sb3_trpo.rollout_buffer import fastest
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 

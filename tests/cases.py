@@ -21,11 +21,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
-from sb3_trpo.actor import Actor, LinearizedActor, read_actor
-from sb3_trpo.batch import ActorBatch, Rollout
-from sb3_trpo.fisher import FisherProduct
-from sb3_trpo.read_buffer import read_rollout
-from sb3_trpo.surrogate import Surrogate, surrogate_at
+from sb3_trpo._actor import Actor, LinearizedActor, read_actor
+from sb3_trpo._batch import ActorBatch, Rollout
+from sb3_trpo._fisher import FisherProduct
+from sb3_trpo._read_buffer import read_rollout
+from sb3_trpo._surrogate import Surrogate, surrogate_at
 from tests import reference
 from tests.environments import (
     BOX_ACTIONS,

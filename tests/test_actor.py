@@ -11,13 +11,14 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import distributions as td
 from torch import nn
 
-from sb3_trpo import TRPO, layerwise
-from sb3_trpo import actor as actor_module
-from sb3_trpo.actor import Actor, LinearizedActor, read_actor, training_mode
-from sb3_trpo.batch import ActorBatch
-from sb3_trpo.layerwise import LayerwiseLinearization
-from sb3_trpo.linearization import AutogradLinearization
-from sb3_trpo.read_buffer import read_rollout
+from sb3_trpo import TRPO
+from sb3_trpo import _actor as actor_module
+from sb3_trpo import _layerwise as layerwise
+from sb3_trpo._actor import Actor, LinearizedActor, read_actor, training_mode
+from sb3_trpo._batch import ActorBatch
+from sb3_trpo._layerwise import LayerwiseLinearization
+from sb3_trpo._linearization import AutogradLinearization
+from sb3_trpo._read_buffer import read_rollout
 from tests import reference
 from tests.cases import POLICIES, Case, actor_and_batch, collected, toy_model
 from tests.environments import VECTOR, collect
@@ -132,7 +133,7 @@ def test_every_policy_whose_parameters_are_of_layers_can_be_differentiated_by_la
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layerwise, "SLOPE_COST", 0.0)
-    monkeypatch.setattr("sb3_trpo.actor.linearize_mlp", lambda *_: None)
+    monkeypatch.setattr("sb3_trpo._actor.linearize_mlp", lambda *_: None)
     actor, batch = actor_and_batch(collected(case))
     kind = AutogradLinearization if case in BY_AUTOGRAD else LayerwiseLinearization
     assert type(actor.linearize(batch)) is kind

@@ -9,9 +9,9 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
-from sb3_trpo.batch import ActorBatch, Minibatch, Rollout
-from sb3_trpo.read_buffer import is_sb3_buffer, minibatches, read_rollout
-from sb3_trpo.sequences import Observations
+from sb3_trpo._batch import ActorBatch, Minibatch, Rollout
+from sb3_trpo._read_buffer import is_sb3_buffer, minibatches, read_rollout
+from sb3_trpo._sequences import Observations
 
 CPU = th.device("cpu")
 BOX = spaces.Box(-1.0, 1.0, (2,))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_trpo import conjugate_gradient as module
-from sb3_trpo.conjugate_gradient import CGSolution, CGStatus, conjugate_gradient
+from sb3_trpo import _conjugate_gradient as module
+from sb3_trpo._conjugate_gradient import CGSolution, CGStatus, conjugate_gradient
 from tests import reference
 
 # Of a solve that ran to its end, with condition numbers up to 1e4 in float64.

@@ -17,9 +17,9 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sb3_trpo import TRPO
-from sb3_trpo.batch import Minibatch
-from sb3_trpo.critic import Critic, CriticFit, fit_critic, read_critic
-from sb3_trpo.read_buffer import minibatches
+from sb3_trpo._batch import Minibatch
+from sb3_trpo._critic import Critic, CriticFit, fit_critic, read_critic
+from sb3_trpo._read_buffer import minibatches
 from tests import reference
 from tests.cases import CASES, POLICIES, actor_and_batch, collected, rollout_of
 from tests.policies import freeze

@@ -18,7 +18,7 @@ from stable_baselines3.common.distributions import (
 from torch import distributions as td
 from torch.nn.functional import softplus
 
-from sb3_trpo.distributions import ActionDistribution, Family, Generic, Outputs, family_of
+from sb3_trpo._distributions import ActionDistribution, Family, Generic, Outputs, family_of
 from tests import reference
 
 N = 4

@@ -6,8 +6,8 @@ import pytest
 import torch as th
 from stable_baselines3 import A2C, PPO
 
-from sb3_trpo.linearization import RowwiseLinearization
-from sb3_trpo.surrogate import improvement_and_kl
+from sb3_trpo._linearization import RowwiseLinearization
+from sb3_trpo._surrogate import improvement_and_kl
 from tests import reference
 from tests.cases import actor_and_batch, collected, fisher_of, surrogate_of, toy_envs, toy_model
 from tests.layers import LAYERS, behind_a_linear_layer

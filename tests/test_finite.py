@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
-from sb3_trpo.finite import check_finite, check_observations
+from sb3_trpo._finite import check_finite, check_observations
 from tests.cases import CASES, Case, toy_model
 from tests.environments import (
     BOX_ACTIONS,

@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import torch as th
 
-from sb3_trpo import TRPO, layerwise
-from sb3_trpo.actor import Actor, LinearizedActor
-from sb3_trpo.batch import ActorBatch
-from sb3_trpo.fisher import FisherProduct
-from sb3_trpo.linearization import Linearization
-from sb3_trpo.surrogate import surrogate_at
-from sb3_trpo.trust_region import natural_step
+from sb3_trpo import TRPO
+from sb3_trpo import _layerwise as layerwise
+from sb3_trpo._actor import Actor, LinearizedActor
+from sb3_trpo._batch import ActorBatch
+from sb3_trpo._fisher import FisherProduct
+from sb3_trpo._linearization import Linearization
+from sb3_trpo._surrogate import surrogate_at
+from sb3_trpo._trust_region import natural_step
 from tests import reference
 from tests.cases import POLICIES, actor_and_batch, collected, data_of, fisher_of
 

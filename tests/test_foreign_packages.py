@@ -68,7 +68,7 @@ def test_adversarial_imitation_trains_the_learner_as_its_generator(
     env = make_vec_env("CartPole-v1", 2, seed=0)
     generator = learner("MlpPolicy", env, n_steps=64, batch_size=64, seed=0, device="cpu")
     before = state_of(generator)
-    trainer = {"gail": GAIL, "airl": AIRL}[algorithm](
+    trainer: Any = {"gail": GAIL, "airl": AIRL}[algorithm](
         demonstrations=demonstrations(),
         demo_batch_size=64,
         venv=env,

@@ -90,7 +90,7 @@ def saved_model() -> bytes:
 
 
 def test_the_tables_cover_every_hyperparameter_with_a_range() -> None:
-    from sb3_trpo.hyperparameters import _RANGES
+    from sb3_trpo._hyperparameters import _RANGES
 
     assert _RANGES.keys() == BAD.keys() == GOOD.keys()
 

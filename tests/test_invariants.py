@@ -12,7 +12,7 @@ import pytest
 import torch as th
 
 import sb3_trpo
-from sb3_trpo.surrogate import improvement_and_kl
+from sb3_trpo._surrogate import improvement_and_kl
 from sb3_trpo.trpo import ACTOR_UPDATES
 from tests import reference, stepped
 from tests.cases import (
@@ -26,7 +26,7 @@ from tests.cases import (
     toy_model,
 )
 from tests.environments import changed, changed_actor, collect, critic_only, logged, state_of
-from tests.test_checkpoint import same_tensors, saved
+from tests.test_saved_model import same_tensors, saved
 
 # Rounding of a float32 mean over some hundred states.
 ROUNDING = 1e-4

@@ -9,12 +9,12 @@ from gymnasium import spaces
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_trpo import layerwise
-from sb3_trpo.actor import Actor
-from sb3_trpo.batch import ActorBatch
-from sb3_trpo.layerwise import LayerwiseLinearization
-from sb3_trpo.linearization import AutogradLinearization
-from sb3_trpo.vectors import flatten
+from sb3_trpo import _layerwise as layerwise
+from sb3_trpo._actor import Actor
+from sb3_trpo._batch import ActorBatch
+from sb3_trpo._layerwise import LayerwiseLinearization
+from sb3_trpo._linearization import AutogradLinearization
+from sb3_trpo._vectors import flatten
 from tests.cases import POLICIES, Case, actor_and_batch, collected
 from tests.environments import BOX_ACTIONS, DISCRETE_ACTIONS, TINY_IMAGE, VECTOR
 from tests.layers import case_of
@@ -314,7 +314,7 @@ def test_layers_are_wide_for_the_number_of_actions_where_they_are_cheaper(
     width: int, actions: int, is_layerwise: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr("sb3_trpo.actor.linearize_mlp", lambda *_: None)
+    monkeypatch.setattr("sb3_trpo._actor.linearize_mlp", lambda *_: None)
     case = Case("MlpPolicy", VECTOR, spaces.Discrete(actions), {"net_arch": [width, width]})
     assert (kind_of(case) is LayerwiseLinearization) is is_layerwise
 

@@ -13,25 +13,25 @@ ROOT = Path(sb3_trpo.__file__).parent
 # Lowest layer first. Within a layer, a module imports only modules that stand before it; those of
 # a set import none of each other. `zoo` stands for all modules of the subpackage.
 LAYERS: tuple[Collection[str], ...] = (
-    ("conjugate_gradient", "vectors", "state_mean"),
+    ("_conjugate_gradient", "_vectors", "_state_mean"),
     (
-        "sequences",
-        "distributions",
-        "batch",
-        "read_buffer",
-        "plain",
-        "mlp",
-        "linearization",
-        "layerwise",
-        "actor",
+        "_sequences",
+        "_distributions",
+        "_batch",
+        "_read_buffer",
+        "_plain",
+        "_mlp",
+        "_linearization",
+        "_layerwise",
+        "_actor",
     ),
-    {"surrogate", "fisher", "trust_region", "critic"},
+    {"_surrogate", "_fisher", "_trust_region", "_critic"},
     (
-        "hyperparameters",
-        "finite",
-        "rollout_forward",
+        "_hyperparameters",
+        "_finite",
+        "_rollout_forward",
         "rollout_buffer",
-        "checkpoint",
+        "_saved_model",
         "trpo",
         "maskable",
         "recurrent",
@@ -114,7 +114,7 @@ def test_only_one_file_knows_the_distribution_classes() -> None:
         for name in imported_names(path.read_text())
         if name.startswith(others) and "distributions" in name
     }
-    assert knowing == {"distributions"}
+    assert knowing == {"_distributions"}
 
 
 def test_the_modules_of_the_update_never_import_each_other() -> None:
@@ -126,10 +126,10 @@ def test_the_modules_of_the_update_never_import_each_other() -> None:
 @pytest.mark.parametrize(
     ("importer", "source"),
     [
-        ("vectors", "from sb3_trpo.batch import ActorBatch"),
-        ("surrogate", "from sb3_trpo.fisher import FisherProduct"),
-        ("batch", "from sb3_trpo import actor"),
-        ("critic", "def f():\n    import sb3_trpo.trpo"),
+        ("_vectors", "from sb3_trpo._batch import ActorBatch"),
+        ("_surrogate", "from sb3_trpo._fisher import FisherProduct"),
+        ("_batch", "from sb3_trpo import _actor"),
+        ("_critic", "def f():\n    import sb3_trpo.trpo"),
         ("trpo", "from sb3_trpo import TRPO"),
         ("trpo", "from sb3_trpo.zoo import train"),
     ],

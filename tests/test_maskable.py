@@ -23,8 +23,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_trpo import TRPO, MaskableTRPO
-from sb3_trpo.read_buffer import read_rollout
-from sb3_trpo.surrogate import improvement_and_kl
+from sb3_trpo._read_buffer import read_rollout
+from sb3_trpo._surrogate import improvement_and_kl
 from sb3_trpo.trpo import ACTOR_UPDATES
 from tests import reference
 from tests.cases import (

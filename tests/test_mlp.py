@@ -10,9 +10,9 @@ from torch import nn
 from torch.autograd import functional
 from torch.func import functional_call
 
-from sb3_trpo.linearization import MlpLinearization
-from sb3_trpo.mlp import Tape, pairs_of
-from sb3_trpo.plain import Mlp, read_mlp, read_plain
+from sb3_trpo._linearization import MlpLinearization
+from sb3_trpo._mlp import Tape, pairs_of
+from sb3_trpo._plain import Mlp, read_mlp, read_plain
 from tests.cases import POLICIES, actor_and_batch, collected
 from tests.environments import BOX_ACTIONS, VECTOR
 
@@ -189,7 +189,7 @@ def test_plain_policies_and_no_others_take_the_closed_form(case: str, float64: b
 def test_closed_form_equals_autograd(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     actor, batch = actor_and_batch(collected(case, float64=True))
     closed_form = actor.linearize(batch)
-    monkeypatch.setattr("sb3_trpo.actor.linearize_mlp", lambda *_: None)
+    monkeypatch.setattr("sb3_trpo._actor.linearize_mlp", lambda *_: None)
     by_autograd = actor.linearize(batch)
     vector = th.randn(sum(p.numel() for p in actor.parameters), dtype=th.float64)
     products = []

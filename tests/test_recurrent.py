@@ -17,8 +17,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from sb3_trpo import TRPO, RecurrentTRPO
-from sb3_trpo.batch import SequenceBatch
-from sb3_trpo.sequences import Sequences
+from sb3_trpo._batch import SequenceBatch
+from sb3_trpo._sequences import Sequences
 from tests import reference, stepped
 from tests.cases import (
     CASES,

@@ -20,11 +20,11 @@ from torch import distributions as td
 from torch import nn
 
 from sb3_trpo import TRPO
-from sb3_trpo.actor import read_actor
-from sb3_trpo.critic import read_critic
-from sb3_trpo.distributions import family_of
-from sb3_trpo.read_buffer import read_rollout
-from sb3_trpo.surrogate import improvement_and_kl
+from sb3_trpo._actor import read_actor
+from sb3_trpo._critic import read_critic
+from sb3_trpo._distributions import family_of
+from sb3_trpo._read_buffer import read_rollout
+from sb3_trpo._surrogate import improvement_and_kl
 from tests.cases import surrogate_of
 from tests.environments import BOX_ACTIONS, DICT, VECTOR, ToyEnv
 

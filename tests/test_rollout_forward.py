@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_trpo import TRPO
-from sb3_trpo.rollout_forward import fast_forward
+from sb3_trpo._rollout_forward import fast_forward
 from tests.environments import BOX_ACTIONS, VECTOR, ToyEnv
 
 # Both passes run the same float32 layers; they differ in the order of a few sums.

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_trpo.batch import ActorBatch, Rollout, SequenceBatch
-from sb3_trpo.read_buffer import minibatches
-from sb3_trpo.sequences import Sequences, cut_sequences
+from sb3_trpo._batch import ActorBatch, Rollout, SequenceBatch
+from sb3_trpo._read_buffer import minibatches
+from sb3_trpo._sequences import Sequences, cut_sequences
 
 
 def cut(*lengths: int) -> Sequences:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_trpo.state_mean import state_mean
+from sb3_trpo._state_mean import state_mean
 from tests import reference
 
 

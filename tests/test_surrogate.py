@@ -6,9 +6,9 @@ import pytest
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trpo.actor import Actor
-from sb3_trpo.batch import ActorBatch
-from sb3_trpo.surrogate import improvement_and_kl
+from sb3_trpo._actor import Actor
+from sb3_trpo._batch import ActorBatch
+from sb3_trpo._surrogate import improvement_and_kl
 from tests import reference
 from tests.cases import POLICIES, Case, actor_and_batch, collected, data_of, surrogate_of, toy_model
 from tests.environments import DISCRETE_ACTIONS, VECTOR

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_trpo.conjugate_gradient import CGStatus
-from sb3_trpo.trust_region import (
+from sb3_trpo._conjugate_gradient import CGStatus
+from sb3_trpo._trust_region import (
     Candidate,
     NaturalStep,
     backtrack,

@@ -1,7 +1,7 @@
 import pytest
 import torch as th
 
-from sb3_trpo.vectors import flatten, unflatten
+from sb3_trpo._vectors import flatten, unflatten
 
 SHAPES = [[(2, 3), (4,), ()], [(1,)], [(2, 0), (3,)], [(2, 3, 4, 5)]]
 

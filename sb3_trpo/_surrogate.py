@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import torch as th
 
-from sb3_trpo.actor import Actor, LinearizedActor
-from sb3_trpo.batch import ActorBatch
-from sb3_trpo.distributions import ActionDistribution, Outputs
-from sb3_trpo.state_mean import state_mean
+from sb3_trpo._actor import Actor, LinearizedActor
+from sb3_trpo._batch import ActorBatch
+from sb3_trpo._distributions import ActionDistribution, Outputs
+from sb3_trpo._state_mean import state_mean
 
 # What torch's distributions raise for parameters that are not valid.
 _REFUSALS = (ValueError, th.linalg.LinAlgError)  # type: ignore[attr-defined] # not in its __all__

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch as th
 
-from sb3_trpo.sequences import Observations, RecurrentInputs, Sequences, select
+from sb3_trpo._sequences import Observations, RecurrentInputs, Sequences, select
 
 # What the critic reads. For a recurrent critic: its inputs and the indices of the real states.
 Features = Observations | tuple[RecurrentInputs, th.Tensor]

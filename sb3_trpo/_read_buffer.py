@@ -12,8 +12,8 @@ from sb3_contrib.common.maskable import buffers as maskable
 from sb3_contrib.common.recurrent import buffers as recurrent
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
-from sb3_trpo.batch import Layout, Minibatch, Rollout, rows_of
-from sb3_trpo.sequences import Observations, Sequences, cut_sequences, select
+from sb3_trpo._batch import Layout, Minibatch, Rollout, rows_of
+from sb3_trpo._sequences import Observations, Sequences, cut_sequences, select
 
 # Buffers whose arrays are read directly.
 _KNOWN: tuple[Any, ...] = (

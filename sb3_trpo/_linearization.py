@@ -3,7 +3,7 @@ The actor linearised at one batch of states: products with its Jacobian and the 
 
 ====  =====================================================================
 θ     actor parameters, P numbers in total
-z     outputs of the action distribution (see :mod:`sb3_trpo.distributions`)
+z     outputs of the action distribution (see :mod:`sb3_trpo._distributions`)
 J     Jacobian dz/dθ at the batch
 ====  =====================================================================
 """
@@ -18,11 +18,11 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_trpo.distributions import ActionDistribution, Gaussian, Head, Metric, Outputs
-from sb3_trpo.mlp import Pair, Tape, flat_features, pairs_of
-from sb3_trpo.plain import Mlp, read_plain
-from sb3_trpo.sequences import Observations
-from sb3_trpo.vectors import flatten, unflatten
+from sb3_trpo._distributions import ActionDistribution, Gaussian, Head, Metric, Outputs
+from sb3_trpo._mlp import Pair, Tape, flat_features, pairs_of
+from sb3_trpo._plain import Mlp, read_plain
+from sb3_trpo._sequences import Observations
+from sb3_trpo._vectors import flatten, unflatten
 
 
 class Linearization(ABC):

@@ -13,7 +13,7 @@ from stable_baselines3.common.preprocessing import get_action_dim, is_image_spac
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_trpo.distributions import (
+from sb3_trpo._distributions import (
     Bernoulli,
     Categorical,
     Family,
@@ -21,9 +21,9 @@ from sb3_trpo.distributions import (
     Head,
     MultiCategorical,
 )
-from sb3_trpo.finite import is_finite
-from sb3_trpo.mlp import flat_features
-from sb3_trpo.plain import Mlp, read_plain
+from sb3_trpo._finite import is_finite
+from sb3_trpo._mlp import flat_features
+from sb3_trpo._plain import Mlp, read_plain
 
 
 class RolloutForward:

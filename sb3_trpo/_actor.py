@@ -13,18 +13,18 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 
-from sb3_trpo.batch import ActorBatch
-from sb3_trpo.distributions import ActionDistribution, Outputs
-from sb3_trpo.layerwise import directions, layerwise, recording_layers
-from sb3_trpo.linearization import (
+from sb3_trpo._batch import ActorBatch
+from sb3_trpo._distributions import ActionDistribution, Outputs
+from sb3_trpo._layerwise import directions, layerwise, recording_layers
+from sb3_trpo._linearization import (
     AutogradLinearization,
     Linearization,
     RowwiseLinearization,
     differentiable,
     linearize_mlp,
 )
-from sb3_trpo.sequences import Observations
-from sb3_trpo.vectors import flatten
+from sb3_trpo._sequences import Observations
+from sb3_trpo._vectors import flatten
 
 # States that are evaluated to find the actor's parts and the memory that a state takes.
 _PROBE_STATES = 16

@@ -15,7 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActor
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor
 from torch import nn
 
-from sb3_trpo.distributions import Head, head_of
+from sb3_trpo._distributions import Head, head_of
 
 Weights = Sequence[tuple[th.Tensor, th.Tensor]]
 

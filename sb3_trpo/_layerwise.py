@@ -30,10 +30,10 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-from sb3_trpo.distributions import ActionDistribution, Outputs
-from sb3_trpo.linearization import AutogradLinearization, Linearization, views_by_id
-from sb3_trpo.plain import has_global_hooks, is_plain
-from sb3_trpo.vectors import flatten
+from sb3_trpo._distributions import ActionDistribution, Outputs
+from sb3_trpo._linearization import AutogradLinearization, Linearization, views_by_id
+from sb3_trpo._plain import has_global_hooks, is_plain
+from sb3_trpo._vectors import flatten
 
 # Fisher products in an update.
 _PRODUCTS = 15

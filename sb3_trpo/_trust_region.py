@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import torch as th
 
-from sb3_trpo.conjugate_gradient import CGSolution, CGStatus, conjugate_gradient
-from sb3_trpo.vectors import unflatten
+from sb3_trpo._conjugate_gradient import CGSolution, CGStatus, conjugate_gradient
+from sb3_trpo._vectors import unflatten
 
 # Least share of the curvature that is left without damping. A direction that F hardly sees would
 # otherwise be stretched without bound.

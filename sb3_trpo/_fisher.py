@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch as th
 
-from sb3_trpo.actor import LinearizedActor
-from sb3_trpo.batch import ActorBatch
-from sb3_trpo.state_mean import state_mean
+from sb3_trpo._actor import LinearizedActor
+from sb3_trpo._batch import ActorBatch
+from sb3_trpo._state_mean import state_mean
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """
 Closed-form derivatives of plain multi-layer perceptrons: the fast path of actor and critic.
 
-An optimisation behind the same interfaces: a network that :mod:`sb3_trpo.plain` does not recognise
+An optimisation behind the same interfaces: a network that :mod:`sb3_trpo._plain` does not recognise
 goes through autograd and gets the same numbers.
 
 =======  ==========================================================
@@ -22,8 +22,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import nn
 
-from sb3_trpo.plain import Mlp, Weights
-from sb3_trpo.sequences import Observations
+from sb3_trpo._plain import Mlp, Weights
+from sb3_trpo._sequences import Observations
 
 T = TypeVar("T")
 

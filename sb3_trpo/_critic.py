@@ -17,11 +17,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.adam import adam
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from sb3_trpo.actor import training_mode
-from sb3_trpo.batch import Features, Minibatch, size_of
-from sb3_trpo.mlp import Tape, flat_features, pairs_of, preprocessed
-from sb3_trpo.plain import Mlp, read_plain
-from sb3_trpo.sequences import Observations, select
+from sb3_trpo._actor import training_mode
+from sb3_trpo._batch import Features, Minibatch, size_of
+from sb3_trpo._mlp import Tape, flat_features, pairs_of, preprocessed
+from sb3_trpo._plain import Mlp, read_plain
+from sb3_trpo._sequences import Observations, select
 
 # Number of states that a fixed features extractor evaluates at a time.
 _STATES_PER_PASS = 512
