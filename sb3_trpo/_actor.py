@@ -52,7 +52,7 @@ class Actor:
     :param parameters: θ, what the action distribution depends on and what is not frozen, in the
         policy's order
     :param modules: the modules that the action distribution runs through
-    :param kl_scale: what the KL divergence of the joint action is multiplied by
+    :param kl_scale: factor on the KL divergence of the joint action
     :param max_states_per_chunk: number of states that are evaluated at a time
     :param max_states_in_memory: number of states whose graphs may be in memory at a time
     :param is_differentiable_once: whether the policy runs operations that torch cannot
@@ -105,9 +105,9 @@ class Actor:
 
     def refresh_running_statistics(self, batches: Sequence[ActorBatch]) -> bool:
         """
-        Let the actor's batch normalisation see the rollout once.
+        Update the running statistics of the actor's batch normalisation, once per rollout.
 
-        :param batches: minibatches; single states are passed over, they have no variance
+        :param batches: minibatches; single states are skipped because they have no variance
         :return: whether the actor has such layers
         """
         layers = [m for m in self.modules if isinstance(m, _NormBase) and m.track_running_stats]
@@ -124,10 +124,10 @@ class LinearizedActor:
     """
     The actor at θ_k, linearised chunk by chunk.
 
-    Keeps as many linearizations in memory as fit, for the passes to come. θ must not move.
+    Keeps as many linearizations in memory as fit, for later passes. θ must not change meanwhile.
 
     :param actor: at θ_k
-    :param chunks: the states that are gone through again and again
+    :param chunks: the chunks that later passes visit again
     """
 
     def __init__(self, actor: Actor, chunks: Sequence[ActorBatch]) -> None:
@@ -137,10 +137,10 @@ class LinearizedActor:
 
     def at(self, chunk: ActorBatch) -> Linearization:
         """
-        Linearise the actor, unless that is in memory.
+        Return the linearization at a chunk, from memory if it is there.
 
-        :param chunk: states, among the repeated ones or not
-        :return: what derivatives are taken from
+        :param chunk: any states
+        :return: their linearization
         """
         if chunk not in self._built:
             # Free what does not stay before the next graph is built.
@@ -151,7 +151,7 @@ class LinearizedActor:
 
 
 def _first_in_memory(chunks: Sequence[ActorBatch], max_states: int) -> frozenset[ActorBatch]:
-    """Take as many chunks as fit; if not all do, leave room for one of the others."""
+    """Choose as many chunks as fit; if not all do, leave room for one of the others."""
     sizes = list(map(len, chunks))
     room = max_states if sum(sizes) <= max_states else max_states - max(sizes)
     pairs = zip(chunks, accumulate(sizes), strict=True)
@@ -181,7 +181,7 @@ def read_distribution(policy: ActorCriticPolicy, batch: ActorBatch) -> ActionDis
 
 @contextmanager
 def _keeping_state(distribution: object) -> Iterator[None]:
-    """Give an object the attributes back that it had before the block."""
+    """Restore an object's attributes after the block."""
     attributes = dict(vars(distribution))
     try:
         yield
@@ -209,7 +209,7 @@ def training_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 @dataclass
 class _Probe:
-    """What a forward pass of few states touched: sizes in bytes, of all states together."""
+    """What a forward pass of a few states used: sizes in bytes, of all states together."""
 
     n_states: int
     modules: set[nn.Module] = field(default_factory=set)
@@ -223,7 +223,7 @@ class _Probe:
         return nn.Conv2d in kinds and not any(issubclass(kind, nn.RNNBase) for kind in kinds)
 
     def bytes_per_state(self, linearization: Linearization) -> float:
-        """Estimate what such a linearization keeps."""
+        """Estimate the memory that such a linearization keeps."""
         distribution = linearization.distribution
         if isinstance(linearization, RowwiseLinearization):
             columns = sum(z[0].numel() for z in distribution.outputs)

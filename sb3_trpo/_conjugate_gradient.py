@@ -27,7 +27,7 @@ class CGStatus(str, Enum):
     NOT_FINITE = "not_finite"
 
 
-# As numbers, for an accelerator.
+# The statuses as integers, with which an accelerator can compute.
 _STATUSES = tuple(CGStatus)
 _RUNNING, _CONVERGED, _NON_POSITIVE_CURVATURE, _NOT_FINITE = range(4)
 
@@ -37,10 +37,10 @@ Product = Callable[[th.Tensor], th.Tensor]
 @dataclass(frozen=True)
 class CGSolution:
     """
-    What the solver found.
+    The solver's result.
 
     :param x: approximate solution, shape ``(P,)``; always finite when ``b`` is
-    :param residual: ‖b - Ax‖ / ‖b‖ as the recurrence has it; 0 for b = 0
+    :param residual: ‖b - Ax‖ / ‖b‖ as computed by the recurrence; 0 for b = 0
     :param curvature: xᵀAx, a by-product that costs no further product; 0 where x = 0
     :param iterations: number of steps that moved x, one product each
     :param status: why the iteration ended

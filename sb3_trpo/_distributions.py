@@ -1,5 +1,5 @@
 """
-What the update needs to know of an action distribution.
+Action distributions as the update uses them: outputs, KL divergence and Fisher metric.
 
 The only file that knows SB3's distribution classes. A family reads a distribution as the tensors z
 (its *outputs*) that the network computes for every state, and gives the KL divergence and the
@@ -61,7 +61,7 @@ class Family(ABC):
     @abstractmethod
     def outputs(self, distribution: Any) -> Outputs:
         """
-        Read z off a distribution.
+        Read z from a distribution.
 
         :param distribution: the torch distribution (for MultiDiscrete actions: the list of them) of
             n states
@@ -179,7 +179,7 @@ class Bernoulli(Family):
 
 
 def _without_kl(template: td.Distribution) -> ValueError:
-    """Say that a family cannot be used, and what to do."""
+    """Return the error for a family without a KL divergence."""
     return ValueError(
         f"TRPO needs the KL divergence of the action distribution, and torch has none for "
         f"{_family_name(template)}. Give it one with torch.distributions.register_kl, or use "
@@ -210,7 +210,7 @@ class Generic(Family):
         return tuple(th.as_tensor(getattr(base, name)) for name in _parameter_names(base))
 
     def kl(self, new: Outputs, old: Outputs) -> th.Tensor:
-        """Ask torch."""
+        """Use torch's formula."""
         divergence = td.kl_divergence(self._rebuild(new), self._rebuild(old))
         return divergence.reshape(divergence.shape[0], -1)
 
@@ -315,7 +315,7 @@ def family_of(distribution: object) -> Family:
 @dataclass(frozen=True)
 class Head:
     """
-    What one of SB3's own distribution classes makes of the last layer's output.
+    How one of SB3's own distribution classes reads the last layer's output.
 
     :param family: the closed form
     :param sizes: of a MultiDiscrete action's blocks of logits; empty for other actions
@@ -344,7 +344,7 @@ def head_of(policy: ActorCriticPolicy) -> Head | None:
     """
     Recognise a distribution that the last layer's output (and a Gaussian's log std) determines.
 
-    :param policy: its ``action_dist`` is looked at
+    :param policy: any policy; its ``action_dist`` is read
     :return: the head; ``None`` if the distribution is not exactly one of SB3's, or a gSDE
         distribution, or if the actions share a standard deviation
     """
@@ -380,7 +380,7 @@ class ActionDistribution:
     def __init__(self, distribution: Distribution) -> None:
         # SB3's policies keep one object and overwrite its content at the next call.
         self._distribution = copy.copy(distribution)
-        # contrib's maskable distributions for several actions say `distributions`.
+        # sb3-contrib's maskable distributions for several actions name it `distributions`.
         torch_distribution = getattr(
             distribution, "distribution", getattr(distribution, "distributions", None)
         )

@@ -1,4 +1,4 @@
-"""Which values the hyperparameters may have."""
+"""Allowed hyperparameter values."""
 
 import math
 from collections.abc import Callable
@@ -28,9 +28,9 @@ def parse_schedule(name: str, value: float | str | Schedule) -> float | Schedule
     """
     Turn the RL Zoo's ``"lin_0.02"`` into SB3's schedule.
 
-    SB3's class, because a saved model holds it and has to load where this package is missing.
+    It is SB3's class so that a saved model loads where this package is missing.
 
-    :param name: of the hyperparameter
+    :param name: name of the hyperparameter
     :param value: number, schedule, or string
     :return: number or schedule
     :raises ValueError: if a string is not of that form, or a start value is negative or not finite
@@ -45,14 +45,16 @@ def value_at(name: str, value: float | str | Schedule | None, progress: float) -
     """
     Read a hyperparameter that may be a schedule.
 
-    :param name: of the hyperparameter
+    :param name: name of the hyperparameter
     :param value: number, schedule, or string
     :param progress: remaining progress, from 1 to 0
-    :return: the number that it stands for now, finite and at least 0
+    :return: the current number, finite and at least 0
     :raises ValueError: if it is not
     """
     if value is None:
-        raise ValueError(f"{name}=None stands for a default only when a model is made. Set it.")
+        raise ValueError(
+            f"{name}=None stands for the default only at construction. Set a number or a schedule."
+        )
     if isinstance(value, str):
         number = _linear_start(name, value) * progress
     else:
@@ -77,14 +79,14 @@ def _linear_start(name: str, text: str) -> float:
 
 
 def _is_integer(least: int) -> Callable[[Any], bool]:
-    """Make a test for an integer that is not too small."""
+    """Return a test for an integer of at least ``least``."""
     return lambda value: (
         isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= least
     )
 
 
 def _is_number(is_allowed: Callable[[float], bool]) -> Callable[[Any], bool]:
-    """Make a test for a finite number."""
+    """Return a test for a finite number in a range."""
 
     def check(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
@@ -95,7 +97,7 @@ def _is_number(is_allowed: Callable[[float], bool]) -> Callable[[Any], bool]:
 
 
 def _is_number_or_schedule(value: Any) -> bool:
-    """Tell whether a value can be read at every update, or is not set."""
+    """Return whether a value is a number of at least 0, a schedule, a string or None."""
     is_number = _is_number(lambda number: number >= 0)
     return value is None or isinstance(value, str) or callable(value) or is_number(value)
 

@@ -1,12 +1,12 @@
 """
 Derivatives of networks of linear and convolutional layers, layer by layer.
 
-A layer is linear in its weights, so a change of them moves an output of the network by what it does
-to the layer's own output, times the slope of the network's output with respect to that. With these
-slopes computed once, every further product costs one forward pass and one weight gradient of each
-layer: half of what two backward passes through the network cost. For a convolution with fewer
-weights than outputs, the usual first layer, the Jacobian itself is kept instead: it is smaller than
-the slopes, and a product is a single matrix multiplication.
+A layer's output is linear in the layer's weights. The network's output therefore changes by the
+change of the layer's output times a slope, which does not depend on the change. These slopes are
+computed once. Every further product then costs one forward pass and one weight gradient per layer,
+half of what two backward passes through the network cost. For a convolution with fewer weights than
+outputs, the usual first layer, the Jacobian itself is kept: it is smaller than the slopes, and a
+product is a single matrix multiplication.
 
 ====  ====================================================================================
 h_l   input of layer l
@@ -15,7 +15,7 @@ S_la  slope of the a-th output of the network with respect to o_l, for every sta
 J_la  slope of the a-th output of the network with respect to (W_l, b_l), for every state
 ====  ====================================================================================
 
-Of logits only the differences to the last one matter, so there is one output fewer.
+Only the differences of the logits to the last one matter, so there is one output fewer.
 """
 
 from collections import Counter
@@ -35,11 +35,11 @@ from sb3_trpo._linearization import AutogradLinearization, Linearization, views_
 from sb3_trpo._plain import has_global_hooks, is_plain
 from sb3_trpo._vectors import flatten
 
-# Fisher products in an update.
+# Number of Fisher products in an update, to estimate its cost.
 _PRODUCTS = 15
 
-# Time of a number of a slope in a product, as a multiple of a multiplication in a layer. Measured
-# on one core: fully connected layers of 64 break even at one output, those of 256 at six.
+# Time that one entry of a slope takes in a product, in multiplications of a layer. Measured on one
+# core: fully connected layers of 64 break even at one output, those of 256 at six.
 SLOPE_COST = 20.0
 
 
@@ -71,7 +71,7 @@ def recording_layers(policy: nn.Module) -> Iterator[list[Call]]:
     """
     Record the linear and convolutional layers that run in a block.
 
-    :param policy: whose layers
+    :param policy: the policy whose layers are recorded
     :return: context manager that gives the list they are added to
     """
     calls: list[Call] = []
@@ -105,8 +105,8 @@ def layerwise(
     :param distribution: evaluated with gradients
     :param parameters: θ
     :param calls: the policy's layers that ran
-    :return: ``None`` if a parameter is neither the weight or the bias of a layer that ran once nor
-        the policy's log std, and where autograd is cheaper
+    :return: the linearization; ``None`` where autograd is cheaper, or if a parameter is neither the
+        policy's log std nor the weight or bias of a layer that ran once
     """
     nodes, uses = _walk(distribution)
     # Leave out layers that z does not depend on.
@@ -174,7 +174,7 @@ def directions(distribution: ActionDistribution) -> list[int]:
 
 
 def _is_simple(call: Call, n_states: int) -> bool:
-    """Return whether a layer saw one row or image per state, which is still as it was."""
+    """Return whether a layer saw one row or image per state, and nothing wrote into it since."""
     layer, h = call.layer, call.inputs
     if isinstance(layer, nn.Conv2d) and (
         layer.padding_mode != "zeros" or isinstance(layer.padding, str)
@@ -194,8 +194,8 @@ class LayerwiseLinearization(Linearization):
     :param distribution: evaluated with gradients
     :param parameters: θ
     :param calls: the layers that ran
-    :param rest: what of θ is in no layer, near the outputs, like a Gaussian's log std: left to
-        autograd
+    :param rest: the parameters outside of the layers, such as a Gaussian's log std, which autograd
+        differentiates
     """
 
     def __init__(
@@ -295,7 +295,7 @@ class _Layer:
         return is_plain_convolution and layer.weight.numel() < self._shape[1:].numel()
 
     def keep(self, i: int, a: int, slope: th.Tensor | None) -> None:
-        """Note the slopes of output a of z_i with respect to the layer's output."""
+        """Store the slopes of output a of z_i with respect to the layer's output."""
         if slope is None:
             return
         self._shape = slope.shape
@@ -311,7 +311,7 @@ class _Layer:
         if weight is None and bias is None:
             return tangents
         moved = self._run(th.zeros_like(self.layer.weight) if weight is None else weight, bias)
-        # The product with a column takes MKL five times as long.
+        # MKL takes five times as long for the product with a column.
         row = self._to_rows(moved).unsqueeze(1)
         return tuple(
             tangent if slopes is None else tangent + th.bmm(row, slopes.transpose(1, 2)).squeeze(1)
@@ -352,7 +352,7 @@ class _Layer:
             gradient.copy_(weight)
 
     def _to_rows(self, output: th.Tensor) -> th.Tensor:
-        """Lay out what the layer returned as one row per state."""
+        """Reshape the layer's output to one row per state."""
         return (output.movedim(1, -1) if output.dim() == 4 else output).flatten(1)
 
     def _from_rows(self, rows: th.Tensor) -> th.Tensor:
@@ -416,6 +416,6 @@ class _SmallLayer:
 
 
 def _geometry(layer: nn.Conv2d) -> dict[str, Any]:
-    """List how a convolution moves over an image."""
+    """Return the options with which a convolution was called."""
     names = ("stride", "padding", "dilation", "groups")
     return {name: getattr(layer, name) for name in names}

@@ -131,12 +131,12 @@ class MlpLinearization(Linearization):
     """
     Derivatives of a plain multi-layer perceptron in closed form.
 
-    A Fisher product takes about half of what it takes by autograd. Only the short way from the
-    network's outputs to the objective is left to autograd.
+    A Fisher product takes about half of what it takes by autograd. Autograd is used only
+    from the network's outputs to the objective.
 
     :param policy: its ``action_dist`` makes the distribution
     :param mlp: from features to means or logits
-    :param head: what the distribution makes of them
+    :param head: how the distribution reads them
     :param parameters: θ
     :param features: the network's input, shape ``(n, features)``
     """

@@ -27,7 +27,7 @@ from sb3_trpo._sequences import Observations
 
 T = TypeVar("T")
 
-# A weight and a bias, or what stands for them: tangents, gradients. None for what is not involved.
+# A weight and a bias, or their tangents or gradients; None for one that is not involved.
 Pair = tuple[th.Tensor | None, th.Tensor | None]
 
 
@@ -45,9 +45,9 @@ def preprocessed(policy: ActorCriticPolicy, observations: Observations) -> Obser
 
 def flat_features(policy: ActorCriticPolicy, observations: Observations) -> th.Tensor:
     """
-    Compute what the networks of a plain policy see.
+    Compute the input of a plain policy's networks.
 
-    :param policy: recognised by :func:`is_plain_policy`
+    :param policy: recognised by :func:`sb3_trpo._plain.read_plain`
     :param observations: n states
     :return: shape ``(n, features)``, in the type of the policy's parameters
     """
@@ -83,7 +83,7 @@ class Tape:
         self._outputs.append(_tall(weights[-1][0], n_states, len(weights[-1][0])))
         self._slopes = [th.empty_like(output) for output in self._outputs]
         self._work = [th.empty_like(output) for output in self._outputs]
-        # Gradients of weights with few columns, on the way to where they belong.
+        # Buffers for the gradients of weights with few columns.
         self._tall_gradients = {
             i: _tall(weight, *weight.shape)
             for i, (weight, _) in enumerate(weights)

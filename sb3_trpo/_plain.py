@@ -1,5 +1,5 @@
 """
-Recognise what is exactly SB3's own, so that faster code may stand in for it.
+Recognise what is exactly SB3's own, so that faster code can replace it.
 
 Only exact types are recognised, without hooks, parametrizations or compilation, so nothing a user
 added to a network is skipped.
@@ -153,11 +153,11 @@ def has_global_hooks() -> bool:
 @dataclass(frozen=True, eq=False)
 class PlainPolicy:
     """
-    What SB3's ``MlpPolicy``, or ``MultiInputPolicy`` without images, consists of.
+    The parts of SB3's ``MlpPolicy``, or of its ``MultiInputPolicy`` without images.
 
     :param actor: from features to means or logits; ``None`` if it is no plain network
     :param critic: from features to the value; ``None`` if it is no plain network
-    :param head: what the distribution makes of the actor's output; ``None`` if that is not enough
+    :param head: how the distribution reads the actor's output; ``None`` if that is not enough
         to know the distribution, as with gSDE
     :param acts_plainly: whether every module and ``forward`` are as SB3 has them
     """

@@ -37,14 +37,14 @@ class RolloutForward:
     :param policy: recognised by :func:`fast_forward`
     :param actor: its actor network
     :param critic: its critic network
-    :param head: what its distribution makes of the actor's output
+    :param head: how its distribution reads the actor's output
     """
 
     def __init__(self, policy: ActorCriticPolicy, actor: Mlp, critic: Mlp, head: Head) -> None:
         self._policy = policy
         self._actor, self._critic = _NumpyMlp(actor), _NumpyMlp(critic)
-        # Every parameter's place, the owner's dictionary and the name in it: one list for each, so
-        # that looking at all of them is a `map`.
+        # Where each parameter is stored: the owner's dictionary and the name in it. Two parallel
+        # lists, so that one `map` reads all parameters.
         layers = (*actor.layers, *critic.layers)
         self._owners = [layer._parameters for layer in layers for _ in ("weight", "bias")]
         self._names = ["weight", "bias"] * len(layers)
@@ -89,7 +89,7 @@ class RolloutForward:
         try:
             # A weight may have been transposed where it is.
             seen = [*map(th.Tensor.data_ptr, tensors), *map(th.Tensor.is_contiguous, tensors[::2])]
-        except TypeError:  # one is missing
+        except TypeError:  # a parameter is missing
             return False
         if seen != self._seen:
             if not all(tensor.is_cpu and tensor.dtype == th.float32 for tensor in tensors):
@@ -112,7 +112,7 @@ def _as_rows(observations: th.Tensor) -> np.ndarray:
     """Flatten the observation of every state, in single precision."""
     array = observations.numpy()
     if array.dtype != np.float32:
-        with np.errstate(over="ignore"):  # infinity is refused
+        with np.errstate(over="ignore"):  # the caller refuses infinities
             array = array.astype(np.float32)
     return array if array.ndim == 2 else array.reshape(len(array), -1)
 
@@ -268,7 +268,7 @@ def fast_forward(policy: ActorCriticPolicy) -> RolloutForward | None:
 
     :param policy: any policy
     :return: the pass; ``None`` where the policy is not exactly SB3's ``MlpPolicy`` on the CPU in
-        single precision with layers that NumPy has
+        single precision with activations that are implemented here
     """
     plain = read_plain(policy)
     if plain is None or not plain.acts_plainly:

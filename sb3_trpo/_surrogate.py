@@ -84,7 +84,7 @@ def surrogate_at(
     :param linearized: the actor at θ_k
     :param chunks: the states, with normalised advantages
     :param ent_coef: c
-    :return: value, gradient and what :func:`improvement_and_kl` compares with
+    :return: value, gradient, and the old policy for :func:`improvement_and_kl`
 
     Source: Schulman et al. (2015), Trust Region Policy Optimization, equation 14.
     """

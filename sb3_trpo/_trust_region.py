@@ -21,8 +21,8 @@ import torch as th
 from sb3_trpo._conjugate_gradient import CGSolution, CGStatus, conjugate_gradient
 from sb3_trpo._vectors import unflatten
 
-# Least share of the curvature that is left without damping. A direction that F hardly sees would
-# otherwise be stretched without bound.
+# Least share of the curvature that remains when the damping is subtracted. It bounds the step along
+# directions in which F has almost no curvature.
 _LEAST_SHARE = 1e-3
 
 
@@ -35,7 +35,7 @@ class NaturalStep:
     :param max_step_size: β; 0 where there is none
     :param expected_improvement: gᵀs
     :param gradient_norm: ‖g‖
-    :param cg: what the solver found; ``None`` where it was not asked
+    :param cg: the solver's result; ``None`` if it was not called
     :param failure: ``None``, or ``target_kl_is_zero``, ``zero_gradient``, ``not_finite`` or
         ``non_positive_curvature``
     """
@@ -51,7 +51,7 @@ class NaturalStep:
 @dataclass(frozen=True)
 class Candidate:
     """
-    What a candidate θ would change.
+    How a candidate θ changes objective and policy.
 
     :param improvement: L(θ) - L(θ_k); NaN where θ gives no distribution
     :param kl: D(θ), in nats per state; infinite where θ gives no distribution
@@ -122,8 +122,8 @@ def natural_step(
     :param target_kl: δ, in nats per state, at least 0
     :param cg_max_steps: largest number of Fisher products
     :param cg_residual_tol: relative residual at which the solver stops
-    :param subtract_damping: what is taken off λ before β is computed, from 0 to λ
-    :return: the step; where none can be given ``failure`` says why and ``step`` is 0
+    :param subtract_damping: the part of λ that is left out of β, from 0 to λ
+    :return: the step; if there is none, ``failure`` says why and ``step`` is 0
 
     Source: Schulman et al. (2015), Trust Region Policy Optimization, appendix C.
     """
@@ -205,7 +205,7 @@ def backtrack(
 
     The parameters are written in place. Unless a candidate is accepted they are bitwise as before,
     whatever happens, an exception from ``evaluate`` included. Parameters that are not finite are
-    rejected without an evaluation: outputs can hide them, a saturated tanh's for one.
+    rejected without an evaluation, because a saturated tanh hides them from the outputs.
 
     :param parameters: the tensors that the step moves; P elements in total
     :param natural: the full step; where it has a ``failure`` nothing is tried
@@ -215,7 +215,7 @@ def backtrack(
     :param shrinking_factor: α, between 0 and 1
     :param max_iter: number of candidates; 0 takes the full step whatever ``accepts`` says (natural
         policy gradient)
-    :return: what was found
+    :return: the result
 
     Source: Schulman et al. (2015), Trust Region Policy Optimization, appendix C.
     """

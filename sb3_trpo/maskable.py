@@ -21,12 +21,12 @@ class MaskableTRPO(TRPO):
     """
     TRPO with invalid actions masked, with the interface of ``sb3_contrib.MaskablePPO``.
 
-    The environment says by its method ``action_masks`` which actions are allowed (see sb3-contrib's
+    The environment's method ``action_masks`` returns which actions are allowed (see sb3-contrib's
     ``ActionMasker``). KL divergence, entropy and Fisher metric are those of the distribution over
     the allowed actions.
 
-    The arguments are those of :class:`~sb3_trpo.TRPO`, but a ``target_kl`` and ``cg_damping`` that
-    are not set are 0.01 and 0.1 for MultiBinary actions too; the action space is Discrete,
+    The arguments are those of :class:`~sb3_trpo.TRPO`. The defaults of ``target_kl`` and
+    ``cg_damping`` are 0.01 and 0.1 for MultiBinary actions too. The action space is Discrete,
     MultiDiscrete or MultiBinary, and there is no gSDE.
     """
 

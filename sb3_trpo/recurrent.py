@@ -29,7 +29,7 @@ class RecurrentTRPO(TRPO):
     ``MlpLstmPolicy``, ``CnnLstmPolicy``, ``MultiInputLstmPolicy``.
 
     :raises ValueError: if the policy has no LSTM, squashes its actions or has batch normalisation,
-        or if the rollout buffer has a ``get`` of its own
+        or if the rollout buffer overrides ``get``
     """
 
     policy_aliases = RecurrentPPO.policy_aliases

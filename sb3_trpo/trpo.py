@@ -47,7 +47,7 @@ SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 DEFAULT_TARGET_KL = 0.01
 DEFAULT_CG_DAMPING = 0.1
 
-# What an actor update came to; the log has the position in this list.
+# Outcomes of an actor update; the log has the position in this list.
 ACTOR_UPDATES = (
     "accepted",
     "target_kl_is_zero",
@@ -110,21 +110,21 @@ class TRPO(OnPolicyAlgorithm):
     :param target_kl: δ ≥ 0, radius of the trust region in nats per state; number, schedule or
         ``"lin_0.02"``; 0 leaves the actor alone; ``None`` for 0.01 per dimension of Box and
         MultiBinary actions, 0.01 for others
-    :param sub_sampling_factor: use every k-th state only for the whole actor update (the critic
+    :param sub_sampling_factor: use only every k-th state for the whole actor update (the critic
         uses all)
     :param stats_window_size: episodes that the logged return, length and success rate are averaged
         over
     :param tensorboard_log: folder of the TensorBoard logs; ``None`` for no logs
     :param policy_kwargs: keyword arguments of the policy
     :param verbose: 0 for no output, 1 for information, 2 for debugging
-    :param seed: of all pseudo-random generators
+    :param seed: seed of all pseudo-random generators
     :param device: ``cpu``, ``cuda`` or ``auto``
     :param _init_setup_model: whether to build the networks at construction
     :param kl_reduction: ``sum``: the KL divergence of the joint action, the correct one; ``mean``:
         its average over the action dimensions, as sb3-contrib has it for Box and MultiBinary
         actions
     :param ent_coef: weight of the policy's entropy in the surrogate objective
-    :param fisher_sub_sampling_factor: use every k-th state only for the Fisher products
+    :param fisher_sub_sampling_factor: use only every k-th state for the Fisher products
     :param cg_residual_tol: relative residual at which the conjugate gradient method stops, from 0
         to below 1
     :param damped_step_size: whether the damping shortens the full step, as in sb3-contrib; without,
@@ -153,7 +153,7 @@ class TRPO(OnPolicyAlgorithm):
         *(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
     )
 
-    # What a policy has to be, and what it must not be.
+    # The base class of its policies, and base classes that it refuses.
     policy_family: ClassVar[type[BasePolicy]] = ActorCriticPolicy
     other_families: ClassVar[tuple[type[BasePolicy], ...]] = (RecurrentActorCriticPolicy,)
 
@@ -254,13 +254,14 @@ class TRPO(OnPolicyAlgorithm):
         # Maskable policies do not know gSDE.
         options = {**({"use_sde": True} if self.use_sde else {}), **self.policy_kwargs}
         space: Any = self.observation_space
-        policy: Any = self.policy_class(space, self.action_space, self.lr_schedule, **options)
+        with th.no_grad():  # with a graph, gSDE's first noise could not be copied
+            policy: Any = self.policy_class(space, self.action_space, self.lr_schedule, **options)
         self.policy = policy.to(self.device)
         self._build_buffer()
         self._maybe_recommend_cpu()
 
     def _set_trust_region(self) -> None:
-        """Parse radius and damping; one that is not set is what sb3-contrib's amounts to."""
+        """Parse radius and damping; None means the equivalent of sb3-contrib's default."""
         is_averaged = isinstance(self.action_space, self.averaged_action_spaces)
         is_summed = is_averaged and self.kl_reduction == "sum"
         dimensions = math.prod(self.action_space.shape or ()) if is_summed else 1
@@ -272,7 +273,7 @@ class TRPO(OnPolicyAlgorithm):
         self.cg_damping = parse_schedule("cg_damping", self.cg_damping)
 
     def _build_buffer(self, **options: Any) -> None:
-        """Build the rollout buffer, whose class takes these options besides the usual ones."""
+        """Build the rollout buffer; variants pass the further options of its class."""
         space: Any = self.observation_space
         if self.rollout_buffer_class is None:
             self.rollout_buffer_class = self.buffer_classes[isinstance(space, spaces.Dict)]
@@ -287,7 +288,7 @@ class TRPO(OnPolicyAlgorithm):
         self.rollout_buffer = self.rollout_buffer_class(*sizes, **options)
 
     def _check_hyperparameters(self) -> None:
-        """Refuse what cannot work, naming it, before anything is built."""
+        """Raise if a hyperparameter cannot work, before anything is built."""
         check_ranges(self)
         self._check_policy_family()
         if "use_sde" in self.policy_kwargs:
@@ -504,7 +505,7 @@ class TRPO(OnPolicyAlgorithm):
         """
         Take a natural-gradient step that a line search keeps in the trust region.
 
-        :param rollout: what was collected
+        :param rollout: the collected rollout
         :return: the actor at its new parameters
         """
         progress = self._current_progress_remaining
@@ -549,7 +550,7 @@ class TRPO(OnPolicyAlgorithm):
         """
         Fit the critic to the returns without moving the actor.
 
-        :param rollout: what was collected
+        :param rollout: the collected rollout
         :param actor: at its new parameters
         """
         critic = read_critic(self.policy, actor.parameters, actor.modules)
@@ -557,12 +558,12 @@ class TRPO(OnPolicyAlgorithm):
         self._log_critic(rollout, fit)
 
     def _actor_batch(self, rollout: Rollout) -> ActorBatch:
-        """Take the states of the actor's update; a sub-sample's offset rotates with the updates."""
+        """Select the states of the actor's update; the offset of a sub-sample rotates."""
         batch = rollout.actor_batch.every(self.sub_sampling_factor, self._n_updates)
         return batch.normalized() if self.normalize_advantage else batch
 
     def _minibatches(self, rollout: Rollout, critic: Critic) -> Iterator[Minibatch]:
-        """Go over the rollout for the critic."""
+        """Iterate over the rollout in minibatches for the critic."""
         return minibatches(
             self.rollout_buffer, rollout, self.batch_size, self.n_critic_updates, critic.features
         )
@@ -570,7 +571,7 @@ class TRPO(OnPolicyAlgorithm):
     def _refresh_running_statistics(
         self, actor: Actor, surrogate: Surrogate, batch: ActorBatch
     ) -> None:
-        """Let the actor's batch normalisation see the rollout, and log the KL after that."""
+        """Update the actor's running statistics on the rollout, and log the KL afterwards."""
         if actor.refresh_running_statistics(batch.chunks(self.batch_size)):
             _, kl = improvement_and_kl(actor, surrogate.old, self.ent_coef)
             self.logger.record("train/kl_after_running_statistics", kl)
@@ -641,7 +642,7 @@ class TRPO(OnPolicyAlgorithm):
         :param log_interval: updates between two dumps of the log
         :param tb_log_name: name of the run in TensorBoard
         :param reset_num_timesteps: whether to count the steps from 0 again
-        :param progress_bar: whether to show one (needs tqdm and rich)
+        :param progress_bar: whether to show a progress bar (needs tqdm and rich)
         :return: the trained model
         """
         return super().learn(
@@ -720,7 +721,7 @@ class TRPO(OnPolicyAlgorithm):
 
 
 def _changes_unit(saved: str, changes: dict[str, Any]) -> bool:
-    """Tell whether a saved radius or damping would be read in another unit than it was meant in."""
+    """Return whether a saved radius or damping would change its unit."""
     reduction = changes.get("kl_reduction", saved)
     is_other = reduction in KL_REDUCTIONS and reduction != saved
     return is_other and not {"target_kl", "cg_damping"} <= changes.keys()

@@ -1,6 +1,8 @@
 """Whole-sequence updates of LSTM policies against the twin that steps state by state."""
 
 import copy
+import json
+import zipfile
 from typing import Any
 
 import gymnasium as gym
@@ -382,6 +384,21 @@ def test_saved_and_loaded_it_goes_on_as_before(tmp_path: Any) -> None:
     assert logged(loaded)["train/n_updates"] == 3
     wider = DummyVecEnv([env.envs[0].unwrapped.__class__] * 4)
     RecurrentTRPO.load(tmp_path / "model", wider, device="cpu").learn(48)
+
+
+def test_the_lstm_starts_at_zero_and_its_states_are_not_saved(tmp_path: Any) -> None:
+    def memory(model: Any) -> th.Tensor:
+        states = model._last_lstm_states
+        return th.stack([*states.pi, *states.vf])
+
+    model = recurrent("box")
+    assert not memory(model).any()
+    model.learn(24).save(tmp_path / "model")
+    assert memory(model).any()
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        assert "_last_lstm_states" not in json.loads(archive.read("data"))
+    loaded = RecurrentTRPO.load(tmp_path / "model", model.get_env(), device="cpu")
+    assert not memory(loaded).any()
 
 
 def test_reading_a_buffer_after_its_get_gives_the_same_sequences() -> None:

@@ -183,6 +183,14 @@ class TestContribsZip:
         model = TRPO.load(saved(contrib), device="cpu", kl_reduction=kl_reduction)
         assert model.kl_reduction == kl_reduction
 
+    def test_our_zip_that_contrib_trained_on_is_contribs(self) -> None:
+        model = toy_model(kl_reduction="sum").learn(64)
+        contrib = sb3_contrib.TRPO.load(saved(model), model.get_env(), device="cpu")
+        assert TRPO.load(saved(contrib), device="cpu").kl_reduction == "sum"
+        contrib.learn(64, reset_num_timesteps=False)
+        with pytest.warns(UserWarning, match="not last trained by sb3_trpo"):
+            assert TRPO.load(saved(contrib), device="cpu").kl_reduction == "mean"
+
     def test_the_choice_stays_with_our_zip(self) -> None:
         contrib = toy_model(kind=sb3_contrib.TRPO)
         with pytest.warns(UserWarning, match="kl_reduction"):
@@ -244,6 +252,14 @@ class TestLoad:
         loaded = TRPO.load(saved(model), toy_envs(CASES["box"], 2), device="cpu")
         loaded.learn(64, reset_num_timesteps=False)
         assert (loaded.num_timesteps, loaded._n_updates) == (128, 2)
+
+    @pytest.mark.parametrize("force_reset", [True, False])
+    def test_the_last_observation_is_forgotten_if_the_environment_is_reset(
+        self, force_reset: bool
+    ) -> None:
+        model = toy_model().learn(64)
+        loaded = TRPO.load(saved(model), model.get_env(), device="cpu", force_reset=force_reset)
+        assert (loaded._last_obs is None) is force_reset
 
     def test_the_environments_state_may_be_kept(self) -> None:
         model = toy_model().learn(64)
@@ -314,12 +330,17 @@ def test_another_unit_than_the_saved_one_is_warned_of(reduction: str) -> None:
     with pytest.warns(UserWarning, match=f"meant for kl_reduction='{reduction}'"):
         loaded = TRPO.load(file, device="cpu", kl_reduction=other)
     assert loaded.kl_reduction == other
-    numbers = {"target_kl": 0.02, "cg_damping": 0.2}
+    numbers: dict[str, Any] = {"target_kl": 0.02, "cg_damping": 0.2}
     quiet: list[dict[str, Any]] = [
         {},
         {"kl_reduction": reduction},
         {"kl_reduction": other, **numbers},
     ]
+    for name in numbers:
+        file.seek(0)
+        half: dict[str, Any] = {"kl_reduction": other, name: numbers[name]}
+        with pytest.warns(UserWarning, match="Pass both"):
+            TRPO.load(file, device="cpu", **half)
     for options in quiet:
         file.seek(0)
         TRPO.load(file, device="cpu", **options)

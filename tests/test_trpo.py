@@ -4,7 +4,7 @@ import copy
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,12 +12,14 @@ import sb3_contrib
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, Logger
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
 
 from sb3_trpo import TRPO
 from sb3_trpo.trpo import ACTOR_UPDATES
+from tests import stepped
 from tests.cases import CASES, copy_rollout, toy_envs, toy_model
 from tests.environments import changed, changed_actor, collect, critic_only, logged, state_of
 
@@ -157,6 +159,20 @@ class TestUpdate:
         moved = changed(before, state_of(model))
         assert any(name.startswith("vf_features_extractor") for name in moved)
         assert not any(name.startswith("pi_features_extractor") for name in moved)
+
+    def test_the_update_is_that_of_a_policy_in_evaluation_mode(self) -> None:
+        options = {"dropout": 0.5, "batch_norm": True}
+        policy_kwargs = {"features_extractor_kwargs": options}
+        model, training = (
+            toy_model("batch_norm_shared", policy_kwargs=policy_kwargs) for _ in "ab"
+        )
+        collect(model)
+        copy_rollout(model, training)
+        training.policy.set_training_mode(True)
+        for each in (model, training):
+            np.random.seed(0)
+            each.train()
+        assert not changed(state_of(model), state_of(training))
 
     def test_no_gradient_is_left_behind(self) -> None:
         model = collected()
@@ -401,6 +417,57 @@ class TestLogging:
         std = float(model.policy.log_std.detach().exp().mean())
         assert log["train/std"] == pytest.approx(std)
 
+    def test_gradient_norm_is_that_of_the_surrogate(self) -> None:
+        model = stepped.collected(toy_model("box", n_critic_updates=0))
+        actor = [p for name, p in model.policy.named_parameters() if not critic_only(name)]
+        gradient = th.autograd.grad(stepped.surrogate(model), actor)
+        model.train()
+        norm = float(th.cat([part.flatten() for part in gradient]).norm())
+        assert logged(model)["train/grad_norm"] == pytest.approx(norm, rel=1e-6)
+
+    def test_step_size_is_that_of_the_accepted_candidate(self) -> None:
+        radius: dict[str, Any] = {"target_kl": 2.0, "cg_damping": 0.01, "damped_step_size": False}
+        model = collected(line_search_shrinking_factor=0.5, **radius)
+        full = toy_model(line_search_max_iter=0, **radius)
+        copy_rollout(model, full)
+        step, full_step = step_of(model), step_of(full)
+        backtracks = logged(model)["train/backtracks"]
+        assert backtracks > 0
+        sizes = [logged(each)["train/step_size"] for each in (model, full)]
+        assert sizes[0] / sizes[1] == pytest.approx(0.5**backtracks)
+        assert float(step.norm() / full_step.norm()) == pytest.approx(0.5**backtracks, rel=1e-3)
+
+    def test_explained_variance_is_the_old_values_share_of_the_returns(self) -> None:
+        model = collected()
+        returns = model.rollout_buffer.returns.flatten()
+        error = returns - model.rollout_buffer.values.flatten()
+        model.train()
+        explained = 1 - np.var(error) / np.var(returns)
+        assert logged(model)["train/explained_variance"] == pytest.approx(explained, rel=1e-4)
+
+    def test_kl_after_the_running_statistics_moved_is_the_new_policys(self) -> None:
+        model = stepped.collected(toy_model("batch_norm_shared", n_critic_updates=0))
+        old = stepped.distributions(model)
+        model.train()
+        with th.no_grad():
+            kl = float(stepped.mean_kl(model, old))
+        log = logged(model)
+        assert log["train/kl_after_running_statistics"] == pytest.approx(kl, rel=1e-6)
+        assert kl != pytest.approx(log["train/kl_divergence_loss"], rel=1e-3)
+
+    @pytest.mark.parametrize("log_interval", [1, 2])
+    def test_the_log_is_written_at_its_interval(self, log_interval: int) -> None:
+        class Counting(KVWriter):
+            steps: ClassVar[list[int]] = []
+
+            def write(self, key_values: Any, key_excluded: Any, step: int = 0) -> None:
+                self.steps.append(step)
+
+        model = toy_model()
+        model.set_logger(Logger(None, [Counting()]))
+        model.learn(256, log_interval=log_interval)
+        assert Counting.steps == list(range(64 * log_interval, 257, 64 * log_interval))
+
     def test_tensorboard_run_is_called_trpo_1_and_has_the_keys(self, tmp_path: Path) -> None:
         model = toy_model(tensorboard_log=str(tmp_path))
         model.learn(192)
@@ -473,6 +540,14 @@ class TestSB3Interface:
         other.train()
         assert not changed(state_of(model), state_of(other))
 
+    def test_an_inexact_set_of_parameters_is_taken_only_if_asked_for(self) -> None:
+        model, other = toy_model(seed=1), toy_model(seed=2)
+        parameters = {"policy": model.get_parameters()["policy"]}
+        with pytest.raises(ValueError, match="do not match agents"):
+            other.set_parameters(parameters, exact_match=True)
+        other.set_parameters(parameters, exact_match=False)
+        assert not changed(state_of(model), state_of(other))
+
     def test_model_can_be_set_up_later(self) -> None:
         model = toy_model(_init_setup_model=False)
         assert not hasattr(model, "policy")
@@ -480,6 +555,11 @@ class TestSB3Interface:
         assert not changed(state_of(model), state_of(toy_model()))
         model.learn(64)
         assert model._n_updates == 1
+
+    @pytest.mark.parametrize("case", ["box", "gsde"])
+    def test_a_new_model_can_be_copied(self, case: str) -> None:
+        model = toy_model(case)
+        assert not changed(state_of(model), copy.deepcopy(model.policy).state_dict())
 
     def test_prediction_is_sb3s(self) -> None:
         model = toy_model().learn(64)
@@ -553,6 +633,10 @@ class SameGetBuffer(RolloutBuffer):
 
 
 class TestRolloutBuffers:
+    def test_options_of_the_user_win(self) -> None:
+        model = toy_model(gamma=0.9, rollout_buffer_kwargs={"gamma": 0.5, "gae_lambda": 0.25})
+        assert (model.rollout_buffer.gamma, model.rollout_buffer.gae_lambda) == (0.5, 0.25)
+
     @pytest.mark.parametrize("kind", [ReadingBuffer, SameGetBuffer])
     def test_own_buffer_class_gives_the_same_step(self, kind: type[RolloutBuffer]) -> None:
         own = collected(rollout_buffer_class=kind)
