@@ -1,27 +1,40 @@
 """Allowed hyperparameter values."""
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import LinearSchedule
 
 KL_REDUCTIONS = ("sum", "mean")
 
 
-def check_ranges(model: object) -> None:
+def check_values(**values: Any) -> None:
     """
     Refuse a hyperparameter that is out of its range.
+
+    :param values: hyperparameters by name
+    :raises ValueError: naming the first one that is not allowed, its value and its range
+    """
+    for name, value in values.items():
+        allowed, is_allowed = _RANGES[name]
+        if not is_allowed(value):
+            raise ValueError(f"{name} has to be {allowed}, but it is {value!r}.")
+
+
+def check_ranges(model: object) -> None:
+    """
+    Refuse a model with a hyperparameter that is out of its range.
 
     :param model: has the hyperparameters as attributes
     :raises ValueError: naming the first one that is not allowed, its value and its range
     """
-    for name, (allowed, is_allowed) in _RANGES.items():
-        value = getattr(model, name)
-        if not is_allowed(value):
-            raise ValueError(f"{name} has to be {allowed}, but it is {value!r}.")
+    # SB3 keeps some arguments under other names.
+    check_values(**{name: getattr(model, name) for name in _RANGES if hasattr(model, name)})
 
 
 def parse_schedule(name: str, value: float | str | Schedule) -> float | Schedule:
@@ -102,8 +115,53 @@ def _is_number_or_schedule(value: Any) -> bool:
     return value is None or isinstance(value, str) or callable(value) or is_number(value)
 
 
+def _is_flag(value: Any) -> bool:
+    """Return whether a value is True or False; SB3's own flags may also be 0 or 1."""
+    return isinstance(value, (bool, np.bool_)) or (isinstance(value, int) and value in (0, 1))
+
+
+def _is_buffer_class(value: Any) -> bool:
+    """Return whether a value is a class with a rollout buffer's methods, or None."""
+    methods = "add", "reset", "get", "compute_returns_and_advantage"
+    return value is None or (isinstance(value, type) and all(hasattr(value, m) for m in methods))
+
+
+def _is_options(value: Any) -> bool:
+    """Return whether a value is keyword arguments, or None."""
+    return value is None or (isinstance(value, Mapping) and all(isinstance(k, str) for k in value))
+
+
+def _is_device(value: Any) -> bool:
+    """Return whether torch knows a device of this name."""
+    try:
+        return value == "auto" or bool(th.device(value))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+
+
 # Hyperparameter -> the allowed values in words, and as a test.
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "learning_rate": (
+        "a number of at least 0, a schedule, or a string like 'lin_0.001'",
+        lambda value: value is not None and _is_number_or_schedule(value),
+    ),
+    "policy_kwargs": ("None or a dict of keyword arguments", _is_options),
+    "rollout_buffer_class": ("None or a class like SB3's RolloutBuffer", _is_buffer_class),
+    "rollout_buffer_kwargs": ("None or a dict of keyword arguments", _is_options),
+    "use_sde": ("True or False", _is_flag),
+    "sde_sample_freq": ("an integer of at least -1", _is_integer(-1)),
+    "normalize_advantage": ("True or False", _is_flag),
+    "stats_window_size": ("an integer of at least 1", _is_integer(1)),
+    "tensorboard_log": (
+        "None or a path",
+        lambda value: value is None or isinstance(value, (str, os.PathLike)),
+    ),
+    "verbose": ("0, 1 or 2", lambda value: _is_flag(value) or _is_integer(0)(value)),
+    "seed": (
+        "None or an integer from 0 to 2**32 - 1",
+        lambda value: value is None or (_is_integer(0)(value) and value < 2**32),
+    ),
+    "device": ("'auto' or a device of torch, like 'cpu' or 'cuda:0'", _is_device),
     "n_steps": ("an integer of at least 1", _is_integer(1)),
     "batch_size": ("an integer of at least 1", _is_integer(1)),
     "gamma": ("a number from 0 to 1", _is_number(lambda number: 0 <= number <= 1)),
@@ -132,7 +190,10 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "sub_sampling_factor": ("an integer of at least 1", _is_integer(1)),
     "fisher_sub_sampling_factor": ("an integer of at least 1", _is_integer(1)),
     "ent_coef": ("a finite number", _is_number(lambda number: True)),
-    "kl_reduction": (f"one of {KL_REDUCTIONS}", lambda value: value in KL_REDUCTIONS),
+    "kl_reduction": (
+        f"one of {KL_REDUCTIONS}",
+        lambda value: isinstance(value, str) and value in KL_REDUCTIONS,
+    ),
     "max_states_per_chunk": (
         "None or an integer of at least 1",
         lambda value: value is None or _is_integer(1)(value),

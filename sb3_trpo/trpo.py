@@ -24,9 +24,16 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo._actor import Actor, LinearizedActor, read_actor
 from sb3_trpo._batch import ActorBatch, Minibatch, Rollout
 from sb3_trpo._critic import Critic, CriticFit, fit_critic, read_critic
+from sb3_trpo._environment import discard_interrupted_step, naming_the_place
 from sb3_trpo._finite import NormalizationStatistics, Reading, check_finite
 from sb3_trpo._fisher import FisherProduct
-from sb3_trpo._hyperparameters import KL_REDUCTIONS, check_ranges, parse_schedule, value_at
+from sb3_trpo._hyperparameters import (
+    KL_REDUCTIONS,
+    check_ranges,
+    check_values,
+    parse_schedule,
+    value_at,
+)
 from sb3_trpo._read_buffer import minibatches, read_rollout
 from sb3_trpo._rollout_forward import fast_forward
 from sb3_trpo._saved_model import rewindable, saved_kl_reduction
@@ -200,6 +207,15 @@ class TRPO(OnPolicyAlgorithm):
         line_search_accept_ratio: float = 0.0,
         max_states_per_chunk: int | None = None,
     ) -> None:
+        # SB3 uses these before `_setup_model` checks all.
+        check_values(
+            policy_kwargs=policy_kwargs,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            use_sde=use_sde,
+            stats_window_size=stats_window_size,
+            verbose=verbose,
+            device=device,
+        )
         super().__init__(
             policy,
             env,
@@ -214,7 +230,7 @@ class TRPO(OnPolicyAlgorithm):
             sde_sample_freq=sde_sample_freq,
             rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs,
-            stats_window_size=stats_window_size,
+            stats_window_size=int(stats_window_size),
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
             verbose=verbose,
@@ -248,6 +264,9 @@ class TRPO(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         """Check all hyperparameters, then build buffer and policy."""
         self._check_hyperparameters()
+        # Python's `random` does not take NumPy's integers.
+        self.seed = None if self.seed is None else int(self.seed)
+        self.learning_rate = parse_schedule("learning_rate", self.learning_rate)
         self._set_trust_region()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
@@ -343,8 +362,10 @@ class TRPO(OnPolicyAlgorithm):
             )
 
     def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
-        """Prepare training as SB3 does; the reset leaves VecNormalize's statistics finite."""
-        with NormalizationStatistics(self.env) as statistics:
+        """Prepare training as SB3 does, with no step pending and finite VecNormalize statistics."""
+        with naming_the_place(self.env), NormalizationStatistics(self.env) as statistics:
+            if discard_interrupted_step(self.env):
+                self._last_obs = None  # for which SB3 resets
             prepared = super()._setup_learn(*arguments, **options)
             statistics.check(step=0)
         return prepared
@@ -367,6 +388,22 @@ class TRPO(OnPolicyAlgorithm):
         :raises ValueError: at the step whose reward is not finite, or whose observation makes the
             policy's answer or VecNormalize's statistics not finite
         """
+        try:
+            with naming_the_place(env, rollout_buffer):
+                return self._collect(env, callback, rollout_buffer, n_rollout_steps)
+        except BaseException:
+            # The environment may be a step ahead. Without an observation, `learn` resets it.
+            self._last_obs = None
+            raise
+
+    def _collect(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """Collect a rollout: SB3's loop, with the checks."""
         n_steps = 0
         self._start_rollout(env, rollout_buffer)
         callback.on_rollout_start()

@@ -4,12 +4,22 @@ from typing import Any
 
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
 
 from sb3_trpo._linearization import RowwiseLinearization
 from sb3_trpo._surrogate import improvement_and_kl
 from tests import reference
-from tests.cases import actor_and_batch, collected, fisher_of, surrogate_of, toy_envs, toy_model
+from tests.cases import (
+    Case,
+    actor_and_batch,
+    collected,
+    fisher_of,
+    surrogate_of,
+    toy_envs,
+    toy_model,
+)
+from tests.environments import VECTOR
 from tests.layers import LAYERS, behind_a_linear_layer
 
 # torch calls nested and compressed tensors prototypes; ours says what is slow.
@@ -92,3 +102,17 @@ def test_settings_of_torch_are_as_before() -> None:
     actor_and_batch(collected(behind_a_linear_layer("TransformerEncoder")))
     after = th.backends.mha.get_fastpath_enabled(), th._C._get_flash_sdp_enabled()
     assert before == after == (True, True)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e-7, 1e-6, 1e-5, 1e-4, 1e-2])
+def test_nearly_uniform_logits_are_no_fault_of_an_operation(scale: float) -> None:
+    """The gradient of their sum is the rounding of terms that cancel."""
+    model = collected(Case("MlpPolicy", VECTOR, spaces.Discrete(2), {"net_arch": [4]}))
+    with th.no_grad():
+        model.policy.action_net.weight *= scale
+        model.policy.action_net.bias *= scale
+    model.rollout_buffer.observations *= 100
+    actor, batch = actor_and_batch(model)
+    assert not actor.is_differentiable_once
+    assert type(actor.linearize(batch)) is not RowwiseLinearization

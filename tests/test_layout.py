@@ -28,6 +28,7 @@ LAYERS: tuple[Collection[str], ...] = (
     {"_surrogate", "_fisher", "_trust_region", "_critic"},
     (
         "_hyperparameters",
+        "_environment",
         "_finite",
         "_rollout_forward",
         "rollout_buffer",

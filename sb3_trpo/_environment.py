@@ -1,0 +1,103 @@
+"""Faults of the training environment: where they happened, and steps that were interrupted."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
+
+
+@contextmanager
+def naming_the_place(env: VecEnv | None, filled: RolloutBuffer | None = None) -> Iterator[None]:
+    """
+    Add a note with the step and the environment to an exception of a block.
+
+    The exception keeps its type, so that code which handles it still does.
+
+    :param env: training environment
+    :param filled: the rollout buffer that the block fills; ``None`` if it resets the environment
+    """
+    try:
+        yield
+    except Exception as error:
+        envs = _envs_in(error.__traceback__) or _dead_workers(env)
+        where = "a reset" if filled is None else f"step {filled.pos + 1} of a rollout"
+        note = f"This happened in {where}{_in_words(envs)}. Parameters and optimizer are as before."
+        # The attribute that `add_note` writes, which Python 3.10 does not have.
+        error.__notes__ = [*getattr(error, "__notes__", []), note]
+        raise
+
+
+def _envs_in(traceback: TracebackType | None) -> list[int]:
+    """List the environment at which the loop of a DummyVecEnv stood."""
+    while traceback is not None:
+        local = traceback.tb_frame.f_locals
+        if isinstance(local.get("self"), DummyVecEnv) and "env_idx" in local:
+            return [local["env_idx"]]
+        traceback = traceback.tb_next
+    return []
+
+
+def _dead_workers(env: VecEnv | None) -> list[int]:
+    """List the environments whose worker process has ended."""
+    inner = _innermost(env)
+    if not isinstance(inner, SubprocVecEnv):
+        return []
+    for process in inner.processes:
+        process.join(timeout=0.1)  # an exit that has just begun
+    return [i for i, process in enumerate(inner.processes) if not process.is_alive()]
+
+
+def _in_words(envs: list[int]) -> str:
+    """Name environments at the end of a sentence."""
+    if not envs:
+        return ""
+    return f", in environment{'s' * (len(envs) > 1)} {', '.join(map(str, envs))}"
+
+
+def _innermost(env: Any) -> Any:
+    """Return the environment inside of all of SB3's wrappers."""
+    while isinstance(env, VecEnvWrapper):
+        env = env.venv
+    return env
+
+
+def discard_interrupted_step(env: VecEnv | None) -> bool:
+    """
+    Take out what the workers of a SubprocVecEnv have sent and nobody has received.
+
+    If an interrupt falls between the two halves of a step, every later answer would be that of the
+    step before.
+
+    :param env: training environment
+    :return: whether there was anything, in which case the environment has to be reset
+    """
+    inner = _innermost(env)
+    if not isinstance(inner, SubprocVecEnv) or inner.closed:
+        return False
+    is_pending = any([_is_behind(remote) for remote in inner.remotes]) or inner.waiting
+    inner.waiting = False
+    if is_pending:
+        warnings.warn(
+            "An interrupted step of the SubprocVecEnv was discarded. The environments are reset.",
+            stacklevel=4,
+        )
+    return is_pending
+
+
+def _is_behind(remote: Any) -> bool:
+    """Ask a worker for its spaces, and discard what it answers before."""
+    remote.send(("get_spaces", None))
+    answers = [remote.recv()]
+    while not _are_spaces(answers[-1]):
+        answers.append(remote.recv())
+    return len(answers) > 1
+
+
+def _are_spaces(answer: Any) -> bool:
+    """Return whether an answer is that to the question for the spaces."""
+    return isinstance(answer, tuple) and all(isinstance(part, spaces.Space) for part in answer)
