@@ -215,3 +215,26 @@ class Faulty(gym.Wrapper[Any, Any, Any, Any]):
         if self.steps == self.at and self.spoilt_reward is not None:
             reward = self.spoilt_reward
         return self._spoil(observation), reward, terminated, truncated, info
+
+
+def actor_vector(model: OnPolicyAlgorithm) -> th.Tensor:
+    """
+    Join the actor's parameters of one of SB3's own policies.
+
+    :param model: any on-policy model
+    :return: the parameters as one vector
+    """
+    state = model.policy.state_dict()
+    return th.cat([value.flatten() for name, value in state.items() if not critic_only(name)])
+
+
+def step_of(model: OnPolicyAlgorithm) -> th.Tensor:
+    """
+    Train once on what was collected.
+
+    :param model: after ``collect``
+    :return: how the actor's parameters moved
+    """
+    before = actor_vector(model).clone()
+    model.train()
+    return actor_vector(model) - before

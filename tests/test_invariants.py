@@ -25,7 +25,14 @@ from tests.cases import (
     toy_envs,
     toy_model,
 )
-from tests.environments import changed, changed_actor, collect, critic_only, logged, state_of
+from tests.environments import (
+    changed,
+    changed_actor,
+    collect,
+    logged,
+    state_of,
+    step_of,
+)
 from tests.test_saved_model import same_tensors, saved
 
 # Rounding of a float32 mean over some hundred states.
@@ -58,17 +65,6 @@ def outputs(model: Any) -> list[th.Tensor]:
     names = ("logits", "loc", "scale")
     blocks = [block for blocks in distributions(model) for block in blocks]
     return [getattr(b, name) for b in blocks for name in names if hasattr(b, name)]
-
-
-def actor_vector(model: Any) -> th.Tensor:
-    state = model.policy.state_dict()
-    return th.cat([value.flatten() for name, value in state.items() if not critic_only(name)])
-
-
-def step_of(model: Any) -> th.Tensor:
-    before = actor_vector(model).clone()
-    model.train()
-    return actor_vector(model) - before
 
 
 @pytest.mark.parametrize("target_kl", [0.001, 0.05])

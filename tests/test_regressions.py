@@ -12,7 +12,6 @@ import sb3_contrib
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -24,8 +23,6 @@ from sb3_trpo._actor import read_actor
 from sb3_trpo._critic import read_critic
 from sb3_trpo._distributions import family_of
 from sb3_trpo._read_buffer import read_rollout
-from sb3_trpo._surrogate import improvement_and_kl
-from tests.cases import surrogate_of
 from tests.environments import BOX_ACTIONS, DICT, VECTOR, ToyEnv
 
 
@@ -193,24 +190,6 @@ def test_layer_that_the_actor_runs_without_calling_it_is_still_the_actors() -> N
     model.learn(32)
     norm = cast(Normalizing, model.policy.features_extractor).norm
     assert int(cast(th.Tensor, norm.num_batches_tracked)) == 1  # the one pass, none of the critic's
-
-
-def test_covariance_that_is_not_positive_definite_rejects_the_candidate(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = model_of()
-    model.learn(32)
-    batch = read_rollout(model.rollout_buffer, model.device, th.float32).actor_batch
-    actor = read_actor(model.policy, batch)
-    surrogate = surrogate_of(actor, [batch])
-
-    def refuse(*_: Any) -> Distribution:
-        raise th.linalg.LinAlgError("not positive-definite")  # type: ignore[attr-defined]
-
-    monkeypatch.setattr(model.policy, "get_distribution", refuse)
-    improvement, kl = improvement_and_kl(actor, surrogate.old)
-    assert np.isnan(improvement)
-    assert kl == np.inf
 
 
 class Huge(ToyEnv):

@@ -21,7 +21,15 @@ from sb3_trpo import TRPO
 from sb3_trpo.trpo import ACTOR_UPDATES
 from tests import stepped
 from tests.cases import CASES, copy_rollout, toy_envs, toy_model
-from tests.environments import changed, changed_actor, collect, critic_only, logged, state_of
+from tests.environments import (
+    changed,
+    changed_actor,
+    collect,
+    critic_only,
+    logged,
+    state_of,
+    step_of,
+)
 
 # Rounding of a float32 mean over some hundred states.
 ROUNDING = 1e-4
@@ -66,17 +74,6 @@ def flat_batch(model: Any) -> tuple[Any, th.Tensor, th.Tensor, th.Tensor]:
     if model.normalize_advantage:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     return samples.observations, actions, samples.old_log_prob, advantages
-
-
-def actor_vector(model: Any) -> th.Tensor:
-    state = model.policy.state_dict()
-    return th.cat([value.flatten() for name, value in state.items() if not critic_only(name)])
-
-
-def step_of(model: Any) -> th.Tensor:
-    before = actor_vector(model).clone()
-    model.train()
-    return actor_vector(model) - before
 
 
 class TestSignature:

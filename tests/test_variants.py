@@ -32,6 +32,7 @@ from tests.environments import (
     IMAGE_DICT,
     MULTI_BINARY_ACTIONS,
     MULTI_DISCRETE_ACTIONS,
+    UNIT_BOX_ACTIONS,
     VECTOR,
     ToyEnv,
     all_finite,
@@ -42,6 +43,7 @@ from tests.environments import (
     logged,
     state_of,
 )
+from tests.policies import BetaPolicy
 
 TARGET_KL = 0.01
 
@@ -292,80 +294,21 @@ def test_dropout_leaves_the_kl_at_the_old_parameters_zero() -> None:
     assert logged(model)["train/backtracks"] <= 2
 
 
-class BetaDistribution(Distribution):
-    """Independent Beta distributions on the unit box."""
-
-    distribution: th.distributions.Distribution
-
-    def __init__(self, action_dim: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.action_dim = action_dim
-
-    def proba_distribution_net(self, latent_dim: int) -> nn.Module:
-        return nn.Linear(latent_dim, 2 * self.action_dim)
-
-    def proba_distribution(self, raw: th.Tensor) -> "BetaDistribution":
-        alpha, beta = (1 + nn.functional.softplus(raw)).chunk(2, dim=1)
-        self.distribution = th.distributions.Beta(alpha, beta)
-        return self
-
-    def log_prob(self, x: th.Tensor) -> th.Tensor:
-        return self.distribution.log_prob(x.clamp(1e-6, 1 - 1e-6)).sum(dim=1)
-
-    def entropy(self) -> th.Tensor:
-        return self.distribution.entropy().sum(dim=1)
-
-    def sample(self) -> th.Tensor:
-        return self.distribution.sample()
-
-    def mode(self) -> th.Tensor:
-        return self.distribution.mean
-
-    def actions_from_params(self, raw: th.Tensor, deterministic: bool = False) -> th.Tensor:
-        return self.proba_distribution(raw).get_actions(deterministic)
-
-    def log_prob_from_params(self, raw: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        actions = self.actions_from_params(raw)
-        return actions, self.log_prob(actions)
-
-
-class BetaPolicy(ActorCriticPolicy):
-    """A policy whose action distribution SB3 does not know."""
-
-    def _build(self, lr_schedule: Any) -> None:
-        super()._build(lr_schedule)
-        self.action_dist = BetaDistribution(self.action_space.shape[0])  # type: ignore[index]
-        self.action_net = self.action_dist.proba_distribution_net(self.mlp_extractor.latent_dim_pi)
-        del self.log_std
-        self.optimizer = th.optim.Adam(self.parameters(), lr=lr_schedule(1))
-
-    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
-        return self.action_dist.proba_distribution(self.action_net(latent_pi))
-
-
 def test_custom_policy_with_a_beta_distribution() -> None:
-    case = Case(BetaPolicy, VECTOR, spaces.Box(0.0, 1.0, (2,)), {})
-    train_twice(toy_model(case))
-
-
-class UnknownDistribution(BetaDistribution):
-    """Its torch distribution has no KL divergence."""
-
-    def proba_distribution(self, raw: th.Tensor) -> "UnknownDistribution":
-        self.distribution = th.distributions.StudentT(1 + nn.functional.softplus(raw[:, :2]))
-        return self
+    train_twice(toy_model("beta"))
 
 
 class UnknownPolicy(BetaPolicy):
-    """A policy that TRPO cannot train."""
+    """A policy that TRPO cannot train: torch has no KL divergence of its distribution."""
 
-    def _build(self, lr_schedule: Any) -> None:
-        super()._build(lr_schedule)
-        self.action_dist = UnknownDistribution(2)
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
+        distribution = super()._get_action_dist_from_latent(latent_pi)
+        distribution.distribution = th.distributions.StudentT(1 + latent_pi[:, :2].exp())
+        return distribution
 
 
 def test_a_distribution_without_kl_is_named() -> None:
-    case = Case(UnknownPolicy, VECTOR, spaces.Box(0.0, 1.0, (2,)), {})
+    case = Case(UnknownPolicy, VECTOR, UNIT_BOX_ACTIONS)
     model = toy_model(case)
     before = state_of(model)
     with pytest.raises(ValueError, match="StudentT"):
