@@ -1,7 +1,7 @@
 """``sb3-trpo push`` and ``sb3-trpo download``: runs on the Hugging Face hub.
 
-A repository is laid out as the RL Zoo's, so the Zoo's scripts can read ours and ours can read theirs.
-The Zoo's own scripts do not run with the current client of the hub.
+A repository is laid out as the RL Zoo's: either side reads what the other has pushed. The Zoo's
+own push does not import beside the current client, and its download fails without a normalisation.
 """
 
 import argparse
