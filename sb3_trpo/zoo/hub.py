@@ -221,7 +221,7 @@ def new_run(choice: argparse.Namespace) -> Path:
     :return: the folder
     """
     place, env = Path(choice.folder) / choice.algo, EnvironmentName(choice.env)
-    run = place / f"{env}_{get_latest_run_id(str(place), env) + 1}"
+    run: Path = place / f"{env}_{get_latest_run_id(str(place), env) + 1}"
     run.mkdir(parents=True)
     return run
 
