@@ -1,16 +1,19 @@
 """
 Put the hyperparameter files into the built package; all else about it is in ``setup.cfg``.
 
-They lie beside the package and not in it, where users find them. To map the folder with
-``package_dir`` would do the same, but then an editable install is found by an import hook, which
-type checkers cannot follow.
+The hyperparameter files lie beside the package and not in it, where users find them. To map the
+folder with ``package_dir`` would do the same, but then an editable install is found by an import
+hook, which type checkers cannot follow. The README's links become absolute, as the package index
+shows it without its repository.
 """
 
+import re
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
+FILES = "https://github.com/sb3-trpo/sb3_trpo"
 CONFIGS = sorted(path.as_posix() for path in Path("zoo_configs").glob("*.yml"))
 
 
@@ -31,4 +34,13 @@ class BuildWithConfigs(build_py):
         return [*super().get_source_files(), *CONFIGS]
 
 
-setup(cmdclass={"build_py": BuildWithConfigs})
+def with_absolute_links(markdown: str) -> str:
+    """Let links lead to the repository's files, and pictures to their raw content."""
+    pictures = re.sub(r"(!\[[^\]]*\]\()(?!https?:)", rf"\1{FILES}/raw/main/", markdown)
+    return re.sub(r"(\]\()(?!https?:|#)", rf"\1{FILES}/blob/main/", pictures)
+
+
+setup(
+    cmdclass={"build_py": BuildWithConfigs},
+    long_description=with_absolute_links(Path("README.md").read_text(encoding="utf-8")),
+)

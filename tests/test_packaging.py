@@ -1,6 +1,7 @@
 """What an installation has: type hints that checkers find, hyperparameters, one top-level name."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -105,3 +106,11 @@ def test_wheel_has_one_top_level_name_and_every_file(wheel: Path) -> None:
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "sb3_trpo").rglob("*.py")}
     configs = {f"sb3_trpo/zoo_configs/{path.name}" for path in ROOT.glob("zoo_configs/*.yml")}
     assert names == modules | configs | {"sb3_trpo/py.typed"}
+
+
+def test_description_links_the_repository(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("METADATA")]
+        targets = re.findall(r"\]\(([^)]+)\)", archive.read(name).decode())
+    assert len(targets) > 10
+    assert [target for target in targets if not target.startswith("https://")] == []
