@@ -107,9 +107,9 @@ class TRPO(OnPolicyAlgorithm):
     :param rollout_buffer_kwargs: keyword arguments of the rollout buffer
     :param normalize_advantage: whether to shift and scale the advantages to mean 0 and standard
         deviation 1
-    :param target_kl: δ ≥ 0, radius of the trust region in nats per state; number, schedule or
-        ``"lin_0.02"``; 0 leaves the actor alone; ``None`` for 0.01 per dimension of Box and
-        MultiBinary actions, 0.01 for others
+    :param target_kl: δ ≥ 0, radius of the trust region in nats per state (with ``kl_reduction``
+        ``mean``, per state and action dimension); number, schedule or ``"lin_0.02"``; 0 leaves the
+        actor alone; ``None`` for 0.01 per dimension of Box and MultiBinary actions, 0.01 for others
     :param sub_sampling_factor: use every k-th state only for the whole actor update (the critic
         uses all)
     :param stats_window_size: episodes that the logged return, length and success rate are averaged

@@ -505,7 +505,9 @@ def test_panels_of_a_comparison_are_wrapped(
     assert pixels.shape[:2] == (inches[1] * 150, inches[0] * 150)
 
 
-def test_runs_in_other_processes_are_shown_in_one_line(tmp_path: Path) -> None:
+def test_runs_in_other_processes_are_shown_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from io import StringIO
 
     from sb3_trpo.zoo.live_progress import LiveProgress
@@ -530,6 +532,9 @@ def test_runs_in_other_processes_are_shown_in_one_line(tmp_path: Path) -> None:
     assert file.getvalue() == ""  # lines stay there, so they are a minute apart
     LiveProgress(runs, terminal).show(finished=["seed 0"])
     assert terminal.getvalue().endswith("\x1b[Kseed 1: 50 steps\r")
+    monkeypatch.setenv("COLUMNS", "11")
+    LiveProgress(runs, terminal).show()
+    assert terminal.getvalue().endswith("\x1b[Kseed 0: 20\r")
 
 
 def test_panel_names_what_its_curves_are(tmp_path: Path) -> None:

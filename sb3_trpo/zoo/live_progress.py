@@ -1,5 +1,6 @@
 """Show how far the runs in other processes have come."""
 
+import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -37,6 +38,7 @@ class LiveProgress:
         if not line:
             return
         if self.output.isatty():
+            line = line[: shutil.get_terminal_size().columns - 1]  # a second one would stay there
             print(f"\r\x1b[K{line}\r", end="", file=self.output, flush=True)
         elif time.monotonic() - self._shown >= SECONDS_BETWEEN_LINES:
             self._shown = time.monotonic()
