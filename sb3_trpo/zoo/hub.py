@@ -35,10 +35,10 @@ DOWNLOAD_HELP = """\
 Download a trained agent from the Hugging Face hub into a new run, which the other commands take.
 
 Loading a model runs code that is in it. Download only what you trust, and say so with
-TRUST_REMOTE_CODE=True in the environment.
+'export TRUST_REMOTE_CODE=True'.
 
 example:
-  TRUST_REMOTE_CODE=True sb3-trpo download --env CartPole-v1 --organization my-name
+  sb3-trpo download --env CartPole-v1 --organization my-name
 """
 
 # Names of the Zoo: in a repository -> in the folder of a run's settings.
