@@ -1,8 +1,9 @@
 """
 What the site's build needs beyond ``mkdocs.yml``.
 
-Formulas become MathML, which browsers draw without scripts or fonts from elsewhere; sections of the
-README are taken over, so that nothing is written twice; roles in docstrings become code.
+Formulas become MathML, which browsers draw without scripts or fonts from elsewhere; files of the
+repository can be pages, so that nothing is written twice; links to files lead to the repository;
+roles in docstrings become code.
 """
 
 import re
@@ -13,13 +14,15 @@ from griffe import Docstring, Extension
 from griffe import Object as GriffeObject
 from latex2mathml.converter import convert
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 
 # ".. math::" with its indented continuation lines, and ":func:`name`".
 MATH_DIRECTIVE = re.compile(r"^\.\. math:: (.*(?:\n[ \t]+\S.*)*)", re.MULTILINE)
 ROLE = re.compile(r":(?:func|class|mod|meth):(`[^`]+`)")
-INCLUDE = re.compile(r"^<!-- README: (.+) -->$", re.MULTILINE)
-LINK_TO_FILE = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)]+\)")
+# "<!-- FILE: benchmarks/tuning.md -->" is that file; "(repo:setup.cfg)" links to one.
+INCLUDE = re.compile(r"^<!-- FILE: (.+) -->$", re.MULTILINE)
+RELATIVE = re.compile(r"\]\((?!https?:|#|repo:)([^)]+)\)")
+REPOSITORY_LINK = re.compile(r"\]\(repo:([^)]+)\)")
 
 
 def on_config(config: Any) -> Any:
@@ -41,28 +44,50 @@ def formula(source: str, *_: Any, **__: Any) -> str:
     unknown = re.findall(r"\\\w+", mathml)
     if unknown:
         raise ValueError(f"No MathML for {', '.join(unknown)} in the formula {source}")
-    return f"<div>{mathml}</div>"
+    return f'<div class="math">{mathml}</div>'
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace ``<!-- README: Heading -->`` by that section of the README."""
-    return INCLUDE.sub(lambda match: readme_section(match[1]), markdown)
-
-
-def readme_section(heading: str) -> str:
+def on_page_markdown(markdown: str, config: Any, **_: Any) -> str:
     """
-    Read a section of the README, without its heading and its links to files.
+    Put in the files that a page includes, and link to the repository.
 
-    :param heading: of the second level
+    :param markdown: of the page
+    :param config: of the site
     :return: Markdown
-    :raises ValueError: if there is no such section
     """
-    sections = re.split(r"^## (.+)\n", README.read_text(), flags=re.MULTILINE)
-    texts = dict(zip(sections[1::2], sections[2::2], strict=True))
-    if heading not in texts:
-        raise ValueError(f"README.md has no section '{heading}': it has {', '.join(texts)}.")
-    text = texts[heading].replace("](docs/pages/", "](")  # pictures, as the pages see them
-    return LINK_TO_FILE.sub(r"\1", text).strip()
+    text = INCLUDE.sub(lambda match: read_file(match[1]), markdown)
+    return REPOSITORY_LINK.sub(lambda match: f"]({address(match[1], config.repo_url)})", text)
+
+
+def read_file(name: str) -> str:
+    """
+    Read a file of the repository, whose links are relative to its folder.
+
+    :param name: path in the repository
+    :return: Markdown whose links lead to the repository
+    """
+    folder = (ROOT / name).parent
+
+    def link(match: re.Match[str]) -> str:
+        path, mark, anchor = match[1].partition("#")
+        return f"](repo:{(folder / path).resolve().relative_to(ROOT)}{mark}{anchor})"
+
+    return RELATIVE.sub(link, (ROOT / name).read_text())
+
+
+def address(target: str, repository: str) -> str:
+    """
+    Find the address of a file.
+
+    :param target: path in the repository, perhaps with an anchor
+    :param repository: address of the repository
+    :return: address of the file
+    :raises ValueError: if there is no such file
+    """
+    path = ROOT / target.partition("#")[0]
+    if not path.exists():
+        raise ValueError(f"A page links to {target}, which is not in the repository.")
+    return f"{repository}/{'tree' if path.is_dir() else 'blob'}/main/{target}"
 
 
 class FieldListMarkdown(Extension):

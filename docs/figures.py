@@ -97,7 +97,8 @@ def main() -> None:
     """Train up to the update that is drawn."""
     number = int(sys.argv[1]) if len(sys.argv) > 1 else UPDATE
     env = VecNormalize(make_vec_env("Hopper-v5", n_envs=2, seed=0))
-    model = TRPO("MlpPolicy", env, n_steps=1024, target_kl=TARGET_KL, seed=0, device="cpu")
+    radius: Any = {"target_kl": TARGET_KL, "kl_reduction": "sum"}
+    model = TRPO("MlpPolicy", env, n_steps=1024, **radius, seed=0, device="cpu")
     model.learn(2048 * number + 1, callback=DrawOneUpdate(number))
 
 

@@ -32,6 +32,7 @@ class Tracking(gym.Env[Any, Any]):
 
 
 check_env(Tracking())
-model = TRPO("MlpPolicy", Tracking(), gamma=0.9, target_kl=0.05, verbose=1).learn(TIMESTEPS)
+radius: Any = {"target_kl": 0.05, "kl_reduction": "sum"}  # of the joint action
+model = TRPO("MlpPolicy", Tracking(), gamma=0.9, **radius, verbose=1).learn(TIMESTEPS)
 action, _ = model.predict(np.array([1.0, -0.5]), deterministic=True)
 print("the way to the target at (1, -0.5):", action)

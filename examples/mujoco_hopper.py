@@ -17,7 +17,7 @@ from sb3_trpo import TRPO
 TIMESTEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 300_000
 
 env = VecNormalize(make_vec_env("Hopper-v5", n_envs=2, monitor_dir="hopper"))
-model = TRPO("MlpPolicy", env, n_steps=1024, n_critic_updates=20, target_kl=0.03, verbose=1)
+model = TRPO("MlpPolicy", env, n_steps=1024, n_critic_updates=20, verbose=1)
 model.learn(TIMESTEPS)
 model.save("hopper/model")
 env.save("hopper/vecnormalize.pkl")  # the policy is of no use without its normalisation

@@ -1,11 +1,15 @@
 """Trust Region Policy Optimization for Stable-Baselines3."""
 
-from sb3_contrib.trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from sb3_trpo.maskable import MaskableTRPO
-from sb3_trpo.maskable_recurrent import MaskableRecurrentTRPO
-from sb3_trpo.recurrent import RecurrentTRPO
-from sb3_trpo.trpo import TRPO
+if TYPE_CHECKING:
+    from sb3_contrib.trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+
+    from sb3_trpo.maskable import MaskableTRPO
+    from sb3_trpo.maskable_recurrent import MaskableRecurrentTRPO
+    from sb3_trpo.recurrent import RecurrentTRPO
+    from sb3_trpo.trpo import TRPO
 
 __version__ = "0.1.0"
 
@@ -19,3 +23,24 @@ __all__ = [
     "RecurrentTRPO",
     "__version__",
 ]
+
+_MODULES = {
+    "TRPO": "sb3_trpo.trpo",
+    "MaskableRecurrentTRPO": "sb3_trpo.maskable_recurrent",
+    "MaskableTRPO": "sb3_trpo.maskable",
+    "RecurrentTRPO": "sb3_trpo.recurrent",
+    **dict.fromkeys(("CnnPolicy", "MlpPolicy", "MultiInputPolicy"), "sb3_contrib.trpo.policies"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use: the command must start before torch is imported."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names before their first use, too."""
+    return sorted({*globals(), *__all__})

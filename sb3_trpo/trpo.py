@@ -114,9 +114,9 @@ class TRPO(OnPolicyAlgorithm):
     :param rollout_buffer_kwargs: keyword arguments of the rollout buffer
     :param normalize_advantage: whether to shift and scale the advantages to mean 0 and standard
         deviation 1
-    :param target_kl: δ ≥ 0, radius of the trust region in nats per state; number, schedule or
-        ``"lin_0.02"``; 0 leaves the actor alone; ``None`` for 0.01 per dimension of Box and
-        MultiBinary actions, 0.01 for others
+    :param target_kl: δ ≥ 0, radius of the trust region in nats per state (with ``kl_reduction``
+        ``mean``, per state and action dimension); number, schedule or ``"lin_0.02"``; 0 leaves the
+        actor alone; ``None`` for 0.01 per dimension of Box and MultiBinary actions, 0.01 for others
     :param sub_sampling_factor: use only every k-th state for the whole actor update (the critic
         uses all)
     :param stats_window_size: episodes that the logged return, length and success rate are averaged
@@ -129,7 +129,8 @@ class TRPO(OnPolicyAlgorithm):
     :param _init_setup_model: whether to build the networks at construction
     :param kl_reduction: ``sum``: the KL divergence of the joint action, the correct one; ``mean``:
         its average over the action dimensions, as sb3-contrib has it for Box and MultiBinary
-        actions
+        actions; ``None``: ``sum``, with a warning where the two differ and ``target_kl`` is a
+        number, which may have been written for sb3-contrib
     :param ent_coef: weight of the policy's entropy in the surrogate objective
     :param fisher_sub_sampling_factor: use only every k-th state for the Fisher products
     :param cg_residual_tol: relative residual at which the conjugate gradient method stops, from 0
@@ -199,7 +200,7 @@ class TRPO(OnPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
         *,
-        kl_reduction: str = "sum",
+        kl_reduction: str | None = None,
         ent_coef: float = 0.0,
         fisher_sub_sampling_factor: int = 1,
         cg_residual_tol: float = 1e-5,
@@ -248,7 +249,7 @@ class TRPO(OnPolicyAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
         self.sub_sampling_factor = sub_sampling_factor
-        self.kl_reduction = kl_reduction
+        self.kl_reduction = "sum" if kl_reduction is None else kl_reduction
         self.fisher_sub_sampling_factor = fisher_sub_sampling_factor
         self.cg_residual_tol = cg_residual_tol
         self.damped_step_size = damped_step_size
@@ -260,6 +261,8 @@ class TRPO(OnPolicyAlgorithm):
 
         if _init_setup_model:
             self._setup_model()
+            if kl_reduction is None and isinstance(target_kl, (int, float, np.number)):
+                self._warn_of_contribs_unit(target_kl)
 
     def _setup_model(self) -> None:
         """Check all hyperparameters, then build buffer and policy."""
@@ -281,15 +284,31 @@ class TRPO(OnPolicyAlgorithm):
 
     def _set_trust_region(self) -> None:
         """Parse radius and damping; None means the equivalent of sb3-contrib's default."""
-        is_averaged = isinstance(self.action_space, self.averaged_action_spaces)
-        is_summed = is_averaged and self.kl_reduction == "sum"
-        dimensions = math.prod(self.action_space.shape or ()) if is_summed else 1
+        dimensions = self._averaged_dimensions() if self.kl_reduction == "sum" else 1
         if self.target_kl is None:
             self.target_kl = DEFAULT_TARGET_KL * dimensions
         if self.cg_damping is None:
             self.cg_damping = DEFAULT_CG_DAMPING * dimensions
         self.target_kl = parse_schedule("target_kl", self.target_kl)
         self.cg_damping = parse_schedule("cg_damping", self.cg_damping)
+
+    def _averaged_dimensions(self) -> int:
+        """Count the action dimensions that sb3-contrib averages the KL divergence over."""
+        is_averaged = isinstance(self.action_space, self.averaged_action_spaces)
+        return math.prod(self.action_space.shape or ()) if is_averaged else 1
+
+    def _warn_of_contribs_unit(self, target_kl: Any) -> None:
+        """Warn that a number written for ``sb3_contrib.TRPO`` makes a smaller trust region here."""
+        dimensions = self._averaged_dimensions()
+        if dimensions > 1 and target_kl > 0:
+            warnings.warn(
+                f"target_kl={target_kl:g} bounds the KL divergence of the joint action, the sum "
+                f"over {dimensions} dimensions; in sb3_contrib.TRPO it bounds their average, a "
+                f"trust region {dimensions} times as large. Pass kl_reduction='mean' to keep what "
+                f"target_kl and cg_damping mean in sb3_contrib, or kl_reduction='sum' if you mean "
+                f"the sum (target_kl={dimensions * target_kl:g} is then sb3_contrib's region).",
+                stacklevel=3,
+            )
 
     def _build_buffer(self, **options: Any) -> None:
         """Build the rollout buffer; variants pass the further options of its class."""
@@ -634,7 +653,8 @@ class TRPO(OnPolicyAlgorithm):
         """Log objective, step and line search."""
         self.logger.record("train/policy_objective", surrogate.value + search.improvement)
         self.logger.record("train/kl_divergence_loss", search.kl)
-        self.logger.record("train/is_line_search_success", float(search.accepted))
+        if search.failure != "target_kl_is_zero":  # else nothing was searched, and nothing failed
+            self.logger.record("train/is_line_search_success", float(search.accepted))
         self.logger.record("train/entropy", surrogate.entropy)
         self.logger.record("train/grad_norm", step.gradient_norm)
         self.logger.record("train/step_size", search.shrinkage * step.max_step_size)

@@ -231,6 +231,7 @@ def toy_model(
     :return: the model, seeded, on the CPU
     """
     case = CASES[case] if isinstance(case, str) else case
+    kind = kind or case.kind
     settings: dict[str, Any] = {
         "n_steps": 32,
         "batch_size": 32,
@@ -240,11 +241,12 @@ def toy_model(
         "seed": 1,
         "device": "cpu",
         **({"use_sde": True} if case.use_sde else {}),
+        **({"kl_reduction": "sum"} if issubclass(kind, TRPO) else {}),
         **kwargs,
         "policy_kwargs": {**SMALL, **case.policy_kwargs, **kwargs.get("policy_kwargs", {})},
     }
     env = settings.pop("env", None) or toy_envs(case, n_envs)
-    model = (kind or case.kind)(case.policy, env, **settings)
+    model = kind(case.policy, env, **settings)
     if case.prepare is not None:
         case.prepare(model.policy)
     return model

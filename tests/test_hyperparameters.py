@@ -11,6 +11,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_trpo import TRPO
+from tests import cases
 from tests.cases import toy_model
 from tests.environments import collect, logged
 
@@ -59,7 +60,7 @@ BAD: dict[str, list[Any]] = {
     "n_critic_updates": [-1, 1.5, "2", None, True],
     "target_kl": NOT_SCHEDULES,
     "sub_sampling_factor": [*NOT_COUNTS, 33, 1000],
-    "kl_reduction": ["max", "", None, 1],
+    "kl_reduction": ["max", "", 1],
     "ent_coef": NOT_FINITE,
     "fisher_sub_sampling_factor": [*NOT_COUNTS, 65, 1000],
     "cg_residual_tol": [-0.1, 1.0, *NOT_FINITE],
@@ -224,3 +225,50 @@ def test_a_radius_set_on_a_finished_model_takes_effect_as_in_contrib(value: Any)
 def test_gsde_in_policy_kwargs_is_refused() -> None:
     with pytest.raises(ValueError, match="use_sde=True"):
         TRPO("MlpPolicy", "Pendulum-v1", policy_kwargs={"use_sde": True})
+
+
+@pytest.mark.parametrize("case", ["box", "gsde", "multi_binary", "lstm_box"])
+def test_a_radius_that_may_be_written_for_contrib_is_warned_of_once_with_both_remedies(
+    case: str,
+) -> None:
+    with pytest.warns(UserWarning, match="target_kl") as caught:
+        model = toy_model(case, kl_reduction=None, target_kl=0.01)
+    (warning,) = caught
+    assert warning.filename == cases.__file__  # the line that calls the constructor
+    for part in ("3 dimensions", "kl_reduction='mean'", "kl_reduction='sum'", "target_kl=0.03"):
+        assert part in str(warning.message)
+    assert model.kl_reduction == "sum"
+
+
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        ("box", {"kl_reduction": "sum"}),
+        ("box", {"kl_reduction": "mean"}),
+        ("box", {"target_kl": None}),
+        ("box", {"target_kl": "lin_0.01"}),  # sb3-contrib takes numbers only
+        ("box", {"target_kl": 0.0}),
+        ("discrete", {}),
+        ("multi_discrete", {}),
+        ("masked_multi_binary", {}),
+    ],
+    ids=str,
+)
+def test_a_radius_that_means_the_same_or_was_chosen_is_not_warned_of(
+    case: str, options: dict[str, Any]
+) -> None:
+    toy_model(case, **{"kl_reduction": None, "target_kl": 0.01, **options})  # warnings are errors
+
+
+def test_one_action_dimension_is_not_warned_of() -> None:
+    TRPO("MlpPolicy", "Pendulum-v1", target_kl=0.01)
+
+
+def test_a_saved_model_says_what_its_radius_means() -> None:
+    file = BytesIO()
+    toy_model(target_kl=None, kl_reduction=None).save(file)
+    file.seek(0)
+    assert TRPO.load(file, device="cpu", target_kl=0.01).kl_reduction == "sum"
+    file.seek(0)
+    with pytest.raises(ValueError, match="kl_reduction"):
+        TRPO.load(file, device="cpu", kl_reduction=None)

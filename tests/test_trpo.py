@@ -89,7 +89,7 @@ class TestSignature:
         rest = ours[len(inspect.signature(sb3_contrib.TRPO).parameters) :]
         assert {p.kind for p in rest} == {inspect.Parameter.KEYWORD_ONLY}
         assert {p.name: p.default for p in rest} == {
-            "kl_reduction": "sum",
+            "kl_reduction": None,
             "ent_coef": 0.0,
             "fisher_sub_sampling_factor": 1,
             "cg_residual_tol": 1e-5,
@@ -309,6 +309,7 @@ class TestSchedules:
         log = logged(model)
         assert ACTOR_UPDATES[log["train/actor_update"]] == "target_kl_is_zero"
         assert log["train/skipped_updates"] == 0
+        assert "train/is_line_search_success" not in log  # nothing was searched, nothing failed
         assert log["train/target_kl"] == 0.0
         assert not changed_actor(before, state_of(model))
         assert changed(before, state_of(model))

@@ -552,6 +552,25 @@ def test_whole_life_of_a_model(
     assert "Largest difference to predict" in capsys.readouterr().out
 
 
+def without_torch(folder: Path, does: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the program with a torch that does something when it is imported."""
+    (folder / "torch.py").write_text(does)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(REPOSITORY)])}
+    command = [sys.executable, "-m", "sb3_trpo", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_interruption_while_torch_is_imported_is_one_line_and_status_130(tmp_path: Path) -> None:
+    done = without_torch(tmp_path, "raise KeyboardInterrupt", "train")
+    assert (done.returncode, done.stderr) == (130, "sb3-trpo: interrupted\n")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"]])
+def test_what_needs_no_torch_does_not_wait_for_it(words: list[str], tmp_path: Path) -> None:
+    done = without_torch(tmp_path, "raise AssertionError", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def interrupt(folder: Path, seen: str, *words: str) -> tuple[int, str]:
     """Interrupt a command once it has printed something, as Ctrl-C in a terminal does."""
     command = subprocess.Popen(

@@ -180,7 +180,9 @@ def test_every_seed_is_trained_once_in_folders_in_their_order(
 
     seen: list[list[str]] = []
 
-    def run_jobs(job: Any, tasks: list[list[str]], jobs: int) -> list[tuple[int, Path]]:
+    def run_jobs(
+        job: Any, tasks: list[list[str]], jobs: int, meanwhile: Any
+    ) -> list[tuple[int, Path]]:
         seen.extend(tasks)
         return []
 
@@ -286,7 +288,7 @@ def test_interrupted_seeds_keep_the_comparison_of_the_finished_ones(
 ) -> None:
     from sb3_trpo.zoo import seeds
 
-    def run_jobs(job: Any, tasks: Any, jobs: int) -> Any:
+    def run_jobs(job: Any, tasks: Any, jobs: int, meanwhile: Any) -> Any:
         yield 2, Path("third")
         yield 0, Path("first")
         raise KeyboardInterrupt
@@ -456,7 +458,7 @@ def test_panel_of_the_kl_shows_the_steps_below_their_bound() -> None:
     draw_kl(
         axes, pd.DataFrame({"target_kl": [0.2, 0.1], "kl_divergence_loss": [0.15, 0.05]}), "a unit"
     )
-    assert axes.get_ylabel() == "KL divergence (a unit)"
+    assert axes.get_ylabel() == "KL divergence\n(a unit)"
     drawn = {line.get_label(): np.array(line.get_ydata()).tolist() for line in axes.get_lines()}
     assert drawn == {"bound (target_kl)": [0.2, 0.1], "step taken": [0.15, 0.05]}
 
@@ -480,6 +482,26 @@ def test_unit_of_the_kl_is_that_of_its_reduction(
     (run / "Env-v1").mkdir(parents=True)
     (run / "Env-v1" / "config.yml").write_text(yaml.dump(OrderedDict(settings)))
     assert kl_unit(run) == unit
+
+
+def test_panels_of_the_trust_region_name_only_what_occurs() -> None:
+    from matplotlib.figure import Figure
+
+    from sb3_trpo.zoo.trust_region_figure import draw_backtracks, draw_improvement, draw_residual
+
+    def drawn(draw: Any, **columns: list[float]) -> dict[Any, list[float]]:
+        axes = Figure().subplots()
+        draw(axes, pd.DataFrame(columns))
+        return {line.get_label(): np.array(line.get_ydata()).tolist() for line in axes.get_lines()}
+
+    taken = drawn(draw_backtracks, backtracks=[0, 2], kl_divergence_loss=[0.1, 0.1])
+    assert taken == {"step taken": [0, 2]}
+    failed = drawn(draw_backtracks, backtracks=[0, 10], kl_divergence_loss=[0.1, 0])
+    assert failed == {"step taken": [0], "no step taken, policy unchanged": [10]}
+    gains = {"expected_improvement": [2.0, 0, 4], "actual_improvement": [1.0, 0, 4]}
+    assert drawn(draw_improvement, **gains) == {"step taken": [0.5, 1], "as predicted": [1, 1]}
+    residuals = drawn(draw_residual, cg_residual=[0.01, 0.2])
+    assert residuals == {"residual left": [0.01, 0.2], "small enough below 0.1": [0.1, 0.1]}
 
 
 # Atari and masks

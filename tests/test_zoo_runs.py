@@ -92,6 +92,7 @@ def test_trust_region_is_drawn_from_the_progress_file(tmp_path: Path) -> None:
     updates = read_updates(tmp_path / "progress.csv")
     assert len(updates) == 3
     assert (updates["kl_divergence_loss"] <= updates["target_kl"]).all()
+    assert updates.index.tolist() == [32, 64, 96]  # each at its own step, not at the next dump
     assert draw_trust_region(tmp_path, "a title")
     assert imread(tmp_path / "trust_region.png").std() > 0.05
 
@@ -138,7 +139,7 @@ def test_explained_variance_off_the_scale_is_marked_as_such() -> None:
     axes = Figure().subplots()
     draw_explained_variance(axes, pd.DataFrame({"explained_variance": [-40.0, 0.5]}))
     assert axes.get_ylim()[0] > -2
-    assert axes.get_legend_handles_labels()[1] == ["below -1, least -40"]
+    assert axes.get_legend_handles_labels()[1] == ["below -1 (least: -40)"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_final_evaluation_is_the_runs_own_if_there_is_one(tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("few_resamplings")
 def test_seeds_of_one_experiment_are_one_group(tmp_path: Path) -> None:
-    from sb3_trpo.zoo.compare import group_runs, label, table
+    from sb3_trpo.zoo.compare import group_runs, labels, table
     from sb3_trpo.zoo.runs import read_run
 
     logs = tmp_path / "logs"
@@ -176,13 +177,13 @@ def test_seeds_of_one_experiment_are_one_group(tmp_path: Path) -> None:
         write_evaluations(logs / "trpo" / "Other-v1_1", 40),
     ]
     groups = group_runs([read_run(folder) for folder in folders])
-    assert [label(group) for group in groups] == [
+    assert labels(groups) == [
         "logs/trpo 1, 2",
         "logs/trpo 3",
         "logs/ppo 1",
         "logs/trpo 1",
     ]
-    text = table(groups, [label(group) for group in groups])
+    text = table(groups, labels(groups))
     assert "8.0" in text  # the mean of 3 and 13
     assert text.count("one run") == 3
 
@@ -225,7 +226,7 @@ def test_comparison_has_a_panel_per_environment(tmp_path: Path) -> None:
     names = ["Env-v1_1", "Env-v1_2", "Other-v1_1"]
     runs = [read_run(write_evaluations(tmp_path / "trpo" / name, 1)) for name in names]
     pixels = imread(draw_comparison(group_runs(runs), tmp_path / "comparison.png", ["a", "b"]))
-    assert pixels.shape[:2] == (750, 2400)
+    assert pixels.shape[:2] == (750, 2100)
     assert pixels.std() > 0.05
 
 
@@ -276,7 +277,7 @@ def test_every_sampled_combination_builds_without_a_warning(n_envs: int, n_actio
         trial = study.ask()
         hyperparameters = sample(trial, n_actions, n_envs, {})
         searched |= set(hyperparameters)
-        model = TRPO("MlpPolicy", env, **hyperparameters)
+        model = TRPO("MlpPolicy", env, kl_reduction="sum", **hyperparameters)
         assert model.use_sde <= bool(n_actions)
     wanted = "cg_damping target_kl cg_max_steps n_critic_updates fisher_sub_sampling_factor"
     assert set(wanted.split()) | {"use_sde", "policy_kwargs"} <= searched
@@ -480,6 +481,62 @@ def test_comparison_says_that_a_curve_is_of_training_episodes(
     assert f"{tmp_path.name}/trpo 1: without" not in out
 
 
+def test_names_of_runs_in_folders_of_the_same_name_are_distinct(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.compare import group_runs, labels
+    from sb3_trpo.zoo.runs import read_run
+
+    places = [tmp_path / place / "logs" / "trpo" / "Env-v1_1" for place in ("a", "b")]
+    groups = group_runs([read_run(write_evaluations(place, 0)) for place in places])
+    assert labels(groups) == ["a/logs/trpo 1", "b/logs/trpo 1"]
+
+
+@pytest.mark.parametrize(("environments", "inches"), [(1, (7, 5)), (3, (21, 5)), (5, (21, 10))])
+def test_panels_of_a_comparison_are_wrapped(
+    environments: int, inches: tuple[int, int], tmp_path: Path
+) -> None:
+    from matplotlib.image import imread
+
+    from sb3_trpo.zoo.compare import draw_comparison, group_runs, labels
+    from sb3_trpo.zoo.runs import read_run
+
+    names = [f"Env{number}-v1_1" for number in range(environments)]
+    groups = group_runs([read_run(write_evaluations(tmp_path / name, 1)) for name in names])
+    pixels = imread(draw_comparison(groups, tmp_path / "comparison.png", labels(groups)))
+    assert pixels.shape[:2] == (inches[1] * 150, inches[0] * 150)
+
+
+def test_runs_in_other_processes_are_shown_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from io import StringIO
+
+    from sb3_trpo.zoo.live_progress import LiveProgress
+
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal, file = Terminal(), StringIO()
+    runs = {name: tmp_path / name for name in ("seed 0", "seed 1", "seed 2")}
+    for output in (terminal, file):
+        LiveProgress(runs, output).show()
+        assert output.getvalue() == ""  # no run has logged anything
+    for name, text in [("seed 0", "100,\n200,7.25\n"), ("seed 1", "50,\n")]:
+        runs[name].mkdir()
+        (runs[name] / "progress.csv").write_text(
+            f"time/total_timesteps,rollout/ep_rew_mean\n{text}"
+        )
+    for output in (terminal, file):
+        LiveProgress(runs, output).show()
+    assert "seed 0: 200 steps, mean return 7.2; seed 1: 50 steps\r" in terminal.getvalue()
+    assert file.getvalue() == ""  # lines stay there, so they are a minute apart
+    LiveProgress(runs, terminal).show(finished=["seed 0"])
+    assert terminal.getvalue().endswith("\x1b[Kseed 1: 50 steps\r")
+    monkeypatch.setenv("COLUMNS", "11")
+    LiveProgress(runs, terminal).show()
+    assert terminal.getvalue().endswith("\x1b[Kseed 0: 20\r")
+
+
 def test_panel_names_what_its_curves_are(tmp_path: Path) -> None:
     from sb3_trpo.zoo.compare import curve
     from sb3_trpo.zoo.runs import read_run
@@ -490,6 +547,7 @@ def test_panel_names_what_its_curves_are(tmp_path: Path) -> None:
     assert curve([[trained]]) == "mean of the last 100 training episodes"
     both = "mean of the last 100 training episodes or mean return of each evaluation"
     assert curve([[evaluated], [trained]]) == both
+    assert "(interquartile mean, 95% confidence as a band" in curve([[evaluated, evaluated]])
 
 
 @pytest.mark.usefixtures("few_resamplings")

@@ -35,6 +35,8 @@ COMMANDS = {
     "compare": Command("compare", "compare", "one figure and one table for several runs"),
     "optimize": Command("optimize", "optimize", "search for hyperparameters"),
     "export": Command("export", "export", "write a trained policy as an ONNX file", "zoo,onnx"),
+    "push": Command("hub", "push", "upload a trained agent to the Hugging Face hub"),
+    "download": Command("hub", "download", "download a trained agent from there"),
 }
 
 HELP = """\

@@ -1,16 +1,23 @@
 """``sb3-trpo compare``: one figure and one table for several runs."""
 
+import math
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from sb3_trpo.zoo.aggregate import CONFIDENCE, aggregate, estimate
 from sb3_trpo.zoo.errors import UsageError
-from sb3_trpo.zoo.learning_curve import RETURN_LABEL, label_steps, save_figure
+from sb3_trpo.zoo.figure_style import (
+    RETURN_LABEL,
+    add_legend,
+    label_steps,
+    new_figure,
+    save_figure,
+    set_style,
+)
 from sb3_trpo.zoo.runs import WINDOW, Run, read_finished_run
 from sb3_trpo.zoo.script import Parser
 
@@ -27,6 +34,7 @@ examples:
 """
 
 FEW_RUNS = 4
+COLUMNS = 3  # panels beside each other
 Group = list[Run]
 
 
@@ -116,10 +124,10 @@ def choose_labels(groups: list[Group], names: list[str] | None) -> list[str]:
     :return: a name per group
     :raises UsageError: if the user gave another number of names
     """
-    labels = [label(group) for group in groups]
-    if names is not None and len(names) != len(labels):
-        raise UsageError(f"--labels needs a name for each of: {'; '.join(labels)}")
-    return names or labels
+    defaults = labels(groups)
+    if names is not None and len(names) != len(defaults):
+        raise UsageError(f"--labels needs a name for each of: {'; '.join(defaults)}")
+    return names or defaults
 
 
 def notes(groups: list[Group], names: list[str]) -> list[str]:
@@ -140,15 +148,31 @@ def notes(groups: list[Group], names: list[str]) -> list[str]:
     return found
 
 
-def label(group: Group) -> str:
+def labels(groups: list[Group]) -> list[str]:
+    """Name the groups.
+
+    :param groups: as :func:`group_runs` returns them
+    :return: a distinct name per group: the end of its folder's path, and the numbers of its runs
+    """
+    deepest = max(len(group[0].folder.resolve().parents) for group in groups)
+    names: list[str] = []
+    for depth in range(2, deepest + 1):
+        names = [label(group, depth) for group in groups]
+        if len({*zip(names, (group[0].env for group in groups), strict=True)}) == len(groups):
+            break
+    return names
+
+
+def label(group: Group, depth: int) -> str:
     """Name a group.
 
     :param group: runs of one experiment
-    :return: folder of the logs, algorithm, and numbers of the runs
+    :param depth: number of folders to name
+    :return: the folders around the runs, and the numbers of the runs
     """
-    folder = group[0].folder.resolve().parent
     numbers = sorted(run.number for run in group)
-    return f"{folder.parent.name}/{folder.name} {', '.join(ranges(numbers))}"
+    folders = group[0].folder.resolve().parent.parts[-depth:]
+    return f"{'/'.join(folders)} {', '.join(ranges(numbers))}"
 
 
 def ranges(numbers: list[int]) -> list[str]:
@@ -206,26 +230,39 @@ def draw_comparison(groups: list[Group], path: Path, names: list[str]) -> Path:
     :return: the path
     """
     environments = list(dict.fromkeys(group[0].env for group in groups))
-    figure = Figure(figsize=(8 * len(environments), 5), dpi=150, layout="constrained")
-    panels = figure.subplots(1, len(environments), squeeze=False)[0]
-    for axes, environment in zip(panels, environments, strict=True):
+    columns = min(len(environments), COLUMNS)
+    rows = math.ceil(len(environments) / columns)
+    figure = new_figure(7 * columns, 5 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for environment, axes in zip(environments, panels, strict=False):
         chosen = [pair for pair in zip(groups, names, strict=True) if pair[0][0].env == environment]
-        for group, name in chosen:
-            draw_group(axes, group, name)
-        axes.set_title(f"{environment}: {curve([group for group, _ in chosen])}", fontsize="medium")
-        axes.set_ylabel(RETURN_LABEL)
-        label_steps(axes)
-        # Below the panel: on it, many runs leave no place for a legend.
-        axes.legend(fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+        draw_panel(axes, environment, chosen)
+    for axes in panels:  # what is left of the last row
+        axes.set_axis_off()
     save_figure(figure, path)
     return path
+
+
+def draw_panel(axes: Axes, environment: str, chosen: list[tuple[Group, str]]) -> None:
+    """Draw the curves of one environment.
+
+    :param axes: where to draw
+    :param environment: name of the environment
+    :param chosen: its groups with their names
+    """
+    set_style(axes)
+    for group, name in chosen:
+        draw_group(axes, group, name)
+    axes.set_ylabel(RETURN_LABEL)
+    label_steps(axes)
+    add_legend(axes, 1, f"{environment}: {curve([group for group, _ in chosen])}")
 
 
 def curve(groups: list[Group]) -> str:
     """Describe what a panel shows.
 
     :param groups: the groups in it
-    :return: part of a title
+    :return: its title
     """
     kinds = {
         "mean return of each evaluation"
@@ -233,7 +270,10 @@ def curve(groups: list[Group]) -> str:
         else f"mean of the last {WINDOW} training episodes"
         for group in groups
     }
-    return " or ".join(sorted(kinds))
+    shown = " or ".join(sorted(kinds))
+    if any(len(group) > 1 for group in groups):
+        shown += f"\n(interquartile mean, {CONFIDENCE:.0%} confidence as a band, each run thin)"
+    return shown
 
 
 def draw_group(axes: Axes, group: Group, name: str) -> None:
@@ -247,8 +287,7 @@ def draw_group(axes: Axes, group: Group, name: str) -> None:
     if len(group) == 1:
         axes.plot(whole.steps, whole.mean, label=f"{name}, one run")
         return
-    text = f"{name}, interquartile mean, {CONFIDENCE:.0%} confidence, and each run (thin)"
-    (line,) = axes.plot(whole.steps, whole.mean, label=text)
+    (line,) = axes.plot(whole.steps, whole.mean, label=f"{name}, {len(group)} runs")
     color = line.get_color()
     axes.fill_between(whole.steps, whole.low, whole.high, color=color, alpha=0.2, lw=0)
     for run in group:

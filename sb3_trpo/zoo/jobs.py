@@ -6,16 +6,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import redirect_stdout
 from typing import TypeVar
 
 Result = TypeVar("Result")
 THREAD_NAME = "sb3-trpo-job"
+SECONDS_BETWEEN_LOOKS = 2.0
 
 
 def run_jobs(
-    job: Callable[[list[str]], Result], tasks: Sequence[list[str]], jobs: int
+    job: Callable[[list[str]], Result],
+    tasks: Sequence[list[str]],
+    jobs: int,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, Result]]:
     """Run a job once per task, without its output but with its warnings.
 
@@ -24,6 +28,7 @@ def run_jobs(
     :param job: a function of a module, called with a task in a process of its own
     :param tasks: command lines
     :param jobs: largest number of processes at a time
+    :param meanwhile: called every two seconds while no task finishes
     :return: position of a task and its result, in the order in which the tasks finish
     """
     threads = ThreadPoolExecutor(
@@ -34,8 +39,13 @@ def run_jobs(
             threads.submit(_in_a_new_process, job, words): position
             for position, words in enumerate(tasks)
         }
-        for future in as_completed(positions):
-            yield positions[future], future.result()
+        pending = set(positions)
+        while pending:
+            done, pending = wait(pending, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
+            if not done:
+                meanwhile()
+            for future in done:
+                yield positions[future], future.result()
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         _end_processes()

@@ -1,46 +1,21 @@
 """Draw the learning curve of a run."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
-from sb3_trpo.zoo.errors import UsageError, user_errors
+from sb3_trpo.zoo.figure_style import (
+    EVALUATION,
+    RETURN_LABEL,
+    TRAINING,
+    add_legend,
+    label_steps,
+    new_figure,
+    set_style,
+)
 from sb3_trpo.zoo.runs import EVALUATIONS_FILE, training_episodes
-
-TRAINING, EVALUATION = "#4477aa", "#cc3311"  # colour-blind readers can distinguish them
-RETURN_LABEL = "return per episode (sum of rewards)"
-STEPS_LABEL = "environment steps"
-
-
-def label_steps(axes: Axes) -> None:
-    """Label the horizontal axis as environment steps.
-
-    :param axes: axes of any figure against steps
-    """
-    axes.set_xlabel(STEPS_LABEL)
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(alpha=0.3)
-
-
-def save_figure(figure: Figure, path: Path, **options: Any) -> None:
-    """Write a figure to a file that the user has named.
-
-    :param figure: the figure
-    :param path: of the file
-    :param options: as for ``Figure.savefig``
-    :raises UsageError: if the format is unknown or the file cannot be written
-    """
-    formats = figure.canvas.get_supported_filetypes()
-    if path.suffix.removeprefix(".") not in formats:
-        raise UsageError(f"the picture '{path}' has to end in one of .{', .'.join(formats)}")
-    with user_errors(OSError):
-        figure.savefig(path, **options)
 
 
 def draw_learning_curve(run: Path, title: str) -> Path:
@@ -50,15 +25,15 @@ def draw_learning_curve(run: Path, title: str) -> Path:
     :param title: what was trained
     :return: path of the picture, ``learning_curve.png`` in the run's folder
     """
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    figure = new_figure()
     axes = figure.subplots()
+    set_style(axes)
     draw_training(axes, training_episodes(run))
     draw_evaluations(axes, run / EVALUATIONS_FILE)
-    axes.set_title(title, fontsize="medium")
+    figure.suptitle(title, fontsize="medium")
     axes.set_ylabel(RETURN_LABEL)
     label_steps(axes)
-    if axes.get_legend_handles_labels()[0]:  # nothing is drawn yet after a few steps
-        figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
+    add_legend(axes)
     path = run / "learning_curve.png"
     figure.savefig(path)
     return path

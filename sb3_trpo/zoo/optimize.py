@@ -9,7 +9,6 @@ import optuna
 import yaml
 from huggingface_sb3 import EnvironmentName
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -19,8 +18,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from sb3_trpo.zoo.choice import add_environment, check_environment
 from sb3_trpo.zoo.entry import entry_text
 from sb3_trpo.zoo.errors import UsageError, one_line, user_errors
+from sb3_trpo.zoo.figure_style import (
+    EVALUATION,
+    RETURN_LABEL,
+    TRAINING,
+    add_legend,
+    new_figure,
+    set_style,
+)
 from sb3_trpo.zoo.jobs import run_jobs, threads_per_job
-from sb3_trpo.zoo.learning_curve import EVALUATION, RETURN_LABEL, TRAINING
 from sb3_trpo.zoo.manager import CONFIGURATION, NO_TRIALS, RunManager, run_manager
 from sb3_trpo.zoo.script import Parser, asks_for_help, positive
 
@@ -208,15 +214,15 @@ def draw_search(study: optuna.Study, path: Path) -> Path:
     :param path: of the picture
     :return: the path
     """
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    figure = new_figure()
     axes = figure.subplots()
+    set_style(axes)
     draw_trials(axes, finished_trials(study))
-    axes.set_title(f"Search for hyperparameters: {study.study_name}", fontsize="medium")
+    figure.suptitle(f"Search for hyperparameters: {study.study_name}", fontsize="medium")
     axes.set_xlabel("number of the trial")
     axes.set_ylabel(RETURN_LABEL)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    add_legend(axes)
     figure.savefig(path)
     return path
 
@@ -230,4 +236,5 @@ def draw_trials(axes: Axes, trials: list[optuna.trial.FrozenTrial]) -> None:
     numbers = [trial.number for trial in trials]
     values = np.array([trial.value for trial in trials], dtype=float)
     axes.plot(numbers, values, ".", color=TRAINING, label="trial")
-    axes.step(numbers, np.maximum.accumulate(values), where="post", color=EVALUATION, label="best")
+    best = np.maximum.accumulate(values)
+    axes.step(numbers, best, where="post", color=EVALUATION, label="best so far")

@@ -1,16 +1,22 @@
 """``sb3-trpo plot``: the RL Zoo's training curves, and the pictures of each run redrawn."""
 
 from pathlib import Path
+from typing import Any
 
-import rl_zoo3.plots.plot_train  # noqa: F401 (the package's attribute is the function)
+import matplotlib as mpl
+from cycler import cycler
 from matplotlib import pyplot as plt
-from rl_zoo3.plots import plot_train
 
 from sb3_trpo.zoo.choice import DEFAULT_ENV, LOGS, check_algorithm
-from sb3_trpo.zoo.learning_curve import draw_learning_curve, save_figure
+from sb3_trpo.zoo.figure_style import COLORS, RETURN_LABEL, STEPS_LABEL, save_figure
+from sb3_trpo.zoo.learning_curve import draw_learning_curve
 from sb3_trpo.zoo.runs import find_runs, training_episodes
 from sb3_trpo.zoo.script import Parser, positive, replaced, run_script
 from sb3_trpo.zoo.trust_region_figure import draw_trust_region
+
+with mpl.rc_context():  # the import sets seaborn's style for the whole process
+    import rl_zoo3.plots.plot_train  # noqa: F401 (the package's attribute is the function)
+    from rl_zoo3.plots import plot_train
 
 PROG = "sb3-trpo plot"
 HELP = f"""\
@@ -26,6 +32,13 @@ defaults that differ from the RL Zoo's, whose own options follow:
   --episode-window: 100, or half of the shortest run's episodes if that is less
   the figure is written to a file; no window is opened
 """
+
+# The Zoo's labels, in the words of the other pictures.
+NAMES = {
+    "Timesteps": STEPS_LABEL,
+    "Training Episodic Reward": RETURN_LABEL,
+    "Training Episode Length": "steps per episode",
+}
 
 
 def plot(words: list[str]) -> None:
@@ -46,13 +59,13 @@ def plot(words: list[str]) -> None:
         check_algorithm(choice.algo)
         runs = [run for env in choice.env for run in find_runs(choice.exp_folder, choice.algo, env)]
         window = choice.episode_window or episode_window(runs)
-    with replaced(plt, "show", lambda: save(choice.output, window)):
+    style: Any = {"axes.grid": True, "grid.alpha": 0.3, "axes.prop_cycle": cycler(color=COLORS)}
+    with mpl.rc_context(style), replaced(plt, "show", lambda: save(choice.output, window)):
         words = [*chosen, "-w", str(window), *rest]
         run_script(plot_train, PROG, HELP, words, add_output)
     print(f"Picture: {choice.output}")
-    with plt.style.context("default"):  # the Zoo has changed the style globally
-        for run in runs:
-            draw_run(run)
+    for run in runs:
+        draw_run(run)
 
 
 def add_output(parser: Parser) -> None:
@@ -73,6 +86,9 @@ def save(output: Path, window: int) -> None:
     """
     axes = plt.gca()
     axes.set_title(f"{axes.get_title()}, mean of {window} episodes", fontsize="medium")
+    for axis in (axes.xaxis, axes.yaxis):
+        text = axis.get_label_text()
+        axis.set_label_text(NAMES.get(text, text), fontsize="medium")
     # Place the legend beside the panel, where it hides no curves.
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
     save_figure(plt.gcf(), output, dpi=150, bbox_inches="tight")

@@ -8,6 +8,9 @@ from stable_baselines3.common.logger import CSVOutputFormat
 
 PROGRESS = "progress.csv"
 STEPS = "time/total_timesteps"
+# Steps at which an update was made; SB3 logs an update with the rollout after it. In the file only.
+UPDATE_STEPS = "train/total_timesteps"
+ELSEWHERE = ("stdout", "log", "json", "tensorboard")
 
 
 def read_progress(path: Path) -> pd.DataFrame:
@@ -31,6 +34,7 @@ class ProgressFile(BaseCallback):
         super().__init__()
         self.folder = folder
         self._file: CSVOutputFormat | None = None
+        self._update_steps: int | None = None
 
     def _on_training_start(self) -> None:
         """Add the file to the logger, which now exists."""
@@ -41,10 +45,20 @@ class ProgressFile(BaseCallback):
         """Continue training."""
         return True
 
+    def _on_rollout_start(self) -> None:
+        """Note at which step the last update was made, which is over by now."""
+        if self._update_steps is not None:
+            self.logger.record(UPDATE_STEPS, self._update_steps, exclude=ELSEWHERE)
+
+    def _on_rollout_end(self) -> None:
+        """Remember the step at which an update follows."""
+        self._update_steps = self.num_timesteps
+
     def _on_training_end(self) -> None:
         """Log the last update, which SB3 does not, and close the file."""
         if self._file is None:  # the RL Zoo ends its first callback twice
             return
+        self._on_rollout_start()
         self.logger.record(STEPS, self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
         self.logger.output_formats.remove(self._file)

@@ -1,15 +1,17 @@
 """Train with several seeds, some at a time, and compare the runs."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import get_latest_run_id
 
 from sb3_trpo.zoo.choice import add_environment
-from sb3_trpo.zoo.compare import draw_comparison, group_runs, label, notes, table
+from sb3_trpo.zoo.compare import draw_comparison, group_runs, labels, notes, table
 from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.jobs import run_jobs, threads_per_job
+from sb3_trpo.zoo.live_progress import LiveProgress
 from sb3_trpo.zoo.manager import RUN_NUMBER
 from sb3_trpo.zoo.runs import Run, read_run
 from sb3_trpo.zoo.script import Parser
@@ -51,35 +53,52 @@ def train_seeds(
     """
     check_shared(words)
     shared = ["--verbose", "0", "--num-threads", str(threads_per_job(jobs)), *words]
-    number = next_number(words)
+    folders = run_folders(words, len(seeds))
     tasks = [
-        [*shared, "--seed", str(seed), RUN_NUMBER, str(number + position)]
-        for position, seed in enumerate(seeds)
+        [*shared, "--seed", str(seed), RUN_NUMBER, folder.name.rpartition("_")[2]]
+        for seed, folder in zip(seeds, folders, strict=True)
     ]
+    names = [f"seed {seed}" for seed in seeds]
+    live = LiveProgress(dict(zip(names, folders, strict=True)))
     runs: dict[int, Run] = {}
     try:
         print(f"Training seeds {', '.join(map(str, seeds))}, at most {jobs} at a time")
-        for position, folder in run_jobs(train_one, tasks, jobs):
+        watch = partial(show_unfinished, live, names, runs)
+        for position, folder in run_jobs(train_one, tasks, jobs, watch):
             runs[position] = read_run(folder)
+            live.clear()
             progress = f"{len(runs)} of {len(seeds)} runs"
-            print(f"{progress}: seed {seeds[position]}, {describe(runs[position])}", flush=True)
+            print(f"{progress}: {names[position]}, {describe(runs[position])}", flush=True)
     except KeyboardInterrupt:
+        live.clear()
         summarize(runs)
         raise KeyboardInterrupt(f"after {len(runs)} of {len(seeds)} runs") from None
     summarize(runs)
 
 
-def next_number(words: list[str]) -> int:
-    """Return the number of the first run.
+def show_unfinished(live: LiveProgress, names: list[str], runs: dict[int, Run]) -> None:
+    """Show how far the runs have come that are not finished.
+
+    :param live: shows runs by their names
+    :param names: of all runs
+    :param runs: finished runs by their positions among the names
+    """
+    live.show(finished=[names[position] for position in runs])
+
+
+def run_folders(words: list[str], count: int) -> list[Path]:
+    """Choose the folders of new runs, numbered in the order of their seeds.
 
     :param words: command-line options that all runs share
-    :return: the number after that of the latest run
+    :param count: number of runs
+    :return: their folders, numbered from the one after the latest run
     """
     parser = Parser("sb3-trpo train", "", add_help=False)
     add_environment(parser)
     choice, _ = parser.parse_known_args(words)
-    runs = f"{choice.folder}/{choice.algo}"
-    return get_latest_run_id(runs, EnvironmentName(choice.env)) + 1
+    place, env = Path(choice.folder) / choice.algo, EnvironmentName(choice.env)
+    first = get_latest_run_id(str(place), env) + 1
+    return [place / f"{env}_{number}" for number in range(first, first + count)]
 
 
 def describe(run: Run) -> str:
@@ -101,7 +120,7 @@ def summarize(runs: dict[int, Run]) -> None:
         return
     in_order = [runs[position] for position in sorted(runs)]
     groups = group_runs(in_order)
-    names = [label(group) for group in groups]
+    names = labels(groups)
     print("\n".join([table(groups, names), *notes(groups, names)]))
     print(f"Picture: {draw_comparison(groups, picture_path(in_order), names)}")
 

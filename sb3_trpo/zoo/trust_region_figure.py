@@ -7,15 +7,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sb3_trpo.zoo.learning_curve import EVALUATION, TRAINING, label_steps
-from sb3_trpo.zoo.progress import PROGRESS, STEPS, read_progress
+from sb3_trpo.zoo.figure_style import (
+    EVALUATION,
+    TRAINING,
+    add_legend,
+    label_steps,
+    new_figure,
+    set_style,
+)
+from sb3_trpo.zoo.progress import PROGRESS, STEPS, UPDATE_STEPS, read_progress
 from sb3_trpo.zoo.runs import read_mapping
 
 # Explained variance has no lower bound, and only values near 1 are informative.
 LEAST_EXPLAINED = -1.0
+# A relative residual below this is small enough: the line search measures the resulting step.
+ENOUGH_RESIDUAL = 0.1
 
 
 def draw_trust_region(run: Path, title: str) -> bool:
@@ -30,7 +38,7 @@ def draw_trust_region(run: Path, title: str) -> bool:
     if updates.empty:
         return False
     tried = updates[updates["target_kl"] > 0]  # with a bound of 0 no step is tried
-    figure = Figure(figsize=(11, 6), dpi=150, layout="constrained")
+    figure = new_figure(13, 7)
     panels = figure.subplots(2, 3, sharex=True)
     drawings: tuple[tuple[Callable[[Axes, pd.DataFrame], None], pd.DataFrame], ...] = (
         (partial(draw_kl, unit=kl_unit(run)), updates),
@@ -41,12 +49,11 @@ def draw_trust_region(run: Path, title: str) -> bool:
         (draw_entropy, updates),
     )
     for axes, (draw, data) in zip(panels.flat, drawings, strict=True):
+        set_style(axes)
         draw(axes, data)
         label_steps(axes)
         axes.tick_params(labelbottom=True)
-        if axes.get_legend_handles_labels()[0]:  # above the panel, where there is no data
-            place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1)}
-            axes.legend(ncols=2, fontsize="small", frameon=False, **place)
+        add_legend(axes)
     figure.suptitle(title, fontsize="medium")
     figure.savefig(run / "trust_region.png")
     return True
@@ -56,13 +63,14 @@ def read_updates(path: Path) -> pd.DataFrame:
     """Read the log of the updates.
 
     :param path: ``progress.csv``; it may be missing
-    :return: a row per update, columns named without ``train/``; no rows for an algorithm without
-        a trust region
+    :return: a row per update, at the step at which it was made, columns named without ``train/``;
+        no rows for an algorithm without a trust region
     """
     log = read_progress(path)
     if "train/target_kl" not in log:
         return pd.DataFrame()
-    updates = log.dropna(subset=["train/target_kl"]).set_index(STEPS)
+    updates = log.dropna(subset=["train/target_kl"])
+    updates = updates.set_index(UPDATE_STEPS if UPDATE_STEPS in updates else STEPS)
     return updates.filter(like="train/").rename(columns=lambda name: name.removeprefix("train/"))
 
 
@@ -87,8 +95,9 @@ def draw_kl(axes: Axes, updates: pd.DataFrame, unit: str) -> None:
     :param unit: unit of both
     """
     axes.plot(updates["target_kl"], color=EVALUATION, label="bound (target_kl)")
-    axes.plot(updates["kl_divergence_loss"], ".", color=TRAINING, label="step taken")
-    axes.set_ylabel(f"KL divergence ({unit})")
+    divergence = updates["kl_divergence_loss"]
+    axes.plot(divergence[divergence > 0], ".", color=TRAINING, label="step taken")
+    axes.set_ylabel(f"KL divergence\n({unit})")
     axes.set_ylim(bottom=0)
 
 
@@ -98,9 +107,11 @@ def draw_backtracks(axes: Axes, updates: pd.DataFrame) -> None:
     :param axes: where to draw
     :param updates: as :func:`read_updates` returns them
     """
-    accepted = updates["is_line_search_success"] == 1
-    axes.plot(updates["backtracks"][accepted], ".", color=TRAINING, label="then accepted one")
-    axes.plot(updates["backtracks"][~accepted], "x", color=EVALUATION, label="policy unchanged")
+    moved = updates["backtracks"][updates["kl_divergence_loss"] > 0]
+    stayed = updates["backtracks"].drop(moved.index)
+    axes.plot(moved, ".", color=TRAINING, label="step taken")
+    if not stayed.empty:
+        axes.plot(stayed, "x", color=EVALUATION, label="no step taken, policy unchanged")
     axes.set_ylabel("candidates rejected")
     axes.set_ylim(-0.3, max([3, *updates["backtracks"]]) + 0.3)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -113,20 +124,23 @@ def draw_residual(axes: Axes, updates: pd.DataFrame) -> None:
     :param updates: as :func:`read_updates` returns them
     """
     if "cg_residual" in updates:  # missing if there was no gradient to follow
-        axes.semilogy(updates["cg_residual"], ".", color=TRAINING)
+        axes.semilogy(updates["cg_residual"], ".", color=TRAINING, label="residual left")
+    axes.axhline(ENOUGH_RESIDUAL, color=EVALUATION, label=f"small enough below {ENOUGH_RESIDUAL}")
     axes.set_ylabel("relative CG residual")
 
 
 def draw_improvement(axes: Axes, updates: pd.DataFrame) -> None:
-    """Draw the predicted and the realised improvement.
+    """Draw the realised improvement as a share of the predicted one.
 
     :param axes: where to draw
     :param updates: as :func:`read_updates` returns them
     """
-    axes.plot(updates["expected_improvement"], color=EVALUATION, label="predicted")
-    axes.plot(updates["actual_improvement"], ".", color=TRAINING, label="realised")
-    axes.set_ylabel("gain in surrogate advantage")
-    axes.set_ylim(bottom=min([0, *updates["actual_improvement"]]))
+    taken = updates[updates["expected_improvement"] > 0]
+    shares = taken["actual_improvement"] / taken["expected_improvement"]
+    axes.axhline(1, color=EVALUATION, label="as predicted")
+    axes.plot(shares, ".", color=TRAINING, label="step taken")
+    axes.set_ylabel("realised gain / predicted gain")
+    axes.set_ylim(min([0, *shares]), max([1.2, *(1.05 * shares)]))
 
 
 def draw_explained_variance(axes: Axes, updates: pd.DataFrame) -> None:
@@ -140,7 +154,7 @@ def draw_explained_variance(axes: Axes, updates: pd.DataFrame) -> None:
     axes.plot(explained[explained >= LEAST_EXPLAINED], ".", color=TRAINING)
     if not below.empty:
         floor = np.full(len(below), LEAST_EXPLAINED)
-        label = f"below {LEAST_EXPLAINED:g}, least {below.min():.2g}"
+        label = f"below {LEAST_EXPLAINED:g} (least: {below.min():.2g})"
         axes.plot(below.index, floor, "v", color=EVALUATION, label=label)
     axes.set_ylabel("explained variance (1 = all)")
     axes.set_ylim(max(LEAST_EXPLAINED, min(0, explained.min())) - 0.05, 1.05)
