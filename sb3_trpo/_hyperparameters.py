@@ -12,6 +12,9 @@ from stable_baselines3.common.utils import LinearSchedule
 
 KL_REDUCTIONS = ("sum", "mean")
 
+# Of single precision, in which the update computes. NaN is not below it either.
+_LARGEST = th.finfo(th.float32).max
+
 
 def check_values(**values: Any) -> None:
     """
@@ -71,13 +74,24 @@ def value_at(name: str, value: float | str | Schedule | None, progress: float) -
     if isinstance(value, str):
         number = _linear_start(name, value) * progress
     else:
-        number = float(value(progress) if callable(value) else value)
-    if not (math.isfinite(number) and number >= 0):
+        number = _called(name, value, progress) if callable(value) else float(value)
+    if not 0 <= number <= _LARGEST:
         raise ValueError(
             f"{name} has to be a number of at least 0 at any time, but it is {number} at a "
             f"remaining progress of {progress:.3g}."
         )
     return number
+
+
+def _called(name: str, schedule: Schedule, progress: float) -> float:
+    """Read a schedule."""
+    try:
+        return float(schedule(progress))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} has to be a function of the remaining progress that returns a number, but "
+            f"{schedule!r} raised {type(error).__name__}: {error}"
+        ) from error
 
 
 def _linear_start(name: str, text: str) -> float:
@@ -104,7 +118,7 @@ def _is_number(is_allowed: Callable[[float], bool]) -> Callable[[Any], bool]:
     def check(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
             return False
-        return math.isfinite(value) and is_allowed(float(value))
+        return abs(value) <= _LARGEST and is_allowed(float(value))
 
     return check
 

@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium.utils import seeding
+from hypothesis import settings
 from stable_baselines3.common.utils import set_random_seed
 
 th.set_num_threads(1)
+
+# The same examples every time; with `--hypothesis-profile thorough` many others.
+settings.register_profile("few", max_examples=25, derandomize=True, database=None, deadline=None)
+settings.register_profile("thorough", max_examples=600, deadline=None)
+settings.load_profile("few")
 
 
 @pytest.fixture(autouse=True)
