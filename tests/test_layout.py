@@ -31,6 +31,8 @@ LAYERS: tuple[Collection[str], ...] = (
         "_finite",
         "_rollout_forward",
         "rollout_buffer",
+        "_pickle_tree",
+        "_safe_pickle",
         "_saved_model",
         "trpo",
         "maskable",
