@@ -2,6 +2,7 @@
 
 from sb3_contrib.trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
+from sb3_trpo._vec_normalize import load_vec_normalize
 from sb3_trpo.maskable import MaskableTRPO
 from sb3_trpo.maskable_recurrent import MaskableRecurrentTRPO
 from sb3_trpo.recurrent import RecurrentTRPO
@@ -18,4 +19,5 @@ __all__ = [
     "MultiInputPolicy",
     "RecurrentTRPO",
     "__version__",
+    "load_vec_normalize",
 ]

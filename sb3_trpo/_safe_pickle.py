@@ -38,6 +38,10 @@ class UntrustedError(ValueError):
     """A pickle describes what cannot be loaded without trust; the message says what."""
 
 
+class ByValueError(UntrustedError):
+    """A pickle contains a function or a class, not just its name."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """
@@ -54,26 +58,41 @@ class Parts:
     pairs: list[tuple[Any, Any]]
     state: Any
 
-    def attributes(self) -> dict[str, Any]:
-        """Return the state of an object that has nothing else."""
-        if self.arguments or self.items or self.pairs or not isinstance(self.state, dict):
-            raise UntrustedError("an object whose state is not a dictionary")
-        return self.state
-
 
 Maker = Callable[[Parts], Any]
 
 
-def safe_loads(
-    data: bytes, *, what: str, also: Mapping[tuple[str, str], Maker] | None = None
-) -> Any:
+@dataclass(frozen=True)
+class FromState:
+    """
+    Makes an object of its attributes alone.
+
+    :param make: makes the object of a dictionary of attributes
+    :param attributes: those that are read; the others may be anything
+    """
+
+    make: Callable[[dict[str, Any]], Any]
+    attributes: tuple[str, ...]
+
+    def of(self, node: Node) -> Node:
+        """Return the dictionary of the attributes that are read, of what a pickle describes."""
+        state = node.state
+        if node.arguments or node.items or node.pairs or not isinstance(state, Node):
+            raise UntrustedError("an object that is not made of its attributes")
+        return replace(state, pairs=[pair for pair in state.pairs if pair[0] in self.attributes])
+
+
+Makers = Mapping[tuple[str, str], Maker | FromState]
+
+
+def safe_loads(data: bytes, *, what: str, also: Makers | None = None) -> Any:
     """
     Load a value from a pickle without running anything that the pickle names.
 
     :param data: the pickle
     :param what: names the value in errors
     :param also: further objects that may occur, by module and name, each with a function that
-        checks its parts and makes it
+        checks its parts and makes it, or a :class:`FromState`
     :return: the value
     :raises ValueError: if the pickle is damaged, too large for what it holds, or describes anything
         that is not allowed
@@ -82,8 +101,8 @@ def safe_loads(
     try:
         return loader.value(read_tree(data), 0)
     except UntrustedError as error:
-        raise UntrustedError(f"{what} holds {error}") from None
-    except (ValueError, TypeError, OverflowError, AttributeError, KeyError) as error:
+        raise type(error)(f"{what} holds {error}") from None
+    except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError) as error:
         raise UntrustedError(f"{what} is damaged: {error}") from error
 
 
@@ -95,7 +114,7 @@ class _Loader:
     :param budget: largest number of values and bytes, each counted as often as it is referred to
     """
 
-    def __init__(self, makers: Mapping[tuple[str, str], Maker], budget: int) -> None:
+    def __init__(self, makers: Makers, budget: int) -> None:
         self.makers = makers
         self.budget = budget
 
@@ -110,12 +129,12 @@ class _Loader:
             return node
         if isinstance(node.kind, str):
             return _CONTAINERS[node.kind](self._parts(node, depth + 1))
-        name = _today(node.kind)
-        if name in self.makers:
-            return self.makers[name](self._parts(node, depth + 1))
-        if name in _DROPPED:
-            return None
-        raise UntrustedError(_described(node.kind, "an object made by"))
+        maker = self.makers.get(_today(node.kind))
+        if maker is None:
+            raise _refusal(node.kind, "an object made by")
+        if isinstance(maker, FromState):
+            return maker.make(self.value(maker.of(node), depth + 1))
+        return maker(self._parts(node, depth + 1))
 
     def _parts(self, node: Node, depth: int) -> Parts:
         """Make the values of what a node consists of."""
@@ -147,11 +166,13 @@ def _today(name: Name) -> tuple[str, str]:
     return name.module, name.name
 
 
-def _described(name: Name, action: str) -> str:
+def _refusal(name: Name, action: str) -> UntrustedError:
     """Say what a pickle wants, in one line."""
     if name.module.partition(".")[0] in _BY_VALUE:
-        return "code pickled by value: a function, or a class defined in a script or a notebook"
-    return f"{action} {name}"
+        return ByValueError(
+            "code pickled by value: a function, or a class defined in a script or a notebook"
+        )
+    return UntrustedError(f"{action} {name}")
 
 
 # What may occur as a class, not to be called here. A class of the program itself has to derive
@@ -175,9 +196,9 @@ def class_of(name: Name) -> Any:
     found = module.__dict__.get(attribute) if isinstance(module, ModuleType) else None
     if isinstance(found, th.dtype) or (isinstance(found, type) and _may_occur(found)):
         return found
-    if module is None and not _described(name, "").startswith("code"):
-        raise UntrustedError(f"{name}, whose module this program has not imported")
-    raise UntrustedError(_described(name, "the name"))
+    if module is None:
+        raise _refusal(name, "the name of something that this program has not imported:")
+    raise _refusal(name, "the name")
 
 
 def _may_occur(kind: type) -> bool:
@@ -273,69 +294,66 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _constant_schedule(parts: Parts) -> ConstantSchedule:
-    return ConstantSchedule(_number(parts.attributes()["val"]))
+def _constant_schedule(state: dict[str, Any]) -> ConstantSchedule:
+    return ConstantSchedule(_number(state["val"]))
 
 
-def _linear_schedule(parts: Parts) -> LinearSchedule:
-    state = parts.attributes()
+def _linear_schedule(state: dict[str, Any]) -> LinearSchedule:
     numbers = [_number(state[key]) for key in ("start", "end", "end_fraction")]
     if numbers[2] <= 0:
         raise UntrustedError(f"a schedule with end_fraction={numbers[2]}")
     return LinearSchedule(*numbers)
 
 
-def _zoos_schedule(parts: Parts) -> LinearSchedule:
+def _zoos_schedule(state: dict[str, Any]) -> LinearSchedule:
     """Make SB3's schedule of the RL Zoo's, which falls from a value to 0."""
-    return LinearSchedule(_number(parts.attributes()["initial_value"]), 0.0, 1.0)
+    return LinearSchedule(_number(state["initial_value"]), 0.0, 1.0)
 
 
-def _float_schedule(parts: Parts) -> FloatSchedule:
-    inner = parts.attributes()["value_schedule"]
+def _float_schedule(state: dict[str, Any]) -> FloatSchedule:
+    inner = state["value_schedule"]
     if type(inner) not in (ConstantSchedule, LinearSchedule):
         raise UntrustedError(f"a schedule of {type(inner).__name__}")
     return FloatSchedule(inner)
 
 
-def _space_state(parts: Parts) -> dict[str, Any]:
-    """Read the attributes of a space; gym had some of them under other names."""
-    state = parts.attributes()
-    shape = state.get("_shape", state.get("shape"))
-    return {**state, "shape": None if shape is None else tuple(shape)}
+def _shape(state: dict[str, Any]) -> tuple[int, ...]:
+    """Read the shape of a space, which older versions of gym had under another name."""
+    return tuple(state["_shape"] if "_shape" in state else state["shape"])
 
 
-def _box(parts: Parts) -> spaces.Box:
-    state = _space_state(parts)
+def _type(state: dict[str, Any]) -> Any:
+    """Read the type of a space's elements."""
+    return np.dtype(state["dtype"]).type
+
+
+def _box(state: dict[str, Any]) -> spaces.Box:
     low, high = state["low"], state["high"]
     if not (isinstance(low, np.ndarray) and isinstance(high, np.ndarray)):
         raise UntrustedError("a Box whose bounds are not arrays")
-    return spaces.Box(low, high, state["shape"], np.dtype(state["dtype"]).type)
+    return spaces.Box(low, high, _shape(state), _type(state))
 
 
-def _discrete(parts: Parts) -> spaces.Discrete:
-    state = _space_state(parts)
+def _discrete(state: dict[str, Any]) -> spaces.Discrete:
     return spaces.Discrete(
-        int(state["n"]),
-        start=int(state.get("start", 0)),
-        dtype=np.dtype(state.get("dtype") or np.int64).type,
+        int(state["n"]), start=int(state.get("start", 0)), dtype=_type({"dtype": "i8", **state})
     )
 
 
-def _multi_discrete(parts: Parts) -> spaces.MultiDiscrete:
-    state = _space_state(parts)
+def _multi_discrete(state: dict[str, Any]) -> spaces.MultiDiscrete:
     nvec, start = state["nvec"], state.get("start")
     if not isinstance(nvec, np.ndarray) or not isinstance(start, (np.ndarray, type(None))):
         raise UntrustedError("a MultiDiscrete whose counts are not an array")
-    return spaces.MultiDiscrete(nvec, dtype=np.dtype(state["dtype"]).type, start=start)
+    return spaces.MultiDiscrete(nvec, dtype=_type(state), start=start)
 
 
-def _multi_binary(parts: Parts) -> spaces.MultiBinary:
-    shape = _space_state(parts)["shape"]
+def _multi_binary(state: dict[str, Any]) -> spaces.MultiBinary:
+    shape = _shape(state)
     return spaces.MultiBinary(shape[0] if len(shape) == 1 else list(shape))
 
 
-def _dict_space(parts: Parts) -> spaces.Dict:
-    inner = parts.attributes()["spaces"]
+def _dict_space(state: dict[str, Any]) -> spaces.Dict:
+    inner = state["spaces"]
     kinds = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     if not isinstance(inner, dict) or not all(isinstance(each, kinds) for each in inner.values()):
         raise UntrustedError("a Dict space of something else than plain spaces")
@@ -344,8 +362,10 @@ def _dict_space(parts: Parts) -> spaces.Dict:
     return space
 
 
+_SHAPED = ("_shape", "shape", "dtype")
+
 # What may be made, by today's module and name.
-_MAKERS: dict[tuple[str, str], Maker] = {
+_MAKERS: Makers = {
     ("builtins", "set"): lambda parts: _set(replace(parts, items=parts.arguments[0])),
     ("builtins", "frozenset"): lambda parts: frozenset(
         _set(replace(parts, items=parts.arguments[0]))
@@ -359,21 +379,17 @@ _MAKERS: dict[tuple[str, str], Maker] = {
     ("pathlib", "PosixPath"): _path,
     ("pathlib", "WindowsPath"): _path,
     ("torch", "Size"): lambda parts: tuple(parts.arguments[0]),
-    ("gymnasium.spaces", "Box"): _box,
-    ("gymnasium.spaces", "Discrete"): _discrete,
-    ("gymnasium.spaces", "MultiDiscrete"): _multi_discrete,
-    ("gymnasium.spaces", "MultiBinary"): _multi_binary,
-    ("gymnasium.spaces", "Dict"): _dict_space,
-    ("stable_baselines3.common.utils", "ConstantSchedule"): _constant_schedule,
-    ("stable_baselines3.common.utils", "LinearSchedule"): _linear_schedule,
-    ("stable_baselines3.common.utils", "FloatSchedule"): _float_schedule,
-    ("rl_zoo3.utils", "SimpleLinearSchedule"): _zoos_schedule,
-}
-
-# Generators of random numbers, which spaces hold; a space without one makes its own.
-_DROPPED = {
-    ("numpy.random._pickle", "__generator_ctor"),
-    ("numpy.random._pickle", "__randomstate_ctor"),
-    ("gym.utils.seeding", "RandomNumberGenerator"),
-    ("gym.utils.seeding", "RandomNumberGenerator._generator_ctor"),
+    ("gymnasium.spaces", "Box"): FromState(_box, ("low", "high", *_SHAPED)),
+    ("gymnasium.spaces", "Discrete"): FromState(_discrete, ("n", "start", *_SHAPED)),
+    ("gymnasium.spaces", "MultiDiscrete"): FromState(_multi_discrete, ("nvec", "start", *_SHAPED)),
+    ("gymnasium.spaces", "MultiBinary"): FromState(_multi_binary, _SHAPED),
+    ("gymnasium.spaces", "Dict"): FromState(_dict_space, ("spaces",)),
+    ("stable_baselines3.common.utils", "ConstantSchedule"): FromState(_constant_schedule, ("val",)),
+    ("stable_baselines3.common.utils", "LinearSchedule"): FromState(
+        _linear_schedule, ("start", "end", "end_fraction")
+    ),
+    ("stable_baselines3.common.utils", "FloatSchedule"): FromState(
+        _float_schedule, ("value_schedule",)
+    ),
+    ("rl_zoo3.utils", "SimpleLinearSchedule"): FromState(_zoos_schedule, ("initial_value",)),
 }
