@@ -29,7 +29,7 @@ from sb3_trpo._pickle_tree import Name, Node, read_tree
 
 # No saved attribute comes near these; more is a bomb.
 _MAX_DEPTH = 30
-_MAX_VALUES = 1_000_000
+_MAX_VALUES = 100_000
 
 _BY_VALUE = ("cloudpickle", "types", "_cloudpickle", "dill", "marshal")
 

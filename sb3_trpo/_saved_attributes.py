@@ -27,10 +27,11 @@ _NEVER = {
     *("policy", "device", "env", "eval_env", "_vec_normalize_env", "replay_buffer"),
     *("rollout_buffer", "_logger", "_custom_logger", "_episode_storage", "_last_lstm_states"),
 }
+_STATISTICS = ("ep_info_buffer", "ep_success_buffer")
 # Left out where it is not plain: `learn` makes it anew.
 _REBUILT = {
     *("lr_schedule", "clip_range", "clip_range_vf", "action_noise", "start_time"),
-    *("ep_info_buffer", "ep_success_buffer", "_last_dones"),
+    *(*_STATISTICS, "_last_dones"),
     *("_last_obs", "_last_original_obs", "_last_episode_starts"),
 }
 
@@ -63,6 +64,8 @@ def read_attributes(
     missing = [name for name in _NEEDED if name not in attributes]
     if missing:
         raise ValueError(f"the attribute {missing[0]!r} is missing")
+    if not set(_STATISTICS) <= attributes.keys():  # SB3 makes both anew, or none
+        attributes = {k: v for k, v in attributes.items() if k not in _STATISTICS}
     attributes["policy_kwargs"] = _as_today(attributes["policy_kwargs"])
     return attributes
 
@@ -210,7 +213,8 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     **dict.fromkeys(("observation_space", "action_space"), _SPACE),
     **dict.fromkeys(("start_time", "vf_coef", "max_grad_norm"), _NUMBER),
-    **dict.fromkeys(("n_envs", "_stats_window_size"), ("at least 1", _is_integer(1))),
+    "n_envs": ("a whole number from 1 to 2**20", _is_integer(1, 2**20)),
+    "_stats_window_size": ("a whole number of at least 1", _is_integer(1)),
     "_current_progress_remaining": _NUMBER,
     "verbose": ("0, 1 or 2", _is_integer(0, 2)),
     "seed": (

@@ -168,12 +168,23 @@ def fitting(
         check_rollout(attributes, getattr(env, "num_envs", 1) if env else attributes["n_envs"])
         with bounded_networks(model.weights):
             yield
+    except ValueError as error:
+        raise ValueError(f"{path} was not loaded: {_short(error)}") from error
     except _MISFITS as error:
         kind = type(error).__name__
         raise ValueError(
-            f"{path} was not loaded, as its parts do not fit: {kind}: {error}"
+            f"{path} was not loaded, since its parts do not fit: {kind}: {_short(error)}"
         ) from error
 
 
+def _short(error: Exception) -> str:
+    """Shorten a message that may list all parameters."""
+    message = str(error)
+    return message if len(message) < 400 else f"{message[:400]}..."
+
+
 # What SB3 and policies raise when weights, hyperparameters and classes do not belong together.
-_MISFITS = (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
+_MISFITS = (
+    *(TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError),
+    MemoryError,
+)
