@@ -57,7 +57,10 @@ def test_every_gadget_would_make_the_canary(name: str, canary: str) -> None:
     assert Path(canary).exists()
 
 
-def test_there_are_enough_files() -> None:
+def test_the_documentation_says_how_many_there_are() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "pages" / "safety.md").read_text()
+    assert f"{len(FILES)} hostile and damaged models" in page
+    assert f"the {len(GADGETS)} kinds of code" in page
     assert len(FILES) >= 60
 
 
