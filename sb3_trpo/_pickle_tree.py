@@ -16,6 +16,11 @@ from typing import Any
 _MAX_OPERATIONS = 50_000
 
 
+def printable(text: str) -> str:
+    """Replace what a terminal could take for a command."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 @dataclass(frozen=True)
 class Name:
     """A class or a function that a pickle refers to."""
@@ -24,7 +29,7 @@ class Name:
     name: str
 
     def __str__(self) -> str:
-        return f"{self.module}.{self.name}"[:200]
+        return printable(f"{self.module}.{self.name}"[:200])
 
 
 @dataclass(eq=False, slots=True)

@@ -6,6 +6,7 @@ models with such pickles, bombs, damage and nonsense in them.
 """
 
 import base64
+import copy
 import copyreg
 import functools
 import io
@@ -258,6 +259,20 @@ def _lying(entries: Entries) -> bytes:
     return _with_header(content, b"PK\x01\x02", 20, small)
 
 
+def _overlapping(entries: Entries) -> bytes:
+    """List one entry many times, under different names, without repeating its data."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression=zipfile.ZIP_DEFLATED) as archive:
+        for name, content in {**entries, "notes": bytes(4 * 2**20)}.items():
+            archive.writestr(name, content)
+        last = archive.infolist()[-1]
+        for number in range(1000):
+            other = copy.copy(last)
+            other.filename = other.orig_filename = f"{number:05}"
+            archive.filelist.append(other)
+    return file.getvalue()
+
+
 def _twice(entries: Entries) -> bytes:
     file = io.BytesIO(pack(entries))
     with zipfile.ZipFile(file, "a") as archive, warnings.catch_warnings():
@@ -347,6 +362,7 @@ _NUMBERS: dict[str, dict[str, Any]] = {
     "policy_kwargs as a list": {"policy_kwargs": [1]},
     "policy_kwargs unknown": {"policy_kwargs": {"nonsense": 1}},
     "buffer arguments": {"rollout_buffer_kwargs": {"nonsense": 1}},
+    "buffer of another size": {"rollout_buffer_kwargs": {"n_envs": 10**7}},
     "activation as text": {"policy_kwargs": {"activation_fn": "os.system"}},
     "shared layers": {"policy_kwargs": {"net_arch": [8, {"pi": [8], "vf": [8]}]}},
     "method": {"_setup_model": 1},
@@ -447,11 +463,15 @@ FILES: dict[str, File] = {
     "optimizer's option is text": lambda e, _: weights(e, "policy.optimizer", _option(eps="no")),
     "optimizer's betas": lambda e, _: weights(e, "policy.optimizer", _option(betas=(0.9,))),
     "deep weights": lambda e, _: weights(e, "policy", _first(lambda w: [[[[[[[[w]]]]]]]])),
+    "weights shared": lambda e, _: weights(
+        e, "policy.optimizer", lambda state: {**state, "more": [th.zeros(10**6)] * 10**4}
+    ),
     "deflated weights": lambda e, _: _deflated_weights(e),
     "bomb": lambda e, _: pack({**e, "data": bytes(2**28)}, compression=zipfile.ZIP_DEFLATED),
     "bomb beside the model": lambda e, _: pack(
         {**e, "notes.txt": bytes(2**28)}, compression=zipfile.ZIP_DEFLATED
     ),
+    "overlapping entries": lambda e, _: _overlapping(e),
     "lying header": lambda e, _: _lying(e),
     "lzma": lambda e, _: pack(e, compression=zipfile.ZIP_LZMA),
     "encrypted": lambda e, _: _with_header(pack(e), b"PK\x01\x02", 4, b"\x01"),

@@ -1,11 +1,13 @@
 """No command runs code of a downloaded model: of its zip file, statistics or settings."""
 
 import contextlib
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import pytest
+import torch as th
 import yaml
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -24,6 +26,11 @@ PLAIN = {
     "policy": "policy_kwargs: dict(activation_fn=nn.ReLU, net_arch=dict(pi=[256, 256], vf=[64]))\n",
     "folded": "policy_kwargs: >\n  dict(log_std_init=-2,\n  optimizer_class=th.optim.Adam)\n",
     "empty value": "normalize:\npolicy_kwargs: {net_arch: [8]}\n",
+    "wrapper": "env_wrapper: sb3_contrib.common.wrappers.TimeFeatureWrapper\n",
+    "wrappers": (
+        "env_wrapper:\n  - rl_zoo3.wrappers.HistoryWrapper:\n      horizon: 2\n"
+        "  - stable_baselines3.common.atari_wrappers.AtariWrapper\n"
+    ),
     "empty": "",
 }
 
@@ -50,7 +57,14 @@ CODE = {
     "lambda": "replay_buffer_kwargs: '(lambda: 1)()'\n",
     "formatted": "normalize: 'f\"{1}\"'\n",
     "walrus": "normalize: '(a := 1)'\n",
+    "wrapper": "env_wrapper:\n  - pydoc.pipepager:\n      cmd: mkdir canary\n",
+    "wrapper in pairs": "- - env_wrapper\n  - pydoc.pipepager: {cmd: mkdir canary}\n",
+    "wrapper that writes": "env_wrapper: {gymnasium.wrappers.RecordVideo: {video_folder: a}}\n",
+    "vectorized wrapper": "vec_env_wrapper: pydoc.pipepager\n",
+    "callback": "callback:\n  - subprocess.Popen: {args: [mkdir, canary]}\n",
+    "policy": "policy: subprocess.Popen\n",
     "damaged": "a: [1\n",
+    "no text": "a: \x00\n",
     "deep": "a: " + "[" * 5000,
 }
 
@@ -69,9 +83,16 @@ def test_code_is_found(text: str) -> None:
     assert find_code(text)
 
 
-def test_what_the_zoo_saved_is_data(tmp_path: Path) -> None:
-    from collections import OrderedDict
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "zoo_configs").glob("*.yml")), ids=lambda p: p.name
+)
+def test_every_packaged_configuration_is_data(path: Path) -> None:
+    from sb3_trpo.zoo.settings import find_code
 
+    assert find_code(path.read_text()) is None
+
+
+def test_what_the_zoo_saved_is_data() -> None:
     from sb3_trpo.zoo.settings import find_code
 
     assert find_code(yaml.dump(OrderedDict(env="CartPole-v1", env_kwargs=None, seed=3))) is None
@@ -147,3 +168,17 @@ def test_harmless_files_are_played(run: Path, capsys: Any) -> None:
 
     assert main(["enjoy", "--env", "CartPole-v1", *COMMANDS["enjoy"]]) == 0
     assert "Loading running average" in capsys.readouterr().out
+
+
+def test_a_key_of_the_settings_does_not_become_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sb3_trpo.zoo.entry import entry_text
+
+    monkeypatch.chdir(tmp_path)
+    key = "a=__import__('os').mkdir('canary'), b"
+    settings = {"policy_kwargs": OrderedDict({key: th.nn.ReLU})}
+    text = yaml.safe_load(entry_text("CartPole-v1", settings))["CartPole-v1"]["policy_kwargs"]
+    # As the RL Zoo does.
+    assert eval(text, {"nn": th.nn}) == {key: th.nn.ReLU}
+    assert not Path("canary").exists()
