@@ -220,7 +220,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
         _COUNT,
     ),
     **dict.fromkeys(("observation_space", "action_space"), _SPACE),
-    **dict.fromkeys(("start_time", "vf_coef", "max_grad_norm"), _NUMBER),
+    **dict.fromkeys(("start_time", "ent_coef", "vf_coef", "max_grad_norm"), _NUMBER),
     "n_envs": ("a whole number from 1 to 2**20", _is_integer(1, 2**20)),
     "_stats_window_size": ("a whole number of at least 1", _is_integer(1)),
     "_current_progress_remaining": _NUMBER,
