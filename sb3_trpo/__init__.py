@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sb3_contrib.trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
+    from sb3_trpo._vec_normalize import load_vec_normalize
     from sb3_trpo.maskable import MaskableTRPO
     from sb3_trpo.maskable_recurrent import MaskableRecurrentTRPO
     from sb3_trpo.recurrent import RecurrentTRPO
@@ -22,6 +23,7 @@ __all__ = [
     "MultiInputPolicy",
     "RecurrentTRPO",
     "__version__",
+    "load_vec_normalize",
 ]
 
 _MODULES = {
@@ -29,6 +31,7 @@ _MODULES = {
     "MaskableRecurrentTRPO": "sb3_trpo.maskable_recurrent",
     "MaskableTRPO": "sb3_trpo.maskable",
     "RecurrentTRPO": "sb3_trpo.recurrent",
+    "load_vec_normalize": "sb3_trpo._vec_normalize",
     **dict.fromkeys(("CnnPolicy", "MlpPolicy", "MultiInputPolicy"), "sb3_contrib.trpo.policies"),
 }
 

@@ -1,6 +1,5 @@
 """Allowed hyperparameter values."""
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,8 +11,8 @@ from stable_baselines3.common.utils import LinearSchedule
 
 KL_REDUCTIONS = ("sum", "mean")
 
-# Of single precision, in which the update computes. NaN is not below it either.
-_LARGEST = th.finfo(th.float32).max
+# Largest number of single precision, in which the update computes. No NaN is below it.
+_LARGEST: float = th.finfo(th.float32).max
 
 
 def check_values(**values: Any) -> None:
@@ -118,7 +117,7 @@ def _is_number(is_allowed: Callable[[float], bool]) -> Callable[[Any], bool]:
     def check(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
             return False
-        return abs(value) <= _LARGEST and is_allowed(float(value))
+        return bool(abs(value) <= _LARGEST) and is_allowed(float(value))
 
     return check
 
