@@ -2,6 +2,7 @@
 
 from sb3_contrib.trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
+from sb3_trpo.checkpoint import TrainingCheckpoint, resume_training
 from sb3_trpo.maskable import MaskableTRPO
 from sb3_trpo.maskable_recurrent import MaskableRecurrentTRPO
 from sb3_trpo.recurrent import RecurrentTRPO
@@ -17,5 +18,7 @@ __all__ = [
     "MlpPolicy",
     "MultiInputPolicy",
     "RecurrentTRPO",
+    "TrainingCheckpoint",
     "__version__",
+    "resume_training",
 ]
