@@ -2,6 +2,7 @@
 
 from sb3_contrib.trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
+from sb3_trpo._vec_normalize import load_vec_normalize
 from sb3_trpo.checkpoint import TrainingCheckpoint, resume_training
 from sb3_trpo.maskable import MaskableTRPO
 from sb3_trpo.maskable_recurrent import MaskableRecurrentTRPO
@@ -20,5 +21,6 @@ __all__ = [
     "RecurrentTRPO",
     "TrainingCheckpoint",
     "__version__",
+    "load_vec_normalize",
     "resume_training",
 ]

@@ -1,52 +1,179 @@
-"""Reading of saved models before SB3 does."""
+"""
+Read a saved model before SB3 does, and hand SB3 a copy that cannot do harm.
+
+The copy has the weights, and the names of the attributes without their pickles; the attributes go
+to SB3 as ``custom_objects``. So SB3 never unpickles anything of a file that is not trusted.
+"""
 
 import io
 import json
-import pathlib
-import zipfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
-from stable_baselines3.common.save_util import open_path
+from sb3_trpo._archive import ModelFile, read_entries, read_file, write_entries
+from sb3_trpo._saved_attributes import check_rollout, read_attributes
+from sb3_trpo._saved_weights import bounded_networks, read_weights
 
-ModelFile = str | pathlib.Path | io.BufferedIOBase
+_WEIGHTS = ("policy", "policy.optimizer")
+_SYSTEM_INFO = "system_info.txt"
 
 
-def rewindable(path: ModelFile) -> ModelFile:
+@dataclass(frozen=True)
+class SavedModel:
     """
-    Make sure that a model file can be read twice.
+    What SB3's ``load`` is given.
+
+    :param file: the file, or a copy of it without pickles
+    :param objects: for SB3's ``custom_objects``
+    :param weights: state dictionaries; empty for a trusted file
+    :param kl_reduction: what target_kl and cg_damping are meant for; ``None`` if this package did
+        not make the model's last update
+    """
+
+    file: io.BytesIO
+    objects: dict[str, Any] | None
+    weights: dict[str, dict[str, Any]]
+    kl_reduction: str | None
+
+
+def read_model(
+    path: ModelFile,
+    kind: type,
+    custom_objects: Mapping[str, Any] | None,
+    overridden: Collection[str],
+    is_trusted: bool,
+) -> SavedModel:
+    """
+    Read the file of a model once.
 
     :param path: path, or a stream
-    :return: the path, or a copy of what is left of the stream
+    :param kind: the algorithm's class
+    :param custom_objects: replacements for saved objects, by attribute name
+    :param overridden: attributes that the caller sets to something else
+    :param is_trusted: whether SB3 may unpickle the file
+    :return: what to give SB3
+    :raises ValueError: if the file is no model, or, unless it is trusted, is damaged or holds
+        something that cannot be loaded safely
     """
-    return path if isinstance(path, (str, pathlib.Path)) else io.BytesIO(path.read())
+    if not isinstance(custom_objects, (dict, type(None))):
+        raise ValueError(f"custom_objects has to be a dictionary, but it is {custom_objects!r}.")
+    content = read_file(path)
+    try:
+        entries = read_entries(content, is_trusted)
+        saved = _saved_attributes(entries)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not a model saved with `save`: {error}. Pass the path of its zip file."
+        ) from error
+    if is_trusted:
+        return SavedModel(io.BytesIO(content), custom_objects, {}, _kl_reduction(saved))
+    try:
+        weights = _read_weights(entries)
+        attributes = read_attributes(saved, kind, custom_objects or {}, overridden, weights)
+    except ValueError as error:
+        raise ValueError(f"{path} was not loaded: {error}") from error
+    return SavedModel(_copy(entries, attributes), attributes, weights, _kl_reduction(saved))
 
 
-def saved_kl_reduction(path: ModelFile) -> str | None:
+def read_parameters(path: ModelFile) -> io.BytesIO:
+    """
+    Read the weights in the file of a model once.
+
+    :param path: path, or a stream
+    :return: a copy of the file with weights only
+    :raises ValueError: if the file is damaged, or holds something else than weights
+    """
+    try:
+        entries = read_entries(read_file(path))
+        _read_weights(entries)
+    except ValueError as error:
+        raise ValueError(f"{path} was not loaded: {error}") from error
+    return write_entries({f"{name}.pth": entries[f"{name}.pth"] for name in _WEIGHTS})
+
+
+def _saved_attributes(entries: Mapping[str, bytes]) -> dict[str, Any]:
+    """Read the attributes; those that are no JSON are there in an encoded form."""
+    try:
+        saved = json.loads(entries["data"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"its attributes cannot be read ({type(error).__name__})") from error
+    if not isinstance(saved, dict):
+        raise ValueError("its attributes are not named")
+    return saved
+
+
+def _kl_reduction(saved: Mapping[str, Any]) -> str | None:
     """
     Read what the target_kl and cg_damping of a saved model are meant for.
 
     sb3-contrib hands our attributes on when it loads, trains and saves a model of ours, but it does
-    not count its updates in ``_last_own_update``. Nothing is unpickled.
-
-    :param path: path (with or without its suffix) or stream that can be rewound
-    :return: its ``kl_reduction``; ``None`` if this package did not make its last update
-    :raises ValueError: if the file is no model saved by SB3
+    not count its updates in ``_last_own_update``.
     """
-    attributes = _saved_attributes(path)
-    own = attributes.get("_last_own_update")
-    is_ours = own is not None and own == attributes.get("_n_updates")
-    return str(attributes["kl_reduction"]) if is_ours else None
+    own = saved.get("_last_own_update")
+    is_ours = own is not None and own == saved.get("_n_updates")
+    return str(saved.get("kl_reduction")) if is_ours else None
 
 
-def _saved_attributes(path: ModelFile) -> dict[str, object]:
-    """Read the attributes that are plain JSON; others are there in an encoded form."""
-    file = open_path(path, "r", suffix="zip")
+def _read_weights(entries: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """Read and check the state dictionaries of policy and optimizer."""
+    found = {name.removesuffix(".pth") for name in entries if name.endswith(".pth")}
+    others = found - {*_WEIGHTS, "pytorch_variables", "tensors"}  # the latter two are not read
+    if others or not found.issuperset(_WEIGHTS):
+        raise ValueError(f"it holds weights of {sorted(found)}, and needs {list(_WEIGHTS)}")
+    weights = {name: read_weights(f"{name}.pth", entries[f"{name}.pth"]) for name in _WEIGHTS}
+    if not all(isinstance(key, str) for key in weights["policy"]):
+        raise ValueError("policy.pth has parameters without names")
+    _check_optimizer(weights["policy.optimizer"])
+    return weights
+
+
+def _check_optimizer(state: Mapping[str, Any]) -> None:
+    """Refuse what is no state dictionary of an optimizer."""
+    groups, states = state.get("param_groups"), state.get("state")
+    is_one = isinstance(states, dict) and all(isinstance(each, dict) for each in states.values())
+    if not (is_one and isinstance(groups, list) and groups):
+        raise ValueError("policy.optimizer.pth is not the state of an optimizer")
+    if not all(isinstance(group, dict) and "lr" in group for group in groups):
+        raise ValueError("policy.optimizer.pth has parameters without options")
+
+
+def _copy(entries: Mapping[str, bytes], attributes: Collection[str]) -> io.BytesIO:
+    """Write a file with the weights, and with names of attributes that SB3 finds elsewhere."""
+    kept = {name: entries[name] for name in (f"{each}.pth" for each in _WEIGHTS)}
+    text = entries.get(_SYSTEM_INFO, b"").decode(errors="replace")
+    # It may be printed, and a terminal takes commands.
+    kept[_SYSTEM_INFO] = "".join(c for c in text if c.isprintable() or c == "\n").encode()
+    kept["data"] = json.dumps(dict.fromkeys(attributes)).encode()
+    return write_entries(kept)
+
+
+@contextmanager
+def fitting(
+    path: ModelFile, model: SavedModel, env: Any, overridden: Mapping[str, Any]
+) -> Iterator[None]:
+    """
+    Check, while SB3 builds a model, that the parts of its file fit together.
+
+    :param path: of the file, for errors
+    :param model: what was read
+    :param env: the environment; may be missing
+    :param overridden: attributes that the caller sets to something else
+    :raises ValueError: within the block, if memory for something much larger than the file is
+        asked for, or SB3 fails
+    """
+    attributes: dict[str, Any] = {**(model.objects or {}), **overridden}
     try:
-        with zipfile.ZipFile(file) as archive:
-            return dict(json.loads(archive.read("data")))
-    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
+        check_rollout(attributes, getattr(env, "num_envs", 1) if env else attributes["n_envs"])
+        with bounded_networks(model.weights):
+            yield
+    except _MISFITS as error:
+        kind = type(error).__name__
         raise ValueError(
-            f"{path} is not a model saved with `save`: {error}. Pass the path of its zip file."
+            f"{path} was not loaded, as its parts do not fit: {kind}: {error}"
         ) from error
-    finally:
-        if isinstance(path, (str, pathlib.Path)):
-            file.close()
+
+
+# What SB3 and policies raise when weights, hyperparameters and classes do not belong together.
+_MISFITS = (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError)

@@ -30,7 +30,8 @@ from sb3_trpo._fisher import FisherProduct
 from sb3_trpo._hyperparameters import KL_REDUCTIONS, check_ranges, parse_schedule, value_at
 from sb3_trpo._read_buffer import minibatches, read_rollout
 from sb3_trpo._rollout_forward import fast_forward
-from sb3_trpo._saved_model import rewindable, saved_kl_reduction
+from sb3_trpo._saved_model import fitting, read_model, read_parameters
+from sb3_trpo._saved_weights import check_parameters
 from sb3_trpo._surrogate import Surrogate, improvement_and_kl, surrogate_at
 from sb3_trpo._trust_region import (
     Candidate,
@@ -691,12 +692,15 @@ class TRPO(OnPolicyAlgorithm):
         """
         Load parameters into the policy and its optimizer; hyperparameters stay.
 
-        A compiled policy takes what it gives in ``get_parameters``, and what is in its zip file.
+        A compiled policy takes what it gives in ``get_parameters``, and what is in its zip file. Of
+        a file, only the weights are read.
 
         :param load_path_or_dict: zip file, or parameters by the names of ``get_parameters``
         :param exact_match: whether every parameter has to be given
         :param device: where to put them
         """
+        if not isinstance(load_path_or_dict, dict):
+            load_path_or_dict = cast(Any, read_parameters(load_path_or_dict))
         compiled = self.policy
         self.policy = getattr(compiled, "_orig_mod", compiled)
         try:
@@ -713,10 +717,15 @@ class TRPO(OnPolicyAlgorithm):
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = True,
+        trust_checkpoint: bool = False,
         **kwargs: Any,
     ) -> SelfTRPO:
         """
         Load a model that was saved by this class or by ``sb3_contrib.TRPO``.
+
+        No code of the file runs: it gives weights, numbers, spaces, schedules of SB3 and names of
+        classes that are imported already. What a model can do without is left out if it is anything
+        else; the rest is refused by name.
 
         A file that sb3-contrib trained last does not say how its target_kl and cg_damping are
         meant; it goes on with ``kl_reduction="mean"``, as it was trained, unless told otherwise.
@@ -727,12 +736,16 @@ class TRPO(OnPolicyAlgorithm):
         :param custom_objects: replacements for saved objects, by attribute name
         :param print_system_info: whether to print the saved and the current system
         :param force_reset: whether to reset the environment before training
+        :param trust_checkpoint: whether the file may run any code, as in SB3; for a file that you
+            made yourself
         :param kwargs: attributes to change; the unit of ``target_kl`` and ``cg_damping`` is that of
             ``kl_reduction``, so change all three together
         :return: the model
+        :raises ValueError: if the file is damaged, does not describe a model of this class, or
+            holds something that cannot be loaded safely; with its name and the remedy
         """
-        path = rewindable(path)
-        saved = saved_kl_reduction(path)
+        model = read_model(path, cls, custom_objects, kwargs, trust_checkpoint)
+        saved = model.kl_reduction
         if "kl_reduction" not in kwargs and saved is None:
             kwargs["kl_reduction"] = "mean"
             warnings.warn(
@@ -748,9 +761,13 @@ class TRPO(OnPolicyAlgorithm):
                 f"trust region for Box and MultiBinary actions. Pass both to load, too.",
                 stacklevel=2,
             )
-        return super().load(
-            path, env, device, custom_objects, print_system_info, force_reset, **kwargs
-        )
+        options = env, device, model.objects, print_system_info, force_reset
+        if trust_checkpoint:
+            return super().load(model.file, *options, **kwargs)
+        with fitting(path, model, env, kwargs):
+            loaded = super().load(model.file, *options, **kwargs)
+            check_parameters(loaded.policy)
+        return loaded
 
 
 def _changes_unit(saved: str, changes: dict[str, Any]) -> bool:

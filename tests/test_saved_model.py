@@ -228,7 +228,8 @@ class TestLoad:
 
     def test_schedules_come_back(self) -> None:
         model = toy_model(target_kl="lin_0.02", cg_damping=lambda progress: 0.1 * progress)
-        loaded = TRPO.load(saved(model), toy_envs(CASES["box"], 2), device="cpu")
+        envs = toy_envs(CASES["box"], 2)
+        loaded = TRPO.load(saved(model), envs, device="cpu", trust_checkpoint=True)
         collect(loaded)
         loaded._current_progress_remaining = 0.5
         loaded.train()

@@ -520,7 +520,8 @@ def test_model_in_play_asks_the_environment_that_was_made_last() -> None:
         pass
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masks, "Builder", lambda algo: SimpleNamespace(load=lambda path: ALGOS[algo]))
+        builder = SimpleNamespace(load=lambda path: ALGOS["trpo_mask"])
+        patch.setattr(masks, "Builder", lambda algo, is_trusted: builder)
         patch.setattr(masks, "player_of", lambda model, env: Answer(env=env))
         with masks.playing(script, "trpo_mask"):
             script.create_test_env(0)

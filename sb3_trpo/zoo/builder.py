@@ -5,7 +5,11 @@ from typing import Any
 from rl_zoo3 import ALGOS
 from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_trpo import TRPO, load_vec_normalize
+from sb3_trpo._saved_model import fitting, read_model
 from sb3_trpo.evaluation import takes_masks
 from sb3_trpo.zoo.errors import BROKEN, REFUSED, UsageError, user_errors
 
@@ -14,10 +18,12 @@ class Builder:
     """What the RL Zoo uses of an algorithm: its constructor and ``load``.
 
     :param algo: the algorithm's key in ``rl_zoo3.ALGOS``
+    :param is_trusted: whether the files of models may run code
     """
 
-    def __init__(self, algo: str) -> None:
+    def __init__(self, algo: str, is_trusted: bool = False) -> None:
         self._algo = algo
+        self._is_trusted = is_trusted
         self._algorithm = ALGOS[algo]
 
     def __call__(self, env: Any, **hyperparameters: Any) -> BaseAlgorithm:
@@ -44,7 +50,65 @@ class Builder:
         if env is not None:
             check_masks(self._algo, env)
         with user_errors(*REFUSED, *BROKEN, OSError):
-            return self._algorithm.load(path, env=env, **options)
+            return load_model(self._algorithm, path, env, self._is_trusted, options)
+
+
+def load_model(
+    algorithm: type[BaseAlgorithm], path: Any, env: Any, is_trusted: bool, options: dict[str, Any]
+) -> BaseAlgorithm:
+    """Load a model of any algorithm as safely as one of ours.
+
+    :param algorithm: the algorithm's class
+    :param path: the model's file
+    :param env: environment of the model; may be missing
+    :param is_trusted: whether the file may run code
+    :param options: arguments of the algorithm's ``load``
+    :return: the model
+    :raises ValueError: if the file is not trusted, and damaged or of an off-policy algorithm
+    """
+    if issubclass(algorithm, TRPO):
+        return algorithm.load(path, env=env, trust_checkpoint=is_trusted, **options)
+    if is_trusted:
+        return algorithm.load(path, env=env, **options)
+    if not issubclass(algorithm, OnPolicyAlgorithm):
+        raise ValueError(
+            f"a file of {algorithm.__name__} may run any code: add --trust-checkpoint if you made "
+            f"it yourself"
+        )
+    objects = options.pop("custom_objects", None)
+    model = read_model(path, algorithm, objects, options, is_trusted)
+    with fitting(path, model, env, options):
+        return algorithm.load(model.file, env=env, custom_objects=model.objects, **options)
+
+
+class Normalization:
+    """What the RL Zoo uses of ``VecNormalize``: its constructor and ``load``.
+
+    :param is_trusted: whether files of statistics may run code
+    """
+
+    def __init__(self, is_trusted: bool) -> None:
+        self._is_trusted = is_trusted
+
+    def __call__(self, env: VecEnv, **options: Any) -> VecNormalize:
+        """Normalise an environment.
+
+        :param env: the environment
+        :param options: arguments of ``VecNormalize``
+        :return: the environment, normalised
+        """
+        return VecNormalize(env, **options)
+
+    def load(self, path: str, env: VecEnv) -> VecNormalize:
+        """Normalise an environment with saved statistics.
+
+        :param path: the file of the statistics
+        :param env: the environment
+        :return: the environment, normalised
+        :raises UsageError: if the file is broken or does not belong to the environment
+        """
+        with user_errors(*BROKEN, ValueError, OSError):
+            return load_vec_normalize(path, env, self._is_trusted)
 
 
 def check_masks(algo: str, env: Any) -> None:

@@ -17,6 +17,7 @@ from rl_zoo3.utils import get_latest_run_id, get_model_path
 import sb3_trpo.zoo.register  # noqa: F401 (imported for its effect)
 from sb3_trpo.zoo.errors import UsageError, nearest, unknown_environment
 from sb3_trpo.zoo.script import Parser, asks_for_help
+from sb3_trpo.zoo.settings import check_settings
 
 LOGS = "logs"  # where `train` writes
 DEFAULT_ENV = "CartPole-v1"
@@ -32,6 +33,19 @@ def add_choice(parser: Parser) -> None:
     parser.add_argument("--load-best", action="store_true", help="the best model so far")
     parser.add_argument("--load-checkpoint", type=int, help="the checkpoint at this step")
     parser.add_argument("--load-last-checkpoint", action="store_true", help="the last checkpoint")
+    add_trust(parser)
+
+
+def add_trust(parser: Parser) -> None:
+    """Add the option for files that the user made.
+
+    :param parser: parser of a command
+    """
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="let the files of the model run any code; for a model that you trained yourself",
+    )
 
 
 def add_environment(parser: Parser) -> None:
@@ -124,7 +138,7 @@ def find_model(choice: argparse.Namespace) -> Path:
 
     :param choice: parsed options of :func:`add_choice`
     :return: path of the zip file
-    :raises UsageError: if there is none
+    :raises UsageError: if there is none, or its run's settings hold code and are not trusted
     """
     check_environment(choice)
     try:
@@ -139,6 +153,8 @@ def find_model(choice: argparse.Namespace) -> Path:
         )
     except (AssertionError, ValueError) as error:
         raise UsageError(f"{error}: {remedy(choice)}") from error
+    if not choice.trust_checkpoint:
+        check_settings(settings_folder(Path(path), choice.env))
     return Path(path)
 
 

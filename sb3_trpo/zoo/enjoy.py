@@ -2,7 +2,7 @@
 
 import rl_zoo3.enjoy
 
-from sb3_trpo.zoo.choice import LOGS, choose_model
+from sb3_trpo.zoo.choice import LOGS, add_trust, choose_model
 from sb3_trpo.zoo.masks import playing
 from sb3_trpo.zoo.script import run_script
 
@@ -25,5 +25,5 @@ def enjoy(words: list[str]) -> None:
     """
     words = ["--algo", "trpo", "--folder", LOGS, *words]
     choice = choose_model("sb3-trpo enjoy", words)
-    with playing(rl_zoo3.enjoy, choice.algo):
-        run_script(rl_zoo3.enjoy.enjoy, "sb3-trpo enjoy", HELP, words, lambda parser: None)
+    with playing(rl_zoo3.enjoy, choice.algo, choice.trust_checkpoint):
+        run_script(rl_zoo3.enjoy.enjoy, "sb3-trpo enjoy", HELP, words, add_trust)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import rl_zoo3.utils
 from rl_zoo3 import create_test_env, get_saved_hyperparams
 from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.utils import set_random_seed
@@ -12,10 +13,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 
 from sb3_trpo.evaluation import takes_masks
 from sb3_trpo.export import Observations, export_onnx
-from sb3_trpo.zoo.builder import Builder
+from sb3_trpo.zoo.builder import Builder, Normalization
 from sb3_trpo.zoo.choice import add_choice, find_model, settings_folder
 from sb3_trpo.zoo.errors import UsageError, user_errors
-from sb3_trpo.zoo.script import Parser
+from sb3_trpo.zoo.script import Parser, replaced
 
 CHECKED_STEPS = 200
 
@@ -40,8 +41,10 @@ def export(words: list[str]) -> None:
     choice = parser.parse_args(words)
     path = find_model(choice)
     output = choice.output or path.with_suffix(".onnx")
-    model = Builder(choice.algo).load(path, device="cpu")
-    env = make_env(choice.env, settings_folder(path, choice.env))
+    is_trusted: bool = choice.trust_checkpoint
+    model = Builder(choice.algo, is_trusted).load(path, device="cpu")
+    with replaced(rl_zoo3.utils, "VecNormalize", Normalization(is_trusted)):
+        env = make_env(choice.env, settings_folder(path, choice.env))
     observations, masks = play(model, env)
     env.close()
     with user_errors(ValueError, OSError):

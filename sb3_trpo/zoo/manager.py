@@ -20,7 +20,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 import sb3_trpo.zoo.register  # noqa: F401 (imported for its effect)
-from sb3_trpo.zoo.builder import Builder
+from sb3_trpo.zoo.builder import Builder, Normalization
 from sb3_trpo.zoo.choice import add_environment, check_environment, check_model
 from sb3_trpo.zoo.entry import entry_text
 from sb3_trpo.zoo.errors import UsageError, making_errors, missing_package, user_errors
@@ -68,6 +68,7 @@ class RunManager(ExperimentManager):
         number = vars(self.args).get("run_number")
         if number is not None:
             self.save_path = f"{self.log_path}{self.env_name}_{number}"
+        self.is_trusted: bool = vars(self.args).get("trust_checkpoint", False)
         self.given: dict[str, Any] = {}  # the hyperparameters, once they are read
         self.interrupted = False
         self._made: Path | None = None  # the run's folder, once this run has created it
@@ -104,7 +105,15 @@ class RunManager(ExperimentManager):
 
     def _builder(self) -> AbstractContextManager[None]:
         """Let the Zoo build and load models with :class:`Builder`."""
-        return replaced(rl_zoo3.exp_manager, "ALGOS", {self.algo: Builder(self.algo)})
+        return replaced(
+            rl_zoo3.exp_manager, "ALGOS", {self.algo: Builder(self.algo, self.is_trusted)}
+        )
+
+    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
+        """Normalise an environment, with the statistics of a model whose training continues."""
+        normalization = Normalization(self.is_trusted)
+        with replaced(rl_zoo3.exp_manager, "VecNormalize", normalization):
+            return super()._maybe_normalize(env, eval_env)
 
     def create_log_folder(self) -> None:
         """Claim the next free run number, safe against parallel starts.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rl_zoo3.exp_manager
+import rl_zoo3.utils
 from rl_zoo3 import ALGOS
 from rl_zoo3.callbacks import TrialEvalCallback
 from stable_baselines3.common import evaluation
@@ -15,7 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.evaluation import MaskableEvalCallback, Masking, takes_masks
-from sb3_trpo.zoo.builder import Builder, check_masks
+from sb3_trpo.zoo.builder import Builder, Normalization, check_masks
 from sb3_trpo.zoo.errors import making_errors, user_errors
 from sb3_trpo.zoo.script import replaced
 
@@ -66,14 +67,16 @@ def masks_in_evaluations(algo: str) -> Iterator[None]:
 
 
 @contextmanager
-def playing(module: Any, algo: str) -> Iterator[None]:
+def playing(module: Any, algo: str, is_trusted: bool = False) -> Iterator[None]:
     """Let a script of the Zoo play any model, with action masks if the model needs them.
 
     The script makes an environment, loads a model and then calls ``predict`` with the observation
-    only. A model loaded within this block asks the environment for its masks.
+    only. A model loaded within this block asks the environment for its masks, and neither model nor
+    statistics run code of their files unless these are trusted.
 
     :param module: where the script finds ``create_test_env`` and ``ALGOS``
     :param algo: the algorithm's key in ``rl_zoo3.ALGOS``
+    :param is_trusted: whether files may run code
     """
     create_test_env = module.create_test_env
     made: list[VecEnv] = []
@@ -85,11 +88,12 @@ def playing(module: Any, algo: str) -> Iterator[None]:
 
     def load(*arguments: Any, **options: Any) -> Any:
         check_masks(algo, made[-1])
-        return player_of(Builder(algo).load(*arguments, **options), made[-1])
+        return player_of(Builder(algo, is_trusted).load(*arguments, **options), made[-1])
 
     algorithms = {**ALGOS, algo: SimpleNamespace(load=load)}
     with (
         replaced(module, "create_test_env", create_and_remember),
         replaced(module, "ALGOS", algorithms),
+        replaced(rl_zoo3.utils, "VecNormalize", Normalization(is_trusted)),
     ):
         yield

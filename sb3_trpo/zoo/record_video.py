@@ -7,7 +7,7 @@ import sys
 import moviepy  # noqa: F401 (gymnasium needs it to record)
 import rl_zoo3.utils
 
-from sb3_trpo.zoo.choice import LOGS, add_gym_packages, choose_model
+from sb3_trpo.zoo.choice import LOGS, add_gym_packages, add_trust, choose_model
 from sb3_trpo.zoo.masks import playing
 from sb3_trpo.zoo.script import Assignments, Parser, asks_for_help, replaced
 
@@ -27,19 +27,21 @@ defaults that differ from the RL Zoo's, whose own options follow:
 def record_video(words: list[str]) -> None:
     """Record a trained agent.
 
-    :param words: command-line options of ``rl_zoo3.record_video``, and ``--gym-packages``
+    :param words: command-line options of ``rl_zoo3.record_video``, ``--gym-packages`` and
+        ``--trust-checkpoint``
     """
     if asks_for_help(words):
         print(HELP)
     choice = choose_model(PROG, ["--folder", LOGS, *words])
-    packages = Parser(PROG, HELP, add_help=False)
-    add_gym_packages(packages)  # the script lacks this option
-    _, words = packages.parse_known_args(words)
+    ours = Parser(PROG, HELP, add_help=False)
+    add_gym_packages(ours)  # the script lacks these options
+    add_trust(ours)
+    _, words = ours.parse_known_args(words)
     with (
         replaced(sys, "argv", [PROG, "--algo", "trpo", "--folder", LOGS, *words]),
         # The script is the body of a module; it has no function to call.
         replaced(argparse.ArgumentParser, "error", Parser.error),
         replaced(rl_zoo3.utils, "StoreDict", Assignments),
-        playing(rl_zoo3.utils, choice.algo),
+        playing(rl_zoo3.utils, choice.algo, choice.trust_checkpoint),
     ):
         runpy.run_module("rl_zoo3.record_video", run_name="__main__")

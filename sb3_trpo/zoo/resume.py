@@ -9,6 +9,7 @@ from sb3_trpo.zoo.choice import add_choice, check_model, find_model, settings_fo
 from sb3_trpo.zoo.entry import entry_text
 from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.script import Parser
+from sb3_trpo.zoo.settings import check_settings
 from sb3_trpo.zoo.train import train_one
 
 HELP = """\
@@ -35,11 +36,14 @@ def continue_training(words: list[str]) -> None:
     parser.add_argument("--conf-file", "-conf", help="hyperparameters in place of the run's")
     choice, rest = parser.parse_known_args(words)
     model = choice.trained_agent or find_model(choice)
+    if not choice.trust_checkpoint:
+        check_settings(settings_folder(model, choice.env))
     with TemporaryDirectory() as scratch:
         config = choice.conf_file or write_settings(model, choice.env, Path(scratch))
         chosen = ["--algo", choice.algo, "--env", choice.env, "--log-folder", choice.folder]
         packages = ["--gym-packages", *choice.gym_packages] if choice.gym_packages else []
-        train_one([*chosen, *packages, "-i", str(model), "--conf-file", str(config), *rest])
+        trust = ["--trust-checkpoint"] if choice.trust_checkpoint else []
+        train_one([*chosen, *packages, *trust, "-i", str(model), "--conf-file", str(config), *rest])
 
 
 def write_settings(model: Path, env: str, folder: Path) -> Path:

@@ -4,6 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
+from sb3_trpo.zoo.choice import add_trust
 from sb3_trpo.zoo.manager import RUN_NUMBER, UNSET_EVAL_FREQ, RunManager, run_manager
 from sb3_trpo.zoo.script import Parser, asks_for_help, positive, verbosity
 from sb3_trpo.zoo.seeds import parse_seeds, train_seeds
@@ -30,7 +31,7 @@ def train(words: list[str]) -> None:
     :param words: command-line options, those of ``rl_zoo3.train`` and ours
     """
     parser = Parser(PROG, HELP, add_help=False)
-    add_seeds(parser)
+    add_options(parser)
     own, rest = parser.parse_known_args(words)
     if own.seeds is None or asks_for_help(words):
         train_one(words)
@@ -38,8 +39,8 @@ def train(words: list[str]) -> None:
         train_seeds(train_one, parse_seeds(own.seeds), own.jobs, rest)
 
 
-def add_seeds(parser: Parser) -> None:
-    """Add the options for several seeds.
+def add_options(parser: Parser) -> None:
+    """Add the options that the RL Zoo's script lacks.
 
     :param parser: parser of a command
     """
@@ -50,6 +51,7 @@ def add_seeds(parser: Parser) -> None:
         default=os.cpu_count() or 1,
         help="runs at a time (processor cores)",
     )
+    add_trust(parser)
     # Set by --seeds, so that the runs' numbers follow their seeds.
     parser.add_argument(RUN_NUMBER, type=positive, help=argparse.SUPPRESS)
 
@@ -64,5 +66,5 @@ def train_one(words: list[str]) -> Path:
     defaults = ["--algo", "trpo", f"--eval-freq={UNSET_EVAL_FREQ}"]
     if verbosity(words) > 0:
         defaults.append("--progress")
-    manager = run_manager(RunManager, PROG, HELP, [*defaults, *words], add_seeds)
+    manager = run_manager(RunManager, PROG, HELP, [*defaults, *words], add_options)
     return Path(manager.save_path)
