@@ -151,6 +151,9 @@ class TrainingCheckpoint(BaseCallback):
             print(f"Saved the checkpoint {path}")
         return path
 
+    def _extra(self) -> Any:
+        """Return plain data that a subclass wants to keep."""
+
     def _checkpoint(self) -> Checkpoint:
         """Copy the training."""
         assert isinstance(self.model, TRPO), f"{type(self.model).__name__} is no TRPO"
@@ -158,6 +161,7 @@ class TrainingCheckpoint(BaseCallback):
         self.model.save(model)
         learn = {"arguments": self._learn_arguments, "n_calls": self.n_calls}
         state = training_state(self.model) | learn | {"rollouts": self._rollouts}
+        state["extra"] = self._extra()
         return Checkpoint(model.getvalue(), state)
 
 
