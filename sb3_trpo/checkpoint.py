@@ -22,6 +22,7 @@ from sb3_trpo._checkpoint_file import (
     write_checkpoint,
 )
 from sb3_trpo._environment_state import Resumable
+from sb3_trpo._plain_data import NotPlainError
 from sb3_trpo._training_state import (
     check_environment,
     put_training_state,
@@ -112,7 +113,6 @@ class TrainingCheckpoint(BaseCallback):
         if self.model.num_timesteps >= self._due:
             self.write()
         self._in_rollout = True
-        self._rollouts += 1
 
     def _on_step(self) -> bool:
         """Continue training."""
@@ -121,6 +121,7 @@ class TrainingCheckpoint(BaseCallback):
     def _on_rollout_end(self) -> None:
         """Note that an update follows."""
         self._in_rollout = False
+        self._rollouts += 1
 
     def _on_training_end(self) -> None:
         """Write a file if it is time, unless a callback stopped in the middle of a rollout."""
@@ -137,7 +138,7 @@ class TrainingCheckpoint(BaseCallback):
         try:
             write_checkpoint(path, self._checkpoint().to_bytes())
             remove_older(path, self.keep)
-        except OSError as error:
+        except (OSError, NotPlainError) as error:
             latest = f"The latest is {self.latest}." if self.latest else "There is none yet."
             warnings.warn(
                 f"The checkpoint {path} could not be written: {error}. Training continues, and "
