@@ -30,7 +30,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from machine import RESULTS, provenance
+from machine import RESULTS, provenance, read_result
 from sb3_contrib.common.wrappers import ActionMasker
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
@@ -84,7 +84,7 @@ KINDS: dict[str, Kind] = {
         LSTM,
     ),
 }
-RUNS = {"CartPole": 26, "Hopper": 26, "masks": 5, "LSTM": 5, "masks, LSTM": 5}
+RUNS = {"CartPole": 26, "Hopper": 26, "masks": 7, "LSTM": 7, "masks, LSTM": 7}
 
 
 class Tell(BaseCallback):
@@ -261,7 +261,8 @@ def main() -> None:
     measured = {
         name: measure(name, options.runs or RUNS[name], options.seed) for name in options.kinds
     }
-    report = {**provenance(), "kinds": measured}
+    kinds = read_result(options.output).get("kinds", {}) | measured
+    report = {**provenance(), "kinds": kinds}
     options.output.write_text(json.dumps(report, indent=2) + "\n")
 
 

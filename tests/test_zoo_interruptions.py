@@ -33,29 +33,36 @@ TRAIN = [
     "--checkpoint-freq",
     "4000",
 ]
+OUTPUT = "output.txt"
 RUN = Path("logs") / "trpo" / "CartPole-v1_1"
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+def start(folder: Path, *words: str) -> subprocess.Popen[bytes]:
     """Start a command in a group of processes of its own, as a terminal does."""
-    return subprocess.Popen(
-        [sys.executable, "-um", "sb3_trpo", *words],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    with (folder / OUTPUT).open("w") as output:  # a pipe that nobody reads would stop it
+        return subprocess.Popen(
+            [sys.executable, "-um", "sb3_trpo", *words],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
-def end(command: subprocess.Popen[str], folder: Path, number: int, pattern: str) -> str:
+def end(command: subprocess.Popen[bytes], folder: Path, number: int, pattern: str) -> str:
     """Send a signal to all processes of a command once there is a file; return what it printed."""
-    while not list(folder.glob(pattern)):
-        assert command.poll() is None, command.communicate()
-        time.sleep(0.05)
+    await_file(command, folder, pattern)
     os.killpg(command.pid, number)
-    return command.communicate(timeout=120)[1]
+    command.wait(timeout=120)
+    return (folder / OUTPUT).read_text()
+
+
+def await_file(command: subprocess.Popen[bytes], folder: Path, pattern: str) -> None:
+    """Wait until there is a file."""
+    while not list(folder.glob(pattern)):
+        assert command.poll() is None, (folder / OUTPUT).read_text()
+        time.sleep(0.05)
 
 
 def columns_of(folder: Path, file: str) -> pd.DataFrame:
@@ -95,8 +102,9 @@ def test_interrupted_run_goes_on_as_if_nothing_had_happened(
     assert command.returncode == -signal.SIGKILL
 
     command = start(folder, "train", "--resume", str(RUN))
-    output, errors = command.communicate(timeout=300)
-    assert command.returncode == 0, errors
+    status = command.wait(timeout=300)
+    output = (folder / OUTPUT).read_text()
+    assert status == 0, output
     assert re.search(r"Resuming from .*_steps\.zip: \d+ of 30000 steps left", output)
     assert "Final evaluation" in output
     models = [TRPO.load(each / RUN / "CartPole-v1.zip") for each in (whole, folder)]
@@ -111,14 +119,13 @@ def test_interrupted_run_goes_on_as_if_nothing_had_happened(
 @pytest.mark.slow
 def test_second_interruption_exits_at_once(tmp_path: Path) -> None:
     command = start(tmp_path, *TRAIN, "--hyperparams", "n_steps:1000000")
-    while not list(tmp_path.glob(str(RUN / "*.monitor.csv"))):
+    # The first evaluation is in the middle of the only rollout.
+    await_file(command, tmp_path, str(RUN / "evaluations.npz"))
+    os.killpg(command.pid, signal.SIGINT)
+    while "Once more exits at once" not in (tmp_path / OUTPUT).read_text():
         time.sleep(0.05)
-    time.sleep(5)
     os.killpg(command.pid, signal.SIGINT)
-    assert command.stderr is not None
-    assert any("Once more exits at once" in line for line in command.stderr)
-    os.killpg(command.pid, signal.SIGINT)
-    assert command.wait(timeout=5) == 130
+    assert command.wait(timeout=20) == 130
     assert not (tmp_path / RUN / "CartPole-v1.zip").exists()
 
 
