@@ -12,7 +12,7 @@ from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.results_plotter import X_TIMESTEPS, ts2xy
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, load_vec_normalize
 
 TIMESTEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 300_000
 
@@ -23,7 +23,7 @@ model.save("hopper/model")
 env.save("hopper/vecnormalize.pkl")  # the policy is of no use without its normalisation
 env.close()
 
-test_env = VecNormalize.load("hopper/vecnormalize.pkl", make_vec_env("Hopper-v5"))
+test_env = load_vec_normalize("hopper/vecnormalize.pkl", make_vec_env("Hopper-v5"))
 test_env.training = test_env.norm_reward = False
 mean, std = evaluate_policy(model, test_env, n_eval_episodes=20)
 print(f"mean return {mean:.0f} +/- {std:.0f}")

@@ -62,7 +62,7 @@ def _opened(content: bytes, is_trusted: bool) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if not is_trusted:
-                _check(archive.infolist())
+                _check(archive.infolist(), len(content))
             yield archive
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"it is no zip file, or a damaged one ({error})") from error
@@ -83,7 +83,7 @@ def write_entries(entries: dict[str, bytes]) -> io.BytesIO:
     return file
 
 
-def _check(infos: list[zipfile.ZipInfo]) -> None:
+def _check(infos: list[zipfile.ZipInfo], size: int) -> None:
     """Refuse an archive by its table of contents."""
     names = [info.filename for info in infos]
     if len(names) > _MAX_ENTRIES:
@@ -92,6 +92,9 @@ def _check(infos: list[zipfile.ZipInfo]) -> None:
         raise ValueError("an entry occurs twice in it")
     for info in infos:
         _check_entry(info)
+    total = sum(info.file_size for info in infos)
+    if total > _SMALL + _MAX_RATIO * size:  # entries may share their compressed data
+        raise ValueError(f"it would inflate from {size} to {total} bytes")
 
 
 def _check_entry(info: zipfile.ZipInfo) -> None:

@@ -10,6 +10,7 @@ not exist.
 """
 
 import collections
+import math
 import pathlib
 import re
 import sys
@@ -29,7 +30,7 @@ from sb3_trpo._pickle_tree import Name, Node, read_tree
 
 # No saved attribute comes near these; more is a bomb.
 _MAX_DEPTH = 30
-_MAX_VALUES = 1_000_000
+_MAX_VALUES = 100_000
 
 _BY_VALUE = ("cloudpickle", "types", "_cloudpickle", "dill", "marshal")
 
@@ -102,8 +103,15 @@ def safe_loads(data: bytes, *, what: str, also: Makers | None = None) -> Any:
         return loader.value(read_tree(data), 0)
     except UntrustedError as error:
         raise type(error)(f"{what} holds {error}") from None
-    except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError) as error:
+    except _MISMATCHES as error:
         raise UntrustedError(f"{what} is damaged: {error}") from error
+
+
+# What constructors raise when their arguments are of other kinds.
+_MISMATCHES = (
+    *(ValueError, TypeError, ArithmeticError, AttributeError, LookupError),
+    AssertionError,
+)
 
 
 class _Loader:
@@ -207,7 +215,7 @@ def _may_occur(kind: type) -> bool:
     if module.partition(".")[0] == "torch":  # of its modules, the layers, not the compilers
         return module.startswith(("torch.nn.modules.", "torch.optim."))
     if module.partition(".")[0] == "numpy":
-        return np.generic in kind.__mro__ or kind is np.ndarray
+        return np.number in kind.__mro__ or kind in (np.ndarray, np.bool_)
     is_sb3s = module.startswith("stable_baselines3.") and th.optim.Optimizer in kind.__mro__
     return is_sb3s or any(base in kind.__mro__ for base in _BASES)
 
@@ -291,6 +299,8 @@ def _number(value: Any) -> float:
     """Check that a parameter of a schedule is a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise UntrustedError(f"a schedule of {type(value).__name__}")
+    if not math.isfinite(value):
+        raise UntrustedError(f"a schedule of {value}")
     return float(value)
 
 

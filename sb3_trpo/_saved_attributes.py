@@ -24,13 +24,14 @@ _NEEDED = ("policy_class", "observation_space", "action_space")
 
 # Never taken from a file: the program's own, or made anew.
 _NEVER = {
-    *("policy", "device", "env", "eval_env", "_vec_normalize_env", "replay_buffer"),
+    *("policy", "device", "env", "eval_env", "action_noise", "_vec_normalize_env", "replay_buffer"),
     *("rollout_buffer", "_logger", "_custom_logger", "_episode_storage", "_last_lstm_states"),
 }
+_STATISTICS = ("ep_info_buffer", "ep_success_buffer")
 # Left out where it is not plain: `learn` makes it anew.
 _REBUILT = {
-    *("lr_schedule", "clip_range", "clip_range_vf", "action_noise", "start_time"),
-    *("ep_info_buffer", "ep_success_buffer", "_last_dones"),
+    *("lr_schedule", "clip_range", "clip_range_vf", "start_time"),
+    *(*_STATISTICS, "_last_dones"),
     *("_last_obs", "_last_original_obs", "_last_episode_starts"),
 }
 
@@ -63,6 +64,8 @@ def read_attributes(
     missing = [name for name in _NEEDED if name not in attributes]
     if missing:
         raise ValueError(f"the attribute {missing[0]!r} is missing")
+    if not set(_STATISTICS) <= attributes.keys():  # SB3 makes both anew, or none
+        attributes = {k: v for k, v in attributes.items() if k not in _STATISTICS}
     attributes["policy_kwargs"] = _as_today(attributes["policy_kwargs"])
     return attributes
 
@@ -179,6 +182,15 @@ def _are_episodes(value: Any) -> bool:
     )
 
 
+def _are_arrays(value: Any) -> bool:
+    """Return whether observations are arrays, or there are none."""
+    arrays = value.values() if isinstance(value, dict) else [value]
+    return value is None or all(isinstance(each, np.ndarray) for each in arrays)
+
+
+# Of a rollout buffer; the algorithm sets them.
+_SIZES = {"buffer_size", "n_envs", "hidden_state_shape", "observation_space", "action_space"}
+
 _ROLES: dict[str, type] = {
     "features_extractor_class": BaseFeaturesExtractor,
     "activation_fn": nn.Module,
@@ -196,7 +208,6 @@ def _are_policy_kwargs(value: Any) -> bool:
 _COUNT = ("a whole number of at least 0", _is_integer(0))
 _SPACE = ("a space", lambda value: isinstance(value, spaces.Space))
 _NUMBER = ("a finite number", _is_number)
-_KWARGS = ("a dictionary with text as keys", _is_mapping)
 
 # Attribute -> what it has to be, in words and as a test. Hyperparameters that are missing here are
 # checked where the model is built.
@@ -209,8 +220,9 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
         _COUNT,
     ),
     **dict.fromkeys(("observation_space", "action_space"), _SPACE),
-    **dict.fromkeys(("start_time", "vf_coef", "max_grad_norm"), _NUMBER),
-    **dict.fromkeys(("n_envs", "_stats_window_size"), ("at least 1", _is_integer(1))),
+    **dict.fromkeys(("start_time", "ent_coef", "vf_coef", "max_grad_norm"), _NUMBER),
+    "n_envs": ("a whole number from 1 to 2**20", _is_integer(1, 2**20)),
+    "_stats_window_size": ("a whole number of at least 1", _is_integer(1)),
     "_current_progress_remaining": _NUMBER,
     "verbose": ("0, 1 or 2", _is_integer(0, 2)),
     "seed": (
@@ -235,7 +247,12 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "None or a rollout buffer",
         lambda value: value is None or _is_class_of(BaseBuffer)(value),
     ),
-    "rollout_buffer_kwargs": _KWARGS,
+    "rollout_buffer_kwargs": (
+        "a dictionary without sizes",
+        lambda value: _is_mapping(value) and not _SIZES & value.keys(),
+    ),
+    **dict.fromkeys(("_last_obs", "_last_original_obs"), ("observations", _are_arrays)),
+    "_last_episode_starts": ("an array", _are_arrays),
     "ep_info_buffer": ("episode statistics", _are_episodes),
     "ep_success_buffer": (
         "numbers",
@@ -255,11 +272,20 @@ def check_rollout(attributes: Mapping[str, Any], n_envs: int) -> None:
     n_steps = attributes.get("n_steps", 1)
     if not _is_integer(1)(n_steps):
         return  # refused where the model is built, as in the constructor
-    numbers = sum(spaces.flatdim(attributes[f"{name}_space"]) for name in ("observation", "action"))
-    size = int(n_steps) * n_envs * 4 * (numbers + 6)
+    step = sum(_bytes_of(attributes[f"{name}_space"]) for name in ("observation", "action"))
+    size = int(n_steps) * n_envs * (step + 24)
     if size > _MAX_ROLLOUT:
         raise ValueError(
             f"n_steps={n_steps} with {n_envs} environments needs a rollout buffer of about "
             f"{size / 2**30:.3g} GiB. Pass n_steps to load to choose, or trust_checkpoint=True if "
             f"this is your own file."
         )
+
+
+def _bytes_of(space: spaces.Space[Any]) -> int:
+    """Count the bytes that observations or actions, or masks for them, take."""
+    if isinstance(space, spaces.Dict):
+        return sum(map(_bytes_of, space.values()))
+    if isinstance(space, spaces.Box):
+        return math.prod(space.shape) * space.dtype.itemsize
+    return 4 * spaces.flatdim(space)

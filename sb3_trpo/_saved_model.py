@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sb3_trpo._archive import ModelFile, read_entries, read_file, write_entries
+from sb3_trpo._pickle_tree import printable
 from sb3_trpo._saved_attributes import check_rollout, read_attributes
 from sb3_trpo._saved_weights import bounded_networks, read_weights
 
@@ -112,7 +113,7 @@ def _kl_reduction(saved: Mapping[str, Any]) -> str | None:
     not count its updates in ``_last_own_update``.
     """
     own = saved.get("_last_own_update")
-    is_ours = own is not None and own == saved.get("_n_updates")
+    is_ours = isinstance(own, int) and own == saved.get("_n_updates")
     return str(saved.get("kl_reduction")) if is_ours else None
 
 
@@ -121,7 +122,7 @@ def _read_weights(entries: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
     found = {name.removesuffix(".pth") for name in entries if name.endswith(".pth")}
     others = found - {*_WEIGHTS, "pytorch_variables", "tensors"}  # the latter two are not read
     if others or not found.issuperset(_WEIGHTS):
-        raise ValueError(f"it holds weights of {sorted(found)}, and needs {list(_WEIGHTS)}")
+        raise ValueError(f"it holds weights of {sorted(found)[:9]}, and needs {list(_WEIGHTS)}")
     weights = {name: read_weights(f"{name}.pth", entries[f"{name}.pth"]) for name in _WEIGHTS}
     if not all(isinstance(key, str) for key in weights["policy"]):
         raise ValueError("policy.pth has parameters without names")
@@ -144,7 +145,7 @@ def _copy(entries: Mapping[str, bytes], attributes: Collection[str]) -> io.Bytes
     kept = {name: entries[name] for name in (f"{each}.pth" for each in _WEIGHTS)}
     text = entries.get(_SYSTEM_INFO, b"").decode(errors="replace")
     # It may be printed, and a terminal takes commands.
-    kept[_SYSTEM_INFO] = "".join(c for c in text if c.isprintable() or c == "\n").encode()
+    kept[_SYSTEM_INFO] = "\n".join(map(printable, text.splitlines())).encode()
     kept["data"] = json.dumps(dict.fromkeys(attributes)).encode()
     return write_entries(kept)
 
@@ -168,12 +169,23 @@ def fitting(
         check_rollout(attributes, getattr(env, "num_envs", 1) if env else attributes["n_envs"])
         with bounded_networks(model.weights):
             yield
+    except ValueError as error:
+        raise ValueError(f"{path} was not loaded: {_short(error)}") from error
     except _MISFITS as error:
         kind = type(error).__name__
         raise ValueError(
-            f"{path} was not loaded, as its parts do not fit: {kind}: {error}"
+            f"{path} was not loaded, since its parts do not fit: {kind}: {_short(error)}"
         ) from error
 
 
+def _short(error: Exception) -> str:
+    """Shorten a message that may list all parameters, by names that are in the file."""
+    message = printable(" ".join(str(error).split()))
+    return message if len(message) < 400 else f"{message[:400]}..."
+
+
 # What SB3 and policies raise when weights, hyperparameters and classes do not belong together.
-_MISFITS = (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
+_MISFITS = (
+    *(TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError),
+    MemoryError,
+)

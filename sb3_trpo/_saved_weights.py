@@ -18,6 +18,8 @@ from sb3_trpo._archive import check_entries
 _SPARE_BYTES = 64 * 2**20
 _BYTES_PER_WEIGHT_BYTE = 8
 _SPARE_CALLS = 2_000
+# SB3 stores the weights of features extractors up to three times.
+_MAX_SHARING = 8
 _CALLS_PER_TENSOR = 50
 
 
@@ -39,9 +41,12 @@ def read_weights(name: str, content: bytes) -> dict[str, Any]:
         raise ValueError(f"{name} {_reason(error)}") from None
     if not isinstance(state, dict):
         raise ValueError(f"{name} holds a {type(state).__name__} and no state dictionary")
-    for tensor in tensors_of(state):
-        if not _is_plain(tensor):
-            raise ValueError(f"{name} holds a tensor that is sparse, abstract or without its data")
+    tensors = list(tensors_of(state))
+    if not all(map(_is_plain, tensors)):
+        raise ValueError(f"{name} holds a tensor that is sparse, abstract or without its data")
+    size = sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+    if size > _MAX_SHARING * len(content):  # copies do not share
+        raise ValueError(f"{name} holds tensors of {size} bytes in {len(content)} bytes")
     return state
 
 
@@ -152,8 +157,16 @@ def check_parameters(policy: Any) -> None:
         for key, tensor in policy.optimizer.state.get(parameter, {}).items():
             if isinstance(tensor, th.Tensor) and not _fits(tensor, parameter, policy.optimizer):
                 raise ValueError(f"the optimizer's {key} of {name} does not fit, or is not finite")
-    defaults = policy.optimizer.defaults
-    for group in policy.optimizer.param_groups:
+    for name, buffer in policy.named_buffers():
+        if buffer.is_floating_point() and th.isnan(buffer).any():  # masks may be infinite
+            raise ValueError(f"the buffer {name} is not finite")
+    _check_options(policy.optimizer)
+
+
+def _check_options(optimizer: Any) -> None:
+    """Check that an optimizer's options are of the kind of their defaults."""
+    defaults = optimizer.defaults
+    for group in optimizer.param_groups:
         wrong = [key for key in defaults if not _is_like(group.get(key), defaults[key])]
         if wrong:
             raise ValueError(f"the optimizer's {wrong[0]} is {str(group.get(wrong[0]))[:40]!r}")

@@ -55,7 +55,8 @@ def expression(value: Any) -> str:
     :return: the expression
     """
     if isinstance(value, Mapping):
-        return f"dict({', '.join(f'{key}={expression(item)}' for key, item in value.items())})"
+        # Keys stay text: as names of arguments they could be any code.
+        return f"{{{', '.join(f'{key!r}: {expression(item)}' for key, item in value.items())}}}"
     if isinstance(value, type):
         short = getattr(nn, value.__name__, None) is value
         return f"nn.{value.__name__}" if short else f"{value.__module__}.{value.__name__}"

@@ -1,7 +1,8 @@
 """Check that the settings beside a model are data, since the RL Zoo runs what is code in them."""
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
@@ -9,13 +10,13 @@ import yaml
 from sb3_trpo.zoo.errors import UsageError
 
 FILES = ("config.yml", "args.yml")
-# The RL Zoo evaluates the text that it finds under these.
-EVALUATED = (
-    *("normalize", "policy_kwargs", "monitor_kwargs", "replay_buffer_class"),
-    "replay_buffer_kwargs",
-)
 PLAIN_TAG = "tag:yaml.org,2002:"
 PYTHON_TAGS = ("python/object/apply:collections.OrderedDict", "python/tuple")
+# Wrappers that write no files.
+WRAPPERS = re.compile(
+    r"(rl_zoo3\.wrappers|sb3_trpo\.zoo\.atari|stable_baselines3\.common\.atari_wrappers"
+    r"|(sb3_contrib\.common|gymnasium)\.wrappers(\.[a-z_]+)?)\.(?!RecordVideo)[A-Z]\w*"
+)
 
 
 def check_settings(folder: Path) -> None:
@@ -26,13 +27,13 @@ def check_settings(folder: Path) -> None:
     """
     for name in FILES:
         path = folder / name
-        if path.is_file() and (code := find_code(path.read_text())):
+        if path.is_file() and (code := find_code(path.read_bytes())):
             raise UsageError(
                 f"{path} would run code: {code}: --trust-checkpoint allows it for a run of your own"
             )
 
 
-def find_code(text: str) -> str | None:
+def find_code(text: str | bytes) -> str | None:
     """Find what the RL Zoo would run.
 
     :param text: a YAML file
@@ -42,16 +43,23 @@ def find_code(text: str) -> str | None:
         nodes = list(nodes_of(yaml.compose(text, yaml.SafeLoader)))
     except (yaml.YAMLError, RecursionError) as error:
         return f"it is damaged ({type(error).__name__})"
-    for node in nodes:
-        tag = node.tag.removeprefix(PLAIN_TAG)
-        if not node.tag.startswith(PLAIN_TAG) or (
-            tag.startswith("python") and tag not in PYTHON_TAGS
-        ):
-            return node.tag[:80]
-    for key, value in pairs_of(nodes):
-        if key in EVALUATED and not is_data(value):
-            return f"{key}: {value[:80]}"
-    return None
+    tags = [node.tag[:80] for node in nodes if not is_plain(node.tag)]
+    values = [
+        f"{key}: {str(value.value)[:80]}"
+        for key, value in pairs_of(nodes)
+        if key in RULES and not RULES[key](value)
+    ]
+    return next(iter([*tags, *values]), None)
+
+
+def is_plain(tag: str) -> bool:
+    """Return whether a node of YAML is data.
+
+    :param tag: of the node
+    :return: whether it is one of YAML's own types, or a container as the RL Zoo writes it
+    """
+    name = tag.removeprefix(PLAIN_TAG)
+    return name != tag and (not name.startswith("python") or name in PYTHON_TAGS)
 
 
 def nodes_of(root: yaml.Node | None) -> Iterator[yaml.Node]:
@@ -72,17 +80,56 @@ def nodes_of(root: yaml.Node | None) -> Iterator[yaml.Node]:
             waiting += [each for pair in node.value for each in pair]
 
 
-def pairs_of(nodes: list[yaml.Node]) -> Iterator[tuple[str, str]]:
-    """Iterate over the keys that have text as their value.
+def pairs_of(nodes: list[yaml.Node]) -> Iterator[tuple[str, yaml.Node]]:
+    """Iterate over keys and values.
 
     :param nodes: all nodes; a mapping, or a list of pairs as the RL Zoo writes it
     """
     for node in nodes:
         pairs = node.value if isinstance(node, yaml.MappingNode) else [node.value]
         for pair in pairs:
-            is_text = len(pair) == 2 and all(isinstance(each, yaml.ScalarNode) for each in pair)
-            if is_text and pair[1].tag == f"{PLAIN_TAG}str":
-                yield pair[0].value, pair[1].value
+            if len(pair) == 2 and isinstance(pair[0], yaml.ScalarNode):
+                yield pair[0].value, pair[1]
+
+
+def is_evaluable(value: yaml.Node) -> bool:
+    """Return whether a value that the RL Zoo evaluates, if it is text, is data.
+
+    :param value: of one of these keys
+    :return: whether it is no text, or text that :func:`is_data` lets through
+    """
+    return value.tag != f"{PLAIN_TAG}str" or is_data(value.value)
+
+
+def are_wrappers(value: yaml.Node) -> bool:
+    """Return whether a value names only wrappers that are known to do nothing else.
+
+    :param value: a name, a name with arguments, or a list of these
+    :return: whether all names are known
+    """
+    if isinstance(value, yaml.SequenceNode):
+        return all(map(are_wrappers, value.value))
+    names = [key for key, _ in value.value] if isinstance(value, yaml.MappingNode) else [value]
+    return is_empty(value) or all(WRAPPERS.fullmatch(str(name.value)) for name in names)
+
+
+def is_empty(value: yaml.Node) -> bool:
+    """Return whether there is no value.
+
+    :param value: a node
+    :return: whether it is null
+    """
+    return value.tag == f"{PLAIN_TAG}null"
+
+
+# What the RL Zoo evaluates, or imports and calls, and when that is harmless.
+RULES: dict[str, Callable[[yaml.Node], bool]] = {
+    **dict.fromkeys(("normalize", "policy_kwargs", "monitor_kwargs"), is_evaluable),
+    **dict.fromkeys(("replay_buffer_class", "replay_buffer_kwargs"), is_evaluable),
+    **dict.fromkeys(("env_wrapper", "vec_env_wrapper"), are_wrappers),
+    "callback": is_empty,
+    "policy": lambda value: "." not in str(value.value),
+}
 
 
 def is_data(text: str) -> bool:
