@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, util
 from types import FrameType
 from typing import Any
 
@@ -98,9 +98,17 @@ def left_to_this_process() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    # Python ends the processes that are left by SIGTERM, and would wait for them.
+    util.Finalize(None, _kill_children, exitpriority=0)
     resource_tracker.ensure_running()  # which unblocks them when it starts with a first process
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _kill_children() -> None:
+    """End the processes of environments that nobody closed, when this one ends."""
+    for process in multiprocessing.active_children():
+        process.kill()
