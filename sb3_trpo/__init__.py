@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from sb3_contrib.trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
     from sb3_trpo._vec_normalize import load_vec_normalize
+    from sb3_trpo.checkpoint import TrainingCheckpoint, resume_training
     from sb3_trpo.maskable import MaskableTRPO
     from sb3_trpo.maskable_recurrent import MaskableRecurrentTRPO
     from sb3_trpo.recurrent import RecurrentTRPO
@@ -22,8 +23,10 @@ __all__ = [
     "MlpPolicy",
     "MultiInputPolicy",
     "RecurrentTRPO",
+    "TrainingCheckpoint",
     "__version__",
     "load_vec_normalize",
+    "resume_training",
 ]
 
 _MODULES = {
@@ -31,7 +34,9 @@ _MODULES = {
     "MaskableRecurrentTRPO": "sb3_trpo.maskable_recurrent",
     "MaskableTRPO": "sb3_trpo.maskable",
     "RecurrentTRPO": "sb3_trpo.recurrent",
+    "TrainingCheckpoint": "sb3_trpo.checkpoint",
     "load_vec_normalize": "sb3_trpo._vec_normalize",
+    "resume_training": "sb3_trpo.checkpoint",
     **dict.fromkeys(("CnnPolicy", "MlpPolicy", "MultiInputPolicy"), "sb3_contrib.trpo.policies"),
 }
 

@@ -117,7 +117,7 @@ def _is_number(is_allowed: Callable[[float], bool]) -> Callable[[Any], bool]:
     def check(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
             return False
-        return bool(abs(value) <= _LARGEST) and is_allowed(float(value))
+        return bool(abs(float(value)) <= _LARGEST) and is_allowed(float(value))
 
     return check
 

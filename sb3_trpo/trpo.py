@@ -3,9 +3,9 @@
 import math
 import pathlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from io import BufferedIOBase
+from io import BufferedIOBase, BytesIO
 from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
@@ -22,6 +22,7 @@ from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo._actor import Actor, LinearizedActor, read_actor
+from sb3_trpo._atomic import saving_path, write_atomically
 from sb3_trpo._batch import ActorBatch, Minibatch, Rollout
 from sb3_trpo._critic import Critic, CriticFit, fit_critic, read_critic
 from sb3_trpo._environment import discard_interrupted_step, naming_the_place
@@ -168,6 +169,9 @@ class TRPO(OnPolicyAlgorithm):
 
     # The LSTM's states after the last step; there are none without an LSTM.
     _last_lstm_states: Any = None
+
+    # Of a `learn` that was interrupted and is resumed.
+    _iterations_before = 0
 
     # Where sb3-contrib averages the KL divergence over action dimensions.
     averaged_action_spaces: ClassVar[tuple[Any, ...]] = (spaces.Box, spaces.MultiBinary)
@@ -383,6 +387,7 @@ class TRPO(OnPolicyAlgorithm):
 
     def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
         """Prepare training as SB3 does, with no step pending and finite VecNormalize statistics."""
+        self._iterations_before = 0
         with naming_the_place(self.env), NormalizationStatistics(self.env) as statistics:
             if discard_interrupted_step(self.env):
                 self._last_obs = None  # for which SB3 resets
@@ -706,6 +711,35 @@ class TRPO(OnPolicyAlgorithm):
         return super().learn(
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
         )
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """
+        Write the log.
+
+        :param iteration: of this ``learn``
+        """
+        super().dump_logs(iteration + self._iterations_before)
+
+    def save(
+        self,
+        path: str | pathlib.Path | BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model as SB3 does, but replace a file that exists only when the new one is whole.
+
+        :param path: path, to which ``.zip`` is added if it has no suffix, or a stream
+        :param exclude: further attributes to leave out
+        :param include: attributes to save that are left out by default
+        :raises OSError: if the file cannot be written; the one that was there is as before
+        """
+        if not isinstance(path, (str, pathlib.Path)):
+            super().save(path, exclude, include)
+            return
+        content = BytesIO()
+        super().save(content, exclude, include)
+        write_atomically(saving_path(pathlib.Path(path), "zip"), content.getvalue())
 
     def set_parameters(
         self,

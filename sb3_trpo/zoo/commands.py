@@ -62,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     :param arguments: the words after ``sb3-trpo``; None reads them from the command line
-    :return: exit status: 0, 2 for a mistake of the user, or 130 for an interruption; both are
-        described in one line on stderr
+    :return: exit status: 0; 2 for a mistake of the user, 130 for an interruption, 143 for SIGTERM,
+        which are described in one line on stderr
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as interruption:
         print(f"sb3-trpo: interrupted {one_line(interruption)}".rstrip(), file=sys.stderr)
-        return INTERRUPTED
+        return int(getattr(interruption, "status", INTERRUPTED))
     return 0
 
 

@@ -1,9 +1,11 @@
 """Write hyperparameters as an entry of a configuration file in the RL Zoo's format."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
+from rl_zoo3.utils import get_saved_hyperparams
 from torch import nn
 
 
@@ -16,6 +18,21 @@ def entry_text(env: str, hyperparameters: Mapping[str, Any]) -> str:
     """
     plain = {name: plain_value(value) for name, value in hyperparameters.items()}
     return yaml.safe_dump({env: plain})
+
+
+def write_entry(settings: Path, env: str, folder: Path) -> Path:
+    """Write the hyperparameters of a run as a configuration file.
+
+    :param settings: folder of the run's settings
+    :param env: name of the environment
+    :param folder: where to write
+    :return: path of the file
+    """
+    hyperparameters, _ = get_saved_hyperparams(str(settings))
+    hyperparameters.pop("normalize_kwargs", None)  # the Zoo's reading of `normalize`
+    path = folder / "run.yml"
+    path.write_text(entry_text(env, hyperparameters))
+    return path
 
 
 def plain_value(value: Any) -> Any:

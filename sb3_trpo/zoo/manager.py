@@ -1,7 +1,9 @@
 """The RL Zoo's ``ExperimentManager`` with our configuration, evaluations, folders and report."""
 
 import inspect
+import math
 import shutil
+import sys
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,13 +19,17 @@ import yaml
 from rl_zoo3 import ALGOS
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, sync_envs_normalization
 
 import sb3_trpo.zoo.register  # noqa: F401 (imported for its effect)
+from sb3_trpo import TRPO
+from sb3_trpo.checkpoint import Resumable
 from sb3_trpo.zoo.builder import Builder, Normalization
+from sb3_trpo.zoo.checkpoints import RunCheckpoint
 from sb3_trpo.zoo.choice import add_environment, check_environment, check_model
 from sb3_trpo.zoo.entry import entry_text
 from sb3_trpo.zoo.errors import UsageError, making_errors, missing_package, user_errors
+from sb3_trpo.zoo.interruptions import Interruptions, left_to_this_process
 from sb3_trpo.zoo.learning_curve import draw_learning_curve
 from sb3_trpo.zoo.masks import evaluate_policy, masks_in_evaluations
 from sb3_trpo.zoo.progress import ProgressFile
@@ -70,7 +76,9 @@ class RunManager(ExperimentManager):
             self.save_path = f"{self.log_path}{self.env_name}_{number}"
         self.is_trusted: bool = vars(self.args).get("trust_checkpoint", False)
         self.given: dict[str, Any] = {}  # the hyperparameters, once they are read
-        self.interrupted = False
+        self.checkpoint: RunCheckpoint | None = None
+        self.interruption: KeyboardInterrupt | None = None
+        self.trained: BaseAlgorithm | None = None  # if another model was trained than was built
         self._made: Path | None = None  # the run's folder, once this run has created it
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -126,6 +134,11 @@ class RunManager(ExperimentManager):
             self.params_path = f"{self.save_path}/{self.env_name}"
             Path(self.params_path).mkdir()
 
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        """Save the run's settings and, among its arguments, the command line."""
+        self.args.words = sys.argv[1:]
+        super()._save_config(saved_hyperparams)
+
     def _claim(self, folder: Path) -> None:
         """Create the run's folder, or go to the next number if another run has taken it."""
         try:
@@ -143,6 +156,10 @@ class RunManager(ExperimentManager):
         with masks_in_evaluations(self.algo):
             super().create_callbacks()  # type: ignore[no-untyped-call]
         self.callbacks.append(ProgressFile(Path(self.save_path)))
+        if issubclass(ALGOS[self.algo], TRPO):
+            save_freq = vars(self.args).get("checkpoint_freq") or math.inf
+            self.checkpoint = RunCheckpoint(Path(self.save_path), save_freq)
+            self.callbacks.append(self.checkpoint)
 
     def steps_per_rollout(self) -> int:
         """Count the steps between two updates, between which evaluations would be the same.
@@ -163,8 +180,17 @@ class RunManager(ExperimentManager):
         :return: the environments
         :raises UsageError: if the environment does not take ``--env-kwargs``
         """
-        with user_errors(*making_errors(self.env_kwargs or self.eval_env_kwargs)):
-            return super().create_envs(*arguments, **options)
+        wrapper = self.env_wrapper
+        if self.vec_env_class is SubprocVecEnv:
+            self.env_wrapper = lambda env: Resumable(wrapper(env) if wrapper else env)
+        try:
+            with (
+                user_errors(*making_errors(self.env_kwargs or self.eval_env_kwargs)),
+                left_to_this_process(),
+            ):
+                return super().create_envs(*arguments, **options)
+        finally:
+            self.env_wrapper = wrapper
 
     def objective(self, trial: optuna.Trial) -> float:
         """Train with sampled hyperparameters.
@@ -197,13 +223,29 @@ class RunManager(ExperimentManager):
 
         def learn(*arguments: Any, **options: Any) -> None:
             try:
-                model.learn(*arguments, **options)
-            except KeyboardInterrupt:
-                self.interrupted = True
+                with interruptions:
+                    self.trained = self.train(model, *arguments, **options)
+            except KeyboardInterrupt as interruption:
+                self.trained = interruptions.model_or(model)
+                self.interruption = interruption
 
+        interruptions = Interruptions(self.checkpoint.write if self.checkpoint else lambda: None)
+        self.callbacks.append(interruptions)
         # The Zoo swallows the interruption; of the model it uses these three attributes.
         watched: Any = SimpleNamespace(learn=learn, env=model.env, policy=model.policy)
         super().learn(watched)
+        if interruptions.received is not None:  # if it came during the last update, too
+            self.interruption = interruptions.exception()
+
+    def train(self, model: BaseAlgorithm, *arguments: Any, **options: Any) -> Any:
+        """Train.
+
+        :param model: that was just built
+        :param arguments: of ``learn``
+        :param options: of ``learn``
+        :return: the trained model
+        """
+        return model.learn(*arguments, **options)
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """Save the model, then evaluate it, draw the run and print where the files are.
@@ -211,12 +253,14 @@ class RunManager(ExperimentManager):
         :param model: the trained model
         :raises KeyboardInterrupt: after an interrupted run, which is drawn but not evaluated
         """
+        model = self.trained or model
         super().save_trained_model(model)
         title = f"{self.algo.upper()} on {self.env_name.gym_id}, seed {self.seed}"
-        if self.interrupted:
+        if self.interruption is not None:
             progress = f"after {model.num_timesteps} of {self.n_timesteps} steps"
             self.draw(title, f"interrupted {progress}")
-            raise KeyboardInterrupt(f"{progress}; the model is saved in {self.params_path}.zip")
+            message = f"{progress}; the model is saved in {self.params_path}.zip{self.remedy()}"
+            raise type(self.interruption)(message)
         returns = self.evaluate(model)
         save_final_evaluation(Path(self.save_path), returns)
         kind = "deterministic" if self.deterministic_eval else "stochastic"
@@ -224,6 +268,15 @@ class RunManager(ExperimentManager):
         print(f"Final evaluation: mean return {score} over {FINAL_EPISODES} {kind} episodes")
         print(f"Model:   {self.params_path}.zip")
         self.draw(title, f"final policy, {FINAL_EPISODES} episodes: {score}")
+
+    def remedy(self) -> str:
+        """Say how to resume an interrupted run, if there is a checkpoint.
+
+        :return: a clause of a sentence
+        """
+        if self.checkpoint is None or self.checkpoint.latest is None:
+            return ""
+        return f"; resume with 'sb3-trpo train --resume {self.save_path}'"
 
     def draw(self, title: str, result: str) -> None:
         """Draw the run and print where the pictures are.

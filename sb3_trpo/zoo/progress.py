@@ -35,10 +35,19 @@ class ProgressFile(BaseCallback):
         self.folder = folder
         self._file: CSVOutputFormat | None = None
         self._update_steps: int | None = None
+        self._kept = ""
+
+    def continue_file(self) -> None:
+        """Keep what the file holds already."""
+        path = self.folder / PROGRESS
+        self._kept = path.read_text() if path.is_file() else ""
 
     def _on_training_start(self) -> None:
         """Add the file to the logger, which now exists."""
         self._file = CSVOutputFormat(str(self.folder / PROGRESS))
+        if self._kept:
+            self._file.file.write(self._kept)
+            self._file.keys = self._kept.partition("\n")[0].split(",")
         self.logger.output_formats.append(self._file)
 
     def _on_step(self) -> bool:

@@ -3,10 +3,8 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rl_zoo3.utils import get_saved_hyperparams
-
 from sb3_trpo.zoo.choice import add_choice, check_model, find_model, settings_folder
-from sb3_trpo.zoo.entry import entry_text
+from sb3_trpo.zoo.entry import write_entry
 from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.script import Parser
 from sb3_trpo.zoo.settings import check_settings
@@ -62,8 +60,4 @@ def write_settings(model: Path, env: str, folder: Path) -> Path:
             f"there are no hyperparameters in {settings / 'config.yml'}: choose a model in "
             "the folder of its run, or give --conf-file"
         )
-    hyperparameters, _ = get_saved_hyperparams(str(settings))
-    hyperparameters.pop("normalize_kwargs", None)  # the Zoo's reading of `normalize`
-    path = folder / "run.yml"
-    path.write_text(entry_text(env, hyperparameters))
-    return path
+    return write_entry(settings, env, folder)

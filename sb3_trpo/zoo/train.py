@@ -3,13 +3,20 @@
 import argparse
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sb3_trpo.zoo.choice import add_trust
+from sb3_trpo.zoo.entry import write_entry
+from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.manager import RUN_NUMBER, UNSET_EVAL_FREQ, RunManager, run_manager
+from sb3_trpo.zoo.resumed import ResumedRun
+from sb3_trpo.zoo.runs import read_mapping
 from sb3_trpo.zoo.script import Parser, asks_for_help, positive, verbosity
 from sb3_trpo.zoo.seeds import parse_seeds, train_seeds
+from sb3_trpo.zoo.settings import check_settings
 
 PROG = "sb3-trpo train"
+RESUME = "--resume"
 HELP = """\
 Train an agent with the RL Zoo's training script, then evaluate it and draw the run.
 
@@ -17,6 +24,11 @@ examples:
   sb3-trpo train --env CartPole-v1
   sb3-trpo train --env Pendulum-v1 --n-timesteps 50000 --seed 1 --hyperparams target_kl:0.02
   sb3-trpo train --env CartPole-v1 --seeds 0-4 --jobs 2
+  sb3-trpo train --env Hopper-v5 --checkpoint-freq 100000
+  sb3-trpo train --resume logs/trpo/Hopper-v5_1
+
+Ctrl-C ends the training after the current update, saves the model and a checkpoint, and draws
+the run. --resume continues a run from its latest checkpoint, as if it had not been interrupted.
 
 defaults that differ from the RL Zoo's, whose own options follow:
   --algo trpo, with the hyperparameters that come with sb3_trpo (--conf-file replaces them)
@@ -33,7 +45,11 @@ def train(words: list[str]) -> None:
     parser = Parser(PROG, HELP, add_help=False)
     add_options(parser)
     own, rest = parser.parse_known_args(words)
-    if own.seeds is None or asks_for_help(words):
+    if asks_for_help(words):
+        train_one(words)
+    elif own.resume is not None:
+        resume(own, words)
+    elif own.seeds is None:
         train_one(words)
     else:
         train_seeds(train_one, parse_seeds(own.seeds), own.jobs, rest)
@@ -51,20 +67,63 @@ def add_options(parser: Parser) -> None:
         default=os.cpu_count() or 1,
         help="runs at a time (processor cores)",
     )
+    parser.add_argument(
+        "--checkpoint-freq", type=positive, help="steps between two checkpoints (none)"
+    )
+    parser.add_argument(RESUME, type=Path, help="folder of a run that was interrupted")
     add_trust(parser)
     # Set by --seeds, so that the runs' numbers follow their seeds.
     parser.add_argument(RUN_NUMBER, type=positive, help=argparse.SUPPRESS)
 
 
-def train_one(words: list[str]) -> Path:
+def train_one(words: list[str], kind: type[RunManager] = RunManager) -> Path:
     """Train one agent.
 
     :param words: command-line options of ``rl_zoo3.train``
+    :param kind: the run's manager
     :return: folder of the run
     """
     # The Zoo's parser takes the last value given, so defaults come before the user's options.
     defaults = ["--algo", "trpo", f"--eval-freq={UNSET_EVAL_FREQ}"]
     if verbosity(words) > 0:
         defaults.append("--progress")
-    manager = run_manager(RunManager, PROG, HELP, [*defaults, *words], add_options)
+    manager = run_manager(kind, PROG, HELP, [*defaults, *words], add_options)
     return Path(manager.save_path)
+
+
+def resume(own: argparse.Namespace, words: list[str]) -> None:
+    """Continue a run that was interrupted, with the options that it was started with.
+
+    :param own: parsed options of :func:`add_options`
+    :param words: the command line
+    :raises UsageError: if there is no such run, or the command line has options of a new one
+    """
+    parser = Parser(PROG, HELP, add_help=False)
+    parser.add_argument(RESUME)
+    add_trust(parser)
+    parser.add_argument("--verbose")
+    parser.add_argument("--device")
+    _, others = parser.parse_known_args(words)
+    if others:
+        raise UsageError(f"--resume takes all options from the run: leave out {' '.join(others)}")
+    settings = settings_of(own.resume)
+    arguments = read_mapping(settings / "args.yml")
+    if "words" not in arguments:
+        raise UsageError(
+            f"{own.resume} is no folder of a run of 'sb3-trpo train', like logs/trpo/CartPole-v1_1"
+        )
+    if not own.trust_checkpoint:
+        check_settings(settings)
+    with TemporaryDirectory() as scratch:
+        config = write_entry(settings, arguments["env"], Path(scratch))
+        fixed = ["--conf-file", str(config), "--seed", str(arguments["seed"])]
+        train_one([*arguments["words"], *words, *fixed], ResumedRun)
+
+
+def settings_of(run: Path) -> Path:
+    """Name the folder of a run's settings.
+
+    :param run: the run's folder
+    :return: the folder, which may be missing
+    """
+    return run / run.resolve().name.rpartition("_")[0]

@@ -1,0 +1,64 @@
+"""Write files so that a reader finds the old one or the new one, never a part."""
+
+import os
+import pathlib
+import warnings
+from contextlib import suppress
+
+TEMPORARY = ".tmp"
+
+
+def write_atomically(path: pathlib.Path, content: bytes) -> None:
+    """
+    Write a file that takes its place only when all of it is on the disk.
+
+    The content goes to a temporary file in the same folder, which is flushed to the disk and then
+    renamed. After an error or an interruption the file at ``path`` is as before.
+
+    :param path: of the file; a symbolic link is followed
+    :param content: what to write
+    :raises OSError: if the file cannot be written
+    """
+    target = pathlib.Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def saving_path(path: pathlib.Path, suffix: str) -> pathlib.Path:
+    """
+    Choose the path at which SB3 saves, and make its folder.
+
+    :param path: that the user gave
+    :param suffix: is added to a path that has none
+    :return: the path; if it is a folder, one beside it
+    :raises OSError: if the folder cannot be made
+    """
+    if not path.suffix:
+        path = path.with_name(f"{path.name}.{suffix}")
+    if path.is_dir():
+        warnings.warn(f"{path} is a folder. Saving to {path}_2 instead.", stacklevel=3)
+        path = path.with_name(f"{path.name}_2.{suffix}")
+    if not path.parent.exists():
+        warnings.warn(f"The folder {path.parent} does not exist. Making it.", stacklevel=3)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+    """Flush a renaming to the disk, where the system has a way to do that."""
+    with suppress(OSError):  # Windows cannot open a folder, some file systems cannot flush one
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,247 @@
+"""
+Copy what environments are in the middle of, and put it into others that are built alike.
+
+An environment is a chain of layers: wrappers, and what they wrap. The state of a layer is its
+attributes, except those that belong to the process (windows, files, functions) or name other
+layers. MuJoCo's data are read and written as arrays. A layer with any other attribute that is not
+plain data, such as a simulator written in C, cannot be copied.
+"""
+
+import types
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+
+from sb3_trpo._plain_data import NotPlainError, classes_in, plain_dumps, plain_loads
+
+# Attributes that are as the environment was built, or are other layers.
+_BUILT = frozenset(
+    {"env", "venv", "spec", "class_attributes", "metadata", "render_mode", "results_writer"}
+    | {"reset_infos", "_cached_spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
+    | {"_metadata"}
+)
+_CODE = (type, *(getattr(types, f"{kind}Type") for kind in ("Function", "Method", "Module")))
+# Windows, files and constant models.
+_PROCESS = ("pygame", "_io", "mujoco", "matplotlib", "gymnasium.envs.mujoco.mujoco_rendering")
+_MUJOCO_DATA = "MjData"
+
+
+def layers_of(env: gym.Env[Any, Any]) -> list[gym.Env[Any, Any]]:
+    """
+    List an environment's wrappers from the outside in, and the environment that they wrap.
+
+    :param env: any environment
+    :return: at least one layer
+    """
+    return [env] if not isinstance(env, gym.Wrapper) else [env, *layers_of(env.env)]
+
+
+def vector_layers(venv: VecEnv) -> tuple[list[VecEnvWrapper], VecEnv]:
+    """
+    Split a vectorised environment.
+
+    :param venv: any vectorised environment
+    :return: its wrappers from the outside in, and what they wrap
+    """
+    wrappers = []
+    while isinstance(venv, VecEnvWrapper):
+        wrappers.append(venv)
+        venv = venv.venv
+    return wrappers, venv
+
+
+def layer_names(layers: list[Any]) -> list[str]:
+    """
+    Name the classes of layers.
+
+    :param layers: of one environment
+    :return: their names
+    """
+    return [type(layer).__name__ for layer in layers]
+
+
+def copy_state(layers: list[Any]) -> bytes:
+    """
+    Copy the state of an environment.
+
+    :param layers: of the environment
+    :return: plain data
+    :raises NotPlainError: if a layer has an attribute that cannot be copied; the message names it
+    """
+    names = layer_names(layers)
+    states = [_carried(layer) for layer in layers]
+    for layer, state in zip(names, states, strict=True):
+        for attribute, value in state.items():
+            try:
+                classes_in(value)
+            except NotPlainError as error:
+                raise NotPlainError(f"{layer}.{attribute} holds {error}") from None
+    return plain_dumps({"layers": names, "states": states})
+
+
+def put_state(layers: list[Any], data: bytes) -> None:
+    """
+    Put a state into an environment, whose own state says which classes may be rebuilt.
+
+    :param layers: of an environment that is built as the copied one was, after a reset
+    :param data: from :func:`copy_state`
+    :raises ValueError: if the layers are others, or the state cannot be read; nothing is changed
+    """
+    names, current = layer_names(layers), [_carried(layer) for layer in layers]
+    saved = plain_loads(data, classes_in(current))
+    if saved["layers"] != names:
+        raise ValueError(f"it was saved from {saved['layers']} and this one is {names}")
+    for layer, state in zip(layers, saved["states"], strict=True):
+        for attribute, value in state.items():
+            _put(layer, attribute, value)
+
+
+def _carried(layer: Any) -> dict[str, Any]:
+    """Take the attributes of a layer that are its state."""
+    state = {}
+    for name, value in vars(layer).items():
+        if type(value).__name__ == _MUJOCO_DATA:
+            state[name] = _read_mujoco(layer.model, value)
+        elif name not in _BUILT and not _is_kept(value):
+            state[name] = value
+    return state
+
+
+def _is_kept(value: Any) -> bool:
+    """Return whether a value belongs to the process, and not to the state."""
+    return isinstance(value, _CODE) or str(getattr(type(value), "__module__", "")).startswith(
+        _PROCESS
+    )
+
+
+def _put(layer: Any, attribute: str, value: Any) -> None:
+    """Set an attribute; a space and a simulator stay the same object, as others refer to them."""
+    current = vars(layer).get(attribute)
+    if type(current).__name__ == _MUJOCO_DATA:
+        _write_mujoco(layer.model, current, value)
+    elif isinstance(current, spaces.Space) and type(current) is type(value):
+        vars(current).update(vars(value))
+    else:
+        vars(layer)[attribute] = value
+
+
+def _read_mujoco(model: Any, data: Any) -> dict[str, Any]:
+    """
+    Copy a MuJoCo simulation: its state, and what the last step computed from it.
+
+    The latter is of the state before the last step, and rewards and observations read it.
+    """
+    import mujoco  # type: ignore[import-untyped]
+
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    state = np.empty(mujoco.mj_stateSize(model, kind))
+    mujoco.mj_getState(model, data, state, kind)
+    return {"state": state, "arrays": {name: array.copy() for name, array in _arrays(data)}}
+
+
+def _write_mujoco(model: Any, data: Any, saved: dict[str, Any]) -> None:
+    """Put a copied simulation into another one of the same model."""
+    import mujoco
+
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    mujoco.mj_setState(model, data, saved["state"], kind)
+    mujoco.mj_forward(model, data)  # which makes the lists of contacts and constraints
+    for name, array in _arrays(data):
+        computed = saved["arrays"].get(name)
+        if computed is not None and computed.shape == array.shape:
+            array[...] = computed
+    mujoco.mj_setState(model, data, saved["state"], kind)
+
+
+def _arrays(data: Any) -> list[tuple[str, np.ndarray]]:
+    """List the arrays of a simulation that have a size of their own, and are no constraint's."""
+    names = [name for name in dir(data) if not name.startswith(("_", "efc_", "iefc_", "efm_"))]
+    values = [(name, getattr(data, name, None)) for name in names]
+    return [(name, value) for name, value in values if isinstance(value, np.ndarray)]
+
+
+class Resumable(gym.Wrapper[Any, Any, Any, Any]):
+    """
+    Let an environment in a process of its own take part in checkpoints.
+
+    Make it the outermost wrapper of each environment of a ``SubprocVecEnv``. Those of a
+    ``DummyVecEnv`` do not need it.
+
+    :param env: wrapped
+    """
+
+    # Both return errors: one that is raised in the environment's process would end the process.
+    def copy_checkpoint_state(self) -> bytes | str:
+        """
+        Copy the state of the environment.
+
+        :return: plain data, or why it cannot be copied
+        """
+        try:
+            return copy_state(layers_of(self.env))
+        except NotPlainError as error:
+            return str(error)
+
+    def put_checkpoint_state(self, data: bytes) -> str | None:
+        """
+        Restore the state of the environment.
+
+        :param data: from ``copy_checkpoint_state``
+        :return: why it cannot be restored; ``None`` if it was
+        """
+        try:
+            put_state(layers_of(self.env), data)
+        except ValueError as error:
+            return str(error)
+        return None
+
+
+def copy_states(base: VecEnv) -> list[bytes]:
+    """
+    Copy the states of all environments.
+
+    :param base: vectorised environment without wrappers
+    :return: plain data for each
+    :raises NotPlainError: if they cannot be copied
+    """
+    if isinstance(base, DummyVecEnv):
+        return [copy_state(layers_of(env)) for env in base.envs]
+    if not _are_resumable(base):
+        raise NotPlainError(
+            f"a {type(base).__name__} whose environments are not wrapped in "
+            f"sb3_trpo.checkpoint.Resumable, outermost"
+        )
+    states = base.env_method("copy_checkpoint_state")
+    reasons = [state for state in states if isinstance(state, str)]
+    if reasons:
+        raise NotPlainError(reasons[0])
+    return states
+
+
+def put_states(base: VecEnv, states: list[bytes]) -> None:
+    """
+    Restore the states of all environments.
+
+    :param base: vectorised environment without wrappers
+    :param states: from :func:`copy_states`
+    :raises ValueError: if a state does not fit; some environments may have theirs by then
+    """
+    if isinstance(base, DummyVecEnv):
+        for env, state in zip(base.envs, states, strict=True):
+            put_state(layers_of(env), state)
+        return
+    if not _are_resumable(base):
+        raise ValueError(f"the environments of this {type(base).__name__} are not Resumable")
+    for index, state in enumerate(states):
+        (reason,) = base.env_method("put_checkpoint_state", state, indices=index)
+        if reason is not None:
+            raise ValueError(reason)
+
+
+def _are_resumable(base: VecEnv) -> bool:
+    """Return whether all environments have the wrapper :class:`Resumable` outermost."""
+    names = base.env_method("class_name") if base.has_attr("copy_checkpoint_state") else [""]
+    return set(names) == {Resumable.__name__}

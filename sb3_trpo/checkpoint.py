@@ -1,0 +1,278 @@
+"""Checkpoints from which an interrupted training continues as if nothing had happened."""
+
+import io
+import math
+import os
+import pathlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+
+from sb3_trpo._checkpoint_file import (
+    Checkpoint,
+    find_checkpoint,
+    path_in,
+    remove_older,
+    remove_temporary,
+    write_checkpoint,
+)
+from sb3_trpo._environment_state import Resumable
+from sb3_trpo._plain_data import NotPlainError
+from sb3_trpo._training_state import (
+    check_environment,
+    put_training_state,
+    put_wrapper_states,
+    training_state,
+)
+from sb3_trpo.maskable import MaskableTRPO
+from sb3_trpo.maskable_recurrent import MaskableRecurrentTRPO
+from sb3_trpo.recurrent import RecurrentTRPO
+from sb3_trpo.trpo import TRPO
+
+__all__ = ["Resumable", "TrainingCheckpoint", "resume_training"]
+
+_ALGORITHMS = {kind.__name__: kind for kind in (TRPO, MaskableTRPO, RecurrentTRPO)}
+_ALGORITHMS[MaskableRecurrentTRPO.__name__] = MaskableRecurrentTRPO
+
+# Arguments of the interrupted `learn` that the resumed one gets, too.
+_LEARN_ARGUMENTS = ("log_interval", "tb_log_name", "progress_bar", "use_masking")
+
+
+class TrainingCheckpoint(BaseCallback):
+    """
+    Save everything that a training depends on, between two updates.
+
+    A file holds the model, VecNormalize's statistics, the progress of ``learn``, the states of the
+    environments and of all random generators. It replaces no file until it is on the disk as a
+    whole, and is verified before an older one is removed. If it cannot be written, training
+    continues with a warning. :func:`resume_training` continues from it.
+
+    :param save_path: folder of the files; it is made if it is missing
+    :param save_freq: environment steps, of all environments together, after which the next
+        update's end writes a file
+    :param keep: how many files to keep; older ones are removed
+    :param verbose: 1 to print the path of each file
+    :raises ValueError: if ``save_freq`` or ``keep`` is below 1, or, when training starts, the
+        folder cannot be made or the model cannot be saved
+    """
+
+    def __init__(
+        self,
+        save_path: str | os.PathLike[str],
+        save_freq: float,
+        keep: int = 3,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(verbose)
+        if not save_freq >= 1:
+            raise ValueError(f"save_freq={save_freq} has to be at least 1 environment step.")
+        if keep < 1:
+            raise ValueError(f"keep={keep} has to be at least 1: the newest file is kept.")
+        self.save_path = pathlib.Path(save_path)
+        self.save_freq = save_freq
+        self.keep = keep
+        self.latest: pathlib.Path | None = None  # the latest file of this object
+        self._due = math.inf
+        self._in_rollout = False
+        self._rollouts = 0  # of this `learn`, those before it was interrupted included
+        self._learn_arguments: dict[str, Any] = {}
+
+    def _init_callback(self) -> None:
+        """Make the folder, before training starts."""
+        try:
+            self.save_path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"Checkpoints cannot be written to save_path={str(self.save_path)!r}: {error}. "
+                f"Pass a folder that can be written to."
+            ) from error
+        remove_temporary(self.save_path)
+
+    def _on_training_start(self) -> None:
+        """Note how ``learn`` was called, and try what the first file will need."""
+        self._learn_arguments = {
+            name: self.locals[name] for name in _LEARN_ARGUMENTS if name in self.locals
+        }
+        self._in_rollout, self._rollouts = False, 0
+        self._due = self.model.num_timesteps + self.save_freq
+        reason = self._checkpoint().state["environments"]["reason"]
+        if reason is not None:
+            warnings.warn(
+                f"Training that is resumed from these checkpoints will start new episodes, as the "
+                f"environments cannot be copied: {reason}. All else will be as it was.",
+                stacklevel=2,
+            )
+
+    def _on_rollout_start(self) -> None:
+        """Write a file if it is time: the update before is complete."""
+        if self.model.num_timesteps >= self._due:
+            self.write()
+        self._in_rollout = True
+
+    def _on_step(self) -> bool:
+        """Continue training."""
+        return True
+
+    def _on_rollout_end(self) -> None:
+        """Note that an update follows."""
+        self._in_rollout = False
+        self._rollouts += 1
+
+    def _on_training_end(self) -> None:
+        """Write a file if it is time, unless a callback stopped in the middle of a rollout."""
+        if self.model.num_timesteps >= self._due and not self._in_rollout:
+            self.write()
+
+    def write(self) -> pathlib.Path | None:
+        """
+        Write a file now. Call it between two updates only: from ``on_rollout_start``.
+
+        :return: its path; ``None`` if it could not be written, of which a warning says why
+        """
+        path = path_in(self.save_path, self.model.num_timesteps)
+        try:
+            write_checkpoint(path, self._checkpoint().to_bytes())
+            remove_older(path, self.keep)
+        except (OSError, NotPlainError) as error:
+            latest = f"The latest is {self.latest}." if self.latest else "There is none yet."
+            warnings.warn(
+                f"The checkpoint {path} could not be written: {error}. Training continues, and "
+                f"the next update's end tries again. {latest}",
+                stacklevel=2,
+            )
+            return None
+        self.latest = path
+        self._due = self.model.num_timesteps + self.save_freq
+        if self.verbose >= 1:
+            print(f"Saved the checkpoint {path}")
+        return path
+
+    def _extra(self) -> Any:
+        """Return plain data that a subclass wants to keep."""
+
+    def _checkpoint(self) -> Checkpoint:
+        """Copy the training."""
+        assert isinstance(self.model, TRPO), f"{type(self.model).__name__} is no TRPO"
+        model = io.BytesIO()
+        self.model.save(model)
+        learn = {"arguments": self._learn_arguments, "n_calls": self.n_calls}
+        state = training_state(self.model) | learn | {"rollouts": self._rollouts}
+        state["extra"] = self._extra()
+        return Checkpoint(model.getvalue(), state)
+
+
+class _Restore(BaseCallback):
+    """
+    Restore a training at the moment of ``learn`` at which it was copied, once.
+
+    :param state: of the checkpoint
+    :param callbacks: that count on from where those of the interrupted training were
+    """
+
+    def __init__(self, state: dict[str, Any], callbacks: list[BaseCallback]) -> None:
+        super().__init__()
+        self._state: dict[str, Any] | None = state
+        self._callbacks = callbacks
+
+    def _on_rollout_start(self) -> None:
+        """Restore before the first step."""
+        state, self._state = self._state, None
+        if state is None:
+            return
+        assert isinstance(self.model, TRPO)
+        self.model._iterations_before = state["rollouts"]
+        for callback in self._callbacks:
+            callback.n_calls = state["n_calls"]
+            if isinstance(callback, TrainingCheckpoint):
+                callback._rollouts = state["rollouts"]
+        reason = put_training_state(self.model, state)
+        if reason is not None:
+            warnings.warn(
+                f"The environments start new episodes, as theirs could not be copied: {reason}. "
+                f"All else is as it was.",
+                stacklevel=2,
+            )
+
+    def _on_step(self) -> bool:
+        """Continue training."""
+        return True
+
+    def _on_training_end(self) -> None:
+        """Restore if there was nothing left to train."""
+        self._on_rollout_start()
+
+
+def resume_training(
+    path: str | os.PathLike[str],
+    env: GymEnv | str,
+    callback: MaybeCallback = None,
+    device: th.device | str = "auto",
+    *,
+    algorithm: type[TRPO] | None = None,
+    **load_options: Any,
+) -> TRPO:
+    """
+    Finish the ``learn`` that was interrupted.
+
+    With environments that can be copied, the model ends bitwise as it would have without the
+    interruption, on the same machine with the same versions and number of threads. Other
+    environments start new episodes, of which a warning says why; all else is as it was.
+
+    :param path: a file that :class:`TrainingCheckpoint` wrote, or the folder of several, of which
+        the newest that is whole is taken; others are named in a warning
+    :param env: environment, built as that of the interrupted training was
+    :param callback: as for ``learn``; pass a :class:`TrainingCheckpoint` to keep writing files.
+        The ``n_calls`` of callbacks continue from the checkpoint; anything else that they count
+        starts anew
+    :param device: where to put the policy
+    :param algorithm: class of the model, if it is not one of this package
+    :param load_options: further arguments of ``load``
+    :return: the trained model
+    :raises ValueError: if there is no checkpoint that is whole, or ``env`` is another one
+    """
+    found = find_checkpoint(path)
+    for skipped, why in found.skipped.items():
+        warnings.warn(f"Skipped the checkpoint {skipped}: {why}.", stacklevel=2)
+    state = found.checkpoint.state
+    kind = algorithm or _algorithm(state["algorithm"])
+    venv = kind._wrap_env(maybe_make_env(env, 0))
+    check_environment(venv, state["environments"])
+    model = kind.load(io.BytesIO(found.checkpoint.model), venv, device, **load_options)
+    left = state["total_timesteps"] - state["num_timesteps"]
+    print(f"Resuming from {found.path}: {max(left, 0)} of {state['total_timesteps']} steps left")
+    put_wrapper_states(venv, state["environments"])
+    if model.seed is not None:  # for new episodes that are not those of the training's start
+        venv.seed((model.seed + model.num_timesteps) % 2**32)
+    callbacks = list(_callbacks(callback))
+    restore = _Restore(state, callbacks)
+    return model.learn(
+        left, CallbackList([restore, *callbacks]), reset_num_timesteps=False, **state["arguments"]
+    )
+
+
+def _algorithm(name: str) -> type[TRPO]:
+    """Find the class of a checkpoint's model."""
+    if name not in _ALGORITHMS:
+        raise ValueError(
+            f"The checkpoint is of a {name}, which sb3_trpo does not have. Pass its class as "
+            f"algorithm."
+        )
+    return _ALGORITHMS[name]
+
+
+def _callbacks(callback: MaybeCallback) -> Iterator[BaseCallback]:
+    """List the callbacks of ``learn`` one by one."""
+    if callback is None:
+        return
+    if isinstance(callback, CallbackList):
+        callback = callback.callbacks
+    if isinstance(callback, list):
+        for each in callback:
+            yield from _callbacks(each)
+    else:
+        yield callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)

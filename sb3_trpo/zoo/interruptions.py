@@ -1,0 +1,114 @@
+"""Let Ctrl-C and SIGTERM end a training between two updates."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker, util
+from types import FrameType
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+NOTICE = b"\nStopping after this update. Once more exits at once, without saving.\n"
+SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar hides
+
+
+class TerminatedError(KeyboardInterrupt):
+    """A training was ended by SIGTERM."""
+
+    status = 128 + signal.SIGTERM
+
+
+class Interruptions(BaseCallback):
+    """
+    End the training at the end of the update during which a signal arrives.
+
+    As a context manager, it handles the signals; a second one ends the process at once.
+
+    :param save: is called before the training ends
+    """
+
+    def __init__(self, save: Callable[[], Any]) -> None:
+        super().__init__()
+        self.received: int | None = None
+        self._save = save
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruptions":
+        """Handle the signals, unless another process or thread is in charge of them."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and multiprocessing.parent_process() is None:
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Handle the signals as before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        """Note the first signal."""
+        if self.received is not None:
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, SHOW_CURSOR)
+            os._exit(128 + number)
+        self.received = number
+        os.write(2, NOTICE)  # a print may be what the signal interrupts
+
+    def _on_rollout_start(self) -> None:
+        """End the training if a signal has arrived: the update before is complete."""
+        if self.received is not None:
+            self._save()
+            raise self.exception()
+
+    def _on_step(self) -> bool:
+        """Continue training."""
+        return True
+
+    def model_or(self, other: BaseAlgorithm) -> BaseAlgorithm:
+        """Return the model that was trained.
+
+        :param other: stands for one whose training has not begun
+        :return: the model
+        """
+        return getattr(self, "model", other)
+
+    def exception(self, message: str = "") -> KeyboardInterrupt:
+        """Make the exception that stands for the signal.
+
+        :param message: what it says
+        :return: the exception, by which the command knows its exit status
+        """
+        kind = TerminatedError if self.received == signal.SIGTERM else KeyboardInterrupt
+        return kind(message)
+
+
+@contextmanager
+def left_to_this_process() -> Iterator[None]:
+    """Block the signals in the processes that are started within the block.
+
+    A terminal sends Ctrl-C to all processes; those of environments have to work until the update
+    is complete.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # Python ends the processes that are left by SIGTERM, and would wait for them.
+    util.Finalize(None, _kill_children, exitpriority=0)
+    resource_tracker.ensure_running()  # which unblocks them when it starts with a first process
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _kill_children() -> None:
+    """End the processes of environments that nobody closed, when this one ends."""
+    for process in multiprocessing.active_children():
+        process.kill()

@@ -1,0 +1,84 @@
+"""A run that continues from its latest checkpoint."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import EvalCallback
+
+from sb3_trpo._checkpoint_file import find_checkpoint
+from sb3_trpo.checkpoint import resume_training
+from sb3_trpo.zoo.checkpoints import checkpoint_folder
+from sb3_trpo.zoo.errors import user_errors
+from sb3_trpo.zoo.manager import RunManager
+from sb3_trpo.zoo.progress import ProgressFile
+from sb3_trpo.zoo.runs import EVALUATIONS_FILE
+
+
+class ResumedRun(RunManager):
+    """
+    The manager of a run that was interrupted: it continues in the run's folder.
+
+    :param arguments: as for ``ExperimentManager``
+    :param options: as for ``ExperimentManager``
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        run = Path(self.args.resume)
+        self.save_path, self.params_path = str(run), str(run / self.env_name)
+        with user_errors(ValueError, OSError):
+            self.found = find_checkpoint(checkpoint_folder(run))
+
+    def create_log_folder(self) -> None:
+        """Remove from the run's logs what came after the checkpoint, and append to them."""
+        with user_errors(OSError):
+            for name, size in self.found.checkpoint.state["extra"].items():
+                os.truncate(Path(self.save_path) / name, size)
+        self.monitor_kwargs["override_existing"] = False
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        """Leave the settings of the run as they are."""
+
+    def create_callbacks(self) -> None:
+        """Let the evaluations and the log continue those of the run."""
+        super().create_callbacks()
+        steps = int(self.found.checkpoint.state["num_timesteps"])
+        for callback in self.callbacks:
+            if isinstance(callback, EvalCallback):
+                continue_evaluations(callback, Path(self.save_path) / EVALUATIONS_FILE, steps)
+            if isinstance(callback, ProgressFile):
+                callback.continue_file()
+
+    def train(self, model: Any, *arguments: Any, **options: Any) -> Any:
+        """Resume in place of a model that was just built, with its environments.
+
+        :param model: gives the environments and the class
+        :param arguments: of ``learn``, which the checkpoint has as well
+        :param options: of ``learn``
+        :return: the resumed model
+        """
+        path, callbacks, kind = self.found.path.parent, options.get("callback"), type(model)
+        trust = {"trust_checkpoint": self.is_trusted}
+        return resume_training(path, model.env, callbacks, self.device, algorithm=kind, **trust)
+
+
+def continue_evaluations(callback: EvalCallback, path: Path, num_timesteps: int) -> None:
+    """Give a callback the evaluations of its run up to a step.
+
+    :param callback: that will add its own
+    :param path: file that it writes; it may be missing
+    :param num_timesteps: the step
+    """
+    if not path.is_file():
+        return
+    with np.load(path) as saved:
+        count = int((saved["timesteps"] <= num_timesteps).sum())
+        callback.evaluations_timesteps = saved["timesteps"][:count].tolist()
+        callback.evaluations_results = saved["results"][:count].tolist()
+        callback.evaluations_length = saved["ep_lengths"][:count].tolist()
+        successes = saved["successes"] if "successes" in saved else np.empty((0, 0))
+        callback.evaluations_successes = successes[:count].tolist()
+    means = np.mean(callback.evaluations_results, axis=1) if count else [-np.inf]
+    callback.best_mean_reward = float(max(means))

@@ -1,0 +1,625 @@
+"""Training survives interruptions, and what is left of a killed process is never half a file."""
+
+import errno
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, EvalCallback
+from stable_baselines3.common.logger import KVWriter
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+)
+
+from sb3_trpo import (
+    TRPO,
+    MaskableRecurrentTRPO,
+    MaskableTRPO,
+    RecurrentTRPO,
+    TrainingCheckpoint,
+    resume_training,
+)
+from sb3_trpo.checkpoint import Resumable
+from tests.environments import (
+    DICT,
+    DISCRETE_ACTIONS,
+    VECTOR,
+    ToyEnv,
+    changed,
+    random_masks,
+    state_of,
+)
+
+STEPS = 512
+INTERRUPTED_AT = 350
+SAVE_FREQ = 100
+OPTIONS: dict[str, Any] = {"n_steps": 32, "batch_size": 32, "seed": 3, "device": "cpu"}
+
+
+class InterruptionError(Exception):
+    """Stands for the end of a process in the middle of a rollout."""
+
+
+class Interrupt(BaseCallback):
+    """
+    End the training at one step.
+
+    :param at: number of the step
+    """
+
+    def __init__(self, at: int = INTERRUPTED_AT) -> None:
+        super().__init__()
+        self.at = at
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.at:
+            raise InterruptionError
+        return True
+
+
+def toy(space: spaces.Space[Any] = VECTOR) -> ToyEnv:
+    """Make an environment whose space, and so its generator, no other one shares."""
+    return ToyEnv(deepcopy(space), DISCRETE_ACTIONS)
+
+
+class MaskedToy(ToyEnv):
+    """Masks that depend on the environment's own step."""
+
+    def __init__(self) -> None:
+        super().__init__(deepcopy(VECTOR), DISCRETE_ACTIONS)
+        self.mask_at = random_masks(DISCRETE_ACTIONS)
+
+    def action_masks(self) -> np.ndarray:
+        return self.mask_at(self.step_in_episode)
+
+
+def vector(make: Callable[[], gym.Env[Any, Any]], n_envs: int = 2) -> Callable[[], VecEnv]:
+    """Make environments with the usual wrappers."""
+    return lambda: DummyVecEnv([lambda: Monitor(make())] * n_envs)
+
+
+def named(name: str, n_envs: int = 2) -> Callable[[], VecEnv]:
+    return vector(lambda: gym.make(name), n_envs)
+
+
+def unmonitored(name: str) -> VecEnv:
+    return DummyVecEnv([lambda: gym.make(name)] * 2)
+
+
+# Algorithm, policy, environment, hyperparameters.
+Case = tuple[type[TRPO], str, Callable[[], VecEnv], dict[str, Any]]
+SMALL_LSTM = {"policy_kwargs": {"lstm_hidden_size": 8, "net_arch": [8]}}
+CASES: dict[str, Case] = {
+    "CartPole": (TRPO, "MlpPolicy", named("CartPole-v1"), {}),
+    "Hopper": (TRPO, "MlpPolicy", lambda: VecNormalize(named("Hopper-v5")()), {}),
+    "Humanoid": (TRPO, "MlpPolicy", named("Humanoid-v5", 1), {}),
+    "Pendulum, VecNormalize": (
+        *(TRPO, "MlpPolicy", lambda: VecNormalize(named("Pendulum-v1")(), gamma=0.9)),
+        {"gamma": 0.9},
+    ),
+    "frames": (
+        *(TRPO, "MlpPolicy", lambda: VecFrameStack(VecMonitor(unmonitored("Acrobot-v1")), 3)),
+        {},
+    ),
+    "dict": (TRPO, "MultiInputPolicy", vector(lambda: toy(DICT)), {}),
+    "schedules": (
+        *(TRPO, "MlpPolicy", named("CartPole-v1")),
+        {"learning_rate": 1e-3, "target_kl": "lin_0.05", "cg_damping": "lin_0.2"},
+    ),
+    "gSDE": (
+        *(TRPO, "MlpPolicy", named("Pendulum-v1")),
+        {"use_sde": True, "sde_sample_freq": 5},
+    ),
+    "gSDE, one noise per rollout": (TRPO, "MlpPolicy", named("Pendulum-v1"), {"use_sde": True}),
+    "sub-sampling": (TRPO, "MlpPolicy", named("CartPole-v1"), {"sub_sampling_factor": 3}),
+    "masks": (MaskableTRPO, "MlpPolicy", vector(MaskedToy), {}),
+    "LSTM": (RecurrentTRPO, "MlpLstmPolicy", named("CartPole-v1"), SMALL_LSTM),
+    "masks, LSTM": (MaskableRecurrentTRPO, "MlpLstmPolicy", vector(MaskedToy), SMALL_LSTM),
+}
+by_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+TOY: Case = (TRPO, "MlpPolicy", vector(toy), {})
+
+
+def make_model(case: Case, **options: Any) -> TRPO:
+    algorithm, policy, make, hyperparameters = case
+    return algorithm(policy, make(), **OPTIONS | hyperparameters | options)
+
+
+def interrupted(
+    case: Case, folder: pathlib.Path, *callbacks: BaseCallback, at: int = INTERRUPTED_AT
+) -> None:
+    """Train with checkpoints until the interruption, and leave other random numbers behind."""
+    checkpoint = TrainingCheckpoint(folder, SAVE_FREQ)
+    with pytest.raises(InterruptionError):
+        make_model(case).learn(STEPS, [checkpoint, *callbacks, Interrupt(at)])
+    set_random_seed(99)
+
+
+def assert_same(one: TRPO, other: TRPO) -> None:
+    """Check that two models have ended in the same state, bit for bit."""
+    assert not changed(state_of(one), state_of(other))
+    optimizers = [model.policy.optimizer.state_dict()["state"] for model in (one, other)]
+    for key, state in optimizers[0].items():
+        assert all(th.equal(value, optimizers[1][key][name]) for name, value in state.items())
+    for name in ("num_timesteps", "_total_timesteps", "_n_updates", "_current_progress_remaining"):
+        assert getattr(one, name) == getattr(other, name), name
+    np.testing.assert_equal(one._last_obs, other._last_obs)
+    np.testing.assert_equal(one._last_episode_starts, other._last_episode_starts)
+    episodes = [[(i["r"], i["l"]) for i in model.ep_info_buffer or ()] for model in (one, other)]
+    assert episodes[0] == episodes[1]
+    assert_same_statistics(one, other)
+
+
+def assert_same_statistics(one: TRPO, other: TRPO) -> None:
+    pair: list[Any] = [model.get_vec_normalize_env() for model in (one, other)]
+    if pair[0] is not None:
+        np.testing.assert_equal(pair[0].obs_rms.mean, pair[1].obs_rms.mean)
+        np.testing.assert_equal(pair[0].ret_rms.var, pair[1].ret_rms.var)
+        np.testing.assert_equal(pair[0].returns, pair[1].returns)
+
+
+def checkpoints(folder: pathlib.Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@by_case
+def test_resumed_training_ends_bitwise_as_an_uninterrupted_one(
+    case: Case, tmp_path: pathlib.Path
+) -> None:
+    whole = make_model(case).learn(STEPS)
+    draws = th.rand(3), np.random.rand(3)
+    interrupted(case, tmp_path)
+    resumed = resume_training(tmp_path, case[2](), device="cpu")
+    assert type(resumed) is case[0]
+    assert_same(whole, resumed)
+    assert th.equal(draws[0], th.rand(3))
+    assert np.array_equal(draws[1], np.random.rand(3))
+    for model in (whole, resumed):
+        set_random_seed(1)  # the same draws for both
+        model.learn(64, reset_num_timesteps=False)
+    assert_same(whole, resumed)
+
+
+def test_resumed_training_can_be_interrupted_again(tmp_path: pathlib.Path) -> None:
+    case = CASES["Pendulum, VecNormalize"]
+    whole = make_model(case).learn(STEPS)
+    interrupted(case, tmp_path, at=200)
+    for at in (330, 400):
+        callbacks = [TrainingCheckpoint(tmp_path, SAVE_FREQ), Interrupt(at)]
+        with pytest.raises(InterruptionError):
+            resume_training(tmp_path, case[2](), callbacks, "cpu")
+    assert_same(whole, resume_training(tmp_path, case[2](), device="cpu"))
+
+
+def test_total_of_a_second_learn_is_finished(tmp_path: pathlib.Path) -> None:
+    whole = make_model(TOY).learn(128).learn(STEPS, reset_num_timesteps=False)
+    model = make_model(TOY).learn(128)
+    with pytest.raises(InterruptionError):
+        model.learn(
+            STEPS,
+            [TrainingCheckpoint(tmp_path, SAVE_FREQ), Interrupt(400)],
+            reset_num_timesteps=False,
+        )
+    resumed = resume_training(tmp_path, TOY[2](), device="cpu")
+    assert resumed.num_timesteps == 128 + STEPS
+    assert_same(whole, resumed)
+
+
+def test_file_of_the_last_update_has_nothing_left_to_train(tmp_path: pathlib.Path) -> None:
+    case = CASES["Pendulum, VecNormalize"]
+    whole = make_model(case).learn(STEPS, TrainingCheckpoint(tmp_path, STEPS))
+    assert checkpoints(tmp_path) == [f"checkpoint_{STEPS}_steps.zip"]
+    whole.learn(128, reset_num_timesteps=False)
+    resumed = resume_training(tmp_path, case[2](), device="cpu")
+    assert resumed.num_timesteps == STEPS
+    assert_same(whole, resumed.learn(128, reset_num_timesteps=False))
+
+
+def test_file_is_written_at_the_first_update_after_save_freq_steps(tmp_path: pathlib.Path) -> None:
+    make_model(TOY).learn(STEPS, TrainingCheckpoint(tmp_path, SAVE_FREQ, keep=100))
+    # An update every 64 steps: 128 are the first after 100.
+    assert checkpoints(tmp_path) == [f"checkpoint_{n}_steps.zip" for n in (128, 256, 384, 512)]
+
+
+def test_older_files_are_removed(tmp_path: pathlib.Path) -> None:
+    make_model(TOY).learn(STEPS, TrainingCheckpoint(tmp_path, SAVE_FREQ, keep=2))
+    assert checkpoints(tmp_path) == ["checkpoint_384_steps.zip", "checkpoint_512_steps.zip"]
+
+
+def test_two_folders_take_checkpoints_of_one_training(tmp_path: pathlib.Path) -> None:
+    whole = make_model(TOY).learn(STEPS)
+    often, seldom = (TrainingCheckpoint(tmp_path / name, n) for name, n in (("a", 64), ("b", 200)))
+    with pytest.raises(InterruptionError):
+        make_model(TOY).learn(STEPS, [often, seldom, Interrupt()])
+    for name in "ab":
+        assert_same(whole, resume_training(tmp_path / name, TOY[2](), device="cpu"))
+
+
+def test_rollout_that_a_callback_stopped_is_not_written(tmp_path: pathlib.Path) -> None:
+    model = make_model(TOY)
+    stop = ConvertCallback(lambda *_: model.num_timesteps < 150)
+    model.learn(STEPS, [TrainingCheckpoint(tmp_path, 1), stop])
+    assert checkpoints(tmp_path) == [f"checkpoint_{n}_steps.zip" for n in (128, 64)]
+
+
+def test_new_run_in_the_folder_of_a_longer_one_is_the_newest(tmp_path: pathlib.Path) -> None:
+    make_model(TOY).learn(STEPS, TrainingCheckpoint(tmp_path, STEPS))
+    make_model(TOY).learn(64, TrainingCheckpoint(tmp_path, 64, keep=5))
+    assert resume_training(tmp_path, TOY[2](), device="cpu").num_timesteps == 64
+
+
+def test_callbacks_count_on(tmp_path: pathlib.Path) -> None:
+    make = CASES["CartPole"][2]
+    whole = EvalCallback(make(), eval_freq=90)
+    make_model(CASES["CartPole"]).learn(STEPS, whole)
+    whole.evaluations_timesteps.clear()
+    interrupted(CASES["CartPole"], tmp_path)
+    resumed = EvalCallback(make(), eval_freq=90, log_path=str(tmp_path / "log"))
+    resume_training(tmp_path, make(), resumed, "cpu")
+    assert resumed.n_calls == whole.n_calls
+    assert resumed.evaluations_timesteps == [360]
+
+
+class Rows(KVWriter):
+    """Keep what is logged, except for the time."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, key_values: dict[str, Any], *_: Any) -> None:
+        times = ("time/fps", "time/time_elapsed")
+        self.rows.append({key: key_values[key] for key in key_values if key not in times})
+
+
+class Log(BaseCallback):
+    """
+    Log to a writer, too.
+
+    :param writer: the writer
+    """
+
+    def __init__(self, writer: KVWriter) -> None:
+        super().__init__()
+        self.writer = writer
+
+    def _on_training_start(self) -> None:
+        self.logger.output_formats.append(self.writer)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def test_log_goes_on_where_it_was(tmp_path: pathlib.Path) -> None:
+    whole, before, after = Rows(), Rows(), Rows()
+    make_model(TOY).learn(STEPS, Log(whole))
+    interrupted(TOY, tmp_path, Log(before))
+    resume_training(tmp_path, TOY[2](), Log(after), "cpu")
+    assert (len(whole.rows), len(before.rows), len(after.rows)) == (8, 5, 4)
+    np.testing.assert_equal(after.rows, whole.rows[4:])
+
+
+class Simulator:
+    """Stands for one that was written in C."""
+
+    __slots__ = ("position",)
+
+
+class Uncopyable(ToyEnv):
+    """Something in it is no plain data."""
+
+    def __init__(self) -> None:
+        super().__init__(deepcopy(VECTOR), DISCRETE_ACTIONS)
+        self.simulator = Simulator()
+
+
+def test_environments_that_cannot_be_copied_start_new_episodes(tmp_path: pathlib.Path) -> None:
+    case: Case = (TRPO, "MlpPolicy", lambda: VecNormalize(vector(Uncopyable)()), {})
+    with pytest.warns(UserWarning, match=r"start new episodes.*Uncopyable\.simulator holds"):
+        interrupted(case, tmp_path)
+    kept = make_model(case).learn(256)
+    with pytest.warns(UserWarning, match="start new episodes, as theirs could not be copied"):
+        resumed = resume_training(tmp_path, case[2](), Look(kept), "cpu")
+    assert resumed.num_timesteps == STEPS
+
+
+class Look(BaseCallback):
+    """
+    Compare a resumed model, before it is trained on, with the one that was interrupted.
+
+    :param before: the model at the checkpoint
+    """
+
+    def __init__(self, before: TRPO) -> None:
+        super().__init__()
+        self.before = before
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps > self.before.num_timesteps:
+            return
+        assert isinstance(self.model, TRPO)
+        assert not changed(state_of(self.before), state_of(self.model))
+        starts = self.model._last_episode_starts
+        assert starts is not None
+        assert starts.all()
+        statistics: Any = self.model.get_vec_normalize_env()
+        # 256 steps, the first reset and that of the resumed training
+        assert round(statistics.obs_rms.count) == 256 + 2 + 2
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def subprocesses(resumable: bool) -> VecEnv:
+    def make() -> gym.Env[Any, Any]:
+        env = Monitor(gym.make("Pendulum-v1"))
+        return Resumable(env) if resumable else env
+
+    return SubprocVecEnv([make, make], "spawn")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resumable", [True, False])
+def test_environments_in_processes_resume_if_they_are_resumable(
+    tmp_path: pathlib.Path, resumable: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    case: Case = (TRPO, "MlpPolicy", lambda: subprocesses(resumable), {})
+    model = make_model(case)
+    with pytest.raises(InterruptionError):
+        model.learn(STEPS, [TrainingCheckpoint(tmp_path, SAVE_FREQ), Interrupt()])
+    env = case[2]()
+    resumed = resume_training(tmp_path, env, device="cpu")
+    whole = make_model(case).learn(STEPS)
+    same = not changed(state_of(whole), state_of(resumed))
+    for each in (model, resumed, whole):
+        assert each.env is not None
+        each.env.close()
+    assert same == resumable
+    assert any("Resumable" in str(w.message) for w in recwarn) == (not resumable)
+
+
+# Faults of the file system, and of whoever hands files around.
+
+
+def test_damaged_files_are_skipped_and_named(tmp_path: pathlib.Path) -> None:
+    whole = make_model(TOY).learn(STEPS)
+    interrupted(TOY, tmp_path)
+    newest = tmp_path / "checkpoint_320_steps.zip"
+    interrupted(TOY, tmp_path / "other", at=200)
+    content = (tmp_path / "checkpoint_256_steps.zip").read_bytes()
+    for size in (0, 10, len(content) // 2, len(content) - 1):
+        newest.write_bytes(content[:size])
+        with pytest.warns(UserWarning, match=r"Skipped .*_320_steps\.zip: its checksum is wrong"):
+            resumed = resume_training(tmp_path, TOY[2](), device="cpu")
+        assert_same(whole, resumed)
+
+
+def test_every_flipped_byte_is_noticed(tmp_path: pathlib.Path) -> None:
+    interrupted(TOY, tmp_path)
+    path = tmp_path / "checkpoint_256_steps.zip"
+    content = path.read_bytes()
+    for position in np.random.default_rng(0).integers(len(content), size=50):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(ValueError, match=r"no checkpoint to resume from in .*checksum"):
+            resume_training(path, TOY[2]())
+
+
+@pytest.mark.parametrize("make", [lambda path: None, pathlib.Path.mkdir, pathlib.Path.touch])
+def test_path_without_a_checkpoint_is_refused(
+    tmp_path: pathlib.Path, make: Callable[[pathlib.Path], None]
+) -> None:
+    make(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"no checkpoint to resume from in .*run"):
+        resume_training(tmp_path / "run", TOY[2]())
+
+
+def test_other_environment_is_refused(tmp_path: pathlib.Path) -> None:
+    interrupted(TOY, tmp_path)
+    with pytest.raises(ValueError, match="has 1 environments, and that of the checkpoint had 2"):
+        resume_training(tmp_path, vector(ToyEnv, 1)())
+    with pytest.raises(ValueError, match=r"wrappers \['VecNormalize'\].* had \[\]"):
+        resume_training(tmp_path, VecNormalize(TOY[2]()))
+    with pytest.warns(UserWarning, match=r"saved from \['Monitor', 'ToyEnv'\]"):
+        resume_training(tmp_path, vector(lambda: gym.wrappers.TimeLimit(toy(), 9))())
+
+
+def fault(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class Full:
+    """A file on a full disk: some bytes fit."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> "Full":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+
+    def write(self, data: Any) -> int:
+        self._file.write(bytes(data)[:100])
+        return fault()  # type: ignore[no-any-return]
+
+
+def full_disk(path: pathlib.Path, *arguments: Any, **options: Any) -> Any:
+    return Full(open(path, *arguments, **options))
+
+
+# What fails when a file is written, and how.
+STAGES: dict[str, tuple[Any, str, Any]] = {
+    "open": (pathlib.Path, "open", fault),
+    "write": (pathlib.Path, "open", full_disk),
+    "fsync": (os, "fsync", fault),
+    "replace": (os, "replace", fault),
+}
+by_stage = pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+
+
+@by_stage
+def test_training_continues_when_a_checkpoint_cannot_be_written(
+    tmp_path: pathlib.Path, stage: tuple[Any, str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_model(TOY).learn(STEPS)
+    make_model(TOY).learn(256, TrainingCheckpoint(tmp_path, 256))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(*stage)
+    with pytest.warns(UserWarning, match="No space left"):
+        trained = make_model(TOY).learn(STEPS, TrainingCheckpoint(tmp_path, 256))
+    monkeypatch.undo()
+    assert_same(whole, trained)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_checkpoint_that_failed_is_tried_again_after_the_next_update(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Repair(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps > 300:
+                monkeypatch.undo()
+            return True
+
+    monkeypatch.setattr(os, "replace", fault)
+    with pytest.warns(UserWarning, match="tries again. There is none yet"):
+        make_model(TOY).learn(STEPS, [TrainingCheckpoint(tmp_path, 200), Repair()])
+    assert checkpoints(tmp_path) == ["checkpoint_320_steps.zip"]
+
+
+def test_older_file_is_kept_when_the_new_one_reads_back_differently(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(TOY).learn(256, TrainingCheckpoint(tmp_path, 256, keep=1))
+    monkeypatch.setattr(pathlib.Path, "read_bytes", lambda path: b"bit rot")
+    with pytest.warns(UserWarning, match="did not contain"):
+        make_model(TOY).learn(320, TrainingCheckpoint(tmp_path, 320, keep=1))
+    assert checkpoints(tmp_path) == ["checkpoint_256_steps.zip"]
+
+
+def test_folder_is_made_and_what_killed_processes_left_is_removed(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    (folder / ".checkpoint_64_steps.zip.123.tmp").write_bytes(b"half")
+    make_model(TOY).learn(64, TrainingCheckpoint(folder, 64))
+    assert checkpoints(folder) == ["checkpoint_64_steps.zip"]
+
+
+def test_folder_that_cannot_be_made_is_refused_before_training(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").touch()
+    model = make_model(TOY)
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"cannot be written to save_path=.*Pass a folder"):
+            model.learn(64, TrainingCheckpoint(path, 64))
+    assert model.num_timesteps == 0
+
+
+@pytest.mark.parametrize(("name", "value"), [("save_freq", 0), ("save_freq", -5), ("keep", 0)])
+def test_numbers_below_one_are_refused(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value} has to be at least 1"):
+        TrainingCheckpoint("folder", **{"save_freq": 10, name: value})
+
+
+def test_checkpoint_holds_no_pickle_outside_of_the_model(tmp_path: pathlib.Path) -> None:
+    interrupted(TOY, tmp_path)
+    with zipfile.ZipFile(tmp_path / "checkpoint_256_steps.zip") as archive:
+        assert archive.namelist() == ["model.zip", "state"]
+        state = archive.read("state")
+    assert state[8:9] == b"{"
+    assert b"builtins" not in state
+
+
+def test_own_class_is_named_and_can_be_passed(tmp_path: pathlib.Path) -> None:
+    class Own(TRPO):
+        """A user's."""
+
+    interrupted((Own, *TOY[1:]), tmp_path)
+    with pytest.raises(ValueError, match="of a Own, which sb3_trpo does not have"):
+        resume_training(tmp_path, TOY[2]())
+    assert type(resume_training(tmp_path, TOY[2](), device="cpu", algorithm=Own)) is Own
+
+
+# `save`
+
+
+@by_stage
+def test_model_that_cannot_be_saved_leaves_the_old_file(
+    tmp_path: pathlib.Path, stage: tuple[Any, str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(TOY)
+    model.save(tmp_path / "model")
+    before = (tmp_path / "model.zip").read_bytes()
+    monkeypatch.setattr(*stage)
+    with pytest.raises(OSError, match="No space left"):
+        model.save(tmp_path / "model")
+    monkeypatch.undo()
+    assert checkpoints(tmp_path) == ["model.zip"]
+    assert (tmp_path / "model.zip").read_bytes() == before
+
+
+def test_interruption_while_saving_leaves_the_old_file(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(TOY)
+    model.save(tmp_path / "model.zip")
+    before = (tmp_path / "model.zip").read_bytes()
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.save(tmp_path / "model.zip")
+    assert checkpoints(tmp_path) == ["model.zip"]
+    assert (tmp_path / "model.zip").read_bytes() == before
+
+
+def test_saved_file_is_named_as_sb3_names_it(tmp_path: pathlib.Path) -> None:
+    model = make_model(TOY)
+    model.save(tmp_path / "a")
+    model.save(str(tmp_path / "b.model"))
+    with pytest.warns(UserWarning, match="does not exist"):
+        model.save(tmp_path / "new" / "c.zip")
+    (tmp_path / "d.zip").mkdir()
+    with pytest.warns(UserWarning, match="is a folder"):
+        model.save(tmp_path / "d")
+    for name in ("a.zip", "b.model", "new/c.zip", "d.zip_2.zip"):
+        assert not changed(state_of(model), state_of(TRPO.load(tmp_path / name)))
+
+
+def test_symbolic_link_stays_one(tmp_path: pathlib.Path) -> None:
+    model = make_model(TOY)
+    (tmp_path / "link.zip").symlink_to(tmp_path / "model.zip")
+    model.save(tmp_path / "link.zip")
+    assert (tmp_path / "link.zip").is_symlink()
+    assert (tmp_path / "model.zip").is_file()
+
+
+def test_spaces_stay_the_objects_that_others_refer_to(tmp_path: pathlib.Path) -> None:
+    interrupted(CASES["CartPole"], tmp_path)
+    env = CASES["CartPole"][2]()
+    assert isinstance(env, DummyVecEnv)
+    space = env.envs[0].unwrapped.action_space
+    resume_training(tmp_path, env, device="cpu")
+    assert env.envs[0].unwrapped.action_space is space
+    assert isinstance(space, spaces.Discrete)

@@ -1,0 +1,225 @@
+"""Ctrl-C, SIGTERM and worse on ``sb3-trpo train``, and how its runs go on."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import ConvertCallback
+
+from sb3_trpo import TRPO
+from sb3_trpo.zoo.errors import UsageError
+
+REPOSITORY = Path(__file__).parents[1]
+TRAIN = [
+    "train",
+    "--env",
+    "CartPole-v1",
+    "--seed",
+    "3",
+    "--eval-freq",
+    "8000",
+    "-n",
+    "30000",
+    "--checkpoint-freq",
+    "4000",
+]
+OUTPUT = "output.txt"
+RUN = Path("logs") / "trpo" / "CartPole-v1_1"
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    """Start a command in a group of processes of its own, as a terminal does."""
+    with (folder / OUTPUT).open("w") as output:  # a pipe that nobody reads would stop it
+        return subprocess.Popen(
+            [sys.executable, "-um", "sb3_trpo", *words],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def end(command: subprocess.Popen[bytes], folder: Path, number: int, pattern: str) -> str:
+    """Send a signal to all processes of a command once there is a file; return what it printed."""
+    await_file(command, folder, pattern)
+    os.killpg(command.pid, number)
+    command.wait(timeout=120)
+    return (folder / OUTPUT).read_text()
+
+
+def await_file(command: subprocess.Popen[bytes], folder: Path, pattern: str) -> None:
+    """Wait until there is a file."""
+    while not list(folder.glob(pattern)):
+        assert command.poll() is None, (folder / OUTPUT).read_text()
+        time.sleep(0.05)
+
+
+def columns_of(folder: Path, file: str) -> pd.DataFrame:
+    """Read a log without what depends on the clock, or on the evaluations' own episodes."""
+    table = pd.read_csv(folder / RUN / file, skiprows=int("monitor" in file))
+    names = [name for name in sorted(table) if not re.match(r"t$|time/(fps|time_e)|eval/", name)]
+    return table[names]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environments", ["dummy", "subproc"])
+def test_interrupted_run_goes_on_as_if_nothing_had_happened(
+    environments: str, tmp_path: Path
+) -> None:
+    words = [*TRAIN, "--vec-env", environments]
+    whole, folder = tmp_path / "whole", tmp_path / "interrupted"
+    whole.mkdir()
+    folder.mkdir()
+    assert start(whole, *words).wait(timeout=300) == 0
+    checkpoints = str(RUN / "checkpoints" / "checkpoint_{}*_steps.zip")
+
+    command = start(folder, *words)
+    message = end(command, folder, signal.SIGINT, checkpoints.format(4))
+    assert command.returncode == 130, message
+    assert "Traceback" not in message
+    assert re.search(r"after \d+ of 30000 steps; the model is saved in .*zip; resume", message)
+    assert (folder / RUN / "learning_curve.png").is_file()
+
+    command = start(folder, "train", "--resume", str(RUN))
+    message = end(command, folder, signal.SIGTERM, checkpoints.format(1))
+    assert command.returncode == 143, message
+    assert "Traceback" not in message
+    assert f"resume with 'sb3-trpo train --resume {RUN}'" in message
+
+    command = start(folder, "train", "--resume", str(RUN))
+    end(command, folder, signal.SIGKILL, checkpoints.format(2))
+    assert command.returncode == -signal.SIGKILL
+
+    command = start(folder, "train", "--resume", str(RUN))
+    status = command.wait(timeout=300)
+    output = (folder / OUTPUT).read_text()
+    assert status == 0, output
+    assert re.search(r"Resuming from .*_steps\.zip: \d+ of 30000 steps left", output)
+    assert "Final evaluation" in output
+    models = [TRPO.load(each / RUN / "CartPole-v1.zip") for each in (whole, folder)]
+    parameters = [model.policy.state_dict() for model in models]
+    assert all(th.equal(value, parameters[1][name]) for name, value in parameters[0].items())
+    for file in ("0.monitor.csv", "progress.csv"):
+        pd.testing.assert_frame_equal(columns_of(whole, file), columns_of(folder, file))
+    steps = [np.load(each / RUN / "evaluations.npz")["timesteps"] for each in (whole, folder)]
+    assert steps[0].tolist() == steps[1].tolist()
+
+
+@pytest.mark.slow
+def test_second_interruption_exits_at_once(tmp_path: Path) -> None:
+    command = start(tmp_path, *TRAIN, "--hyperparams", "n_steps:1000000")
+    # The first evaluation is in the middle of the only rollout.
+    await_file(command, tmp_path, str(RUN / "evaluations.npz"))
+    os.killpg(command.pid, signal.SIGINT)
+    while "Once more exits at once" not in (tmp_path / OUTPUT).read_text():
+        time.sleep(0.05)
+    os.killpg(command.pid, signal.SIGINT)
+    assert command.wait(timeout=20) == 130
+    assert not (tmp_path / RUN / "CartPole-v1.zip").exists()
+
+
+@pytest.fixture
+def handlers() -> Any:
+    """Leave the handlers of signals as they were."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield before
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, None), (signal.SIGTERM, 143)])
+def test_training_ends_after_the_update_in_which_a_signal_arrives(
+    number: int, status: int | None, handlers: Any
+) -> None:
+    from sb3_trpo.zoo.interruptions import Interruptions
+
+    saved: list[int] = []
+    model = TRPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, device="cpu")
+    interruptions = Interruptions(lambda: saved.append(model.num_timesteps))
+
+    def send(local: dict[str, Any], _: dict[str, Any]) -> bool:
+        if local["self"].num_timesteps == 40:
+            os.kill(os.getpid(), number)
+        return True
+
+    with interruptions, pytest.raises(KeyboardInterrupt) as raised:
+        model.learn(1000, [interruptions, ConvertCallback(send)])
+    assert saved == [64]
+    assert model._n_updates == 2
+    assert getattr(raised.value, "status", None) == status
+
+
+def test_signals_are_handled_in_the_main_thread_only(handlers: Any) -> None:
+    import threading
+
+    from sb3_trpo.zoo.interruptions import Interruptions
+
+    def enter() -> None:
+        with Interruptions(lambda: None):
+            assert signal.getsignal(signal.SIGINT) is handlers[signal.SIGINT]
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+
+
+def test_signals_are_blocked_while_environments_are_started(handlers: Any) -> None:
+    from sb3_trpo.zoo.interruptions import SIGNALS, left_to_this_process
+
+    with left_to_this_process():
+        assert set(SIGNALS) <= signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert not set(SIGNALS) & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_evaluations_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.resumed import continue_evaluations
+
+    path = tmp_path / "evaluations.npz"
+    results = [[1.0, 3.0], [9.0, 9.0], [5.0, 6.0]]
+    np.savez(path, timesteps=[10, 20, 30], results=results, ep_lengths=[[1, 1]] * 3)
+    callback: Any = SimpleNamespace()
+    continue_evaluations(callback, path, 20)
+    assert callback.evaluations_timesteps == [10, 20]
+    assert callback.evaluations_results == results[:2]
+    assert callback.best_mean_reward == 9
+    callback = SimpleNamespace(best_mean_reward=-np.inf)
+    continue_evaluations(callback, path, 5)
+    assert callback.evaluations_results == []
+    assert callback.best_mean_reward == -np.inf
+    untouched: Any = SimpleNamespace()
+    continue_evaluations(untouched, tmp_path / "missing.npz", 5)
+    assert vars(untouched) == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no folder of a run"),
+        (["-n", "5"], "--resume takes all options from the run: leave out -n 5"),
+    ],
+)
+def test_run_that_cannot_be_resumed_is_named(
+    words: list[str], message: str, tmp_path: Path
+) -> None:
+    from sb3_trpo.zoo.train import train
+
+    with pytest.raises(UsageError, match=message):
+        train(["--resume", str(tmp_path / "CartPole-v1_1"), *words])
+
+
+def test_run_without_checkpoints_is_told_so(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.resumed import ResumedRun
+
+    args = SimpleNamespace(conf_file=None, resume=tmp_path / "CartPole-v1_1")
+    with pytest.raises(UsageError, match="no checkpoint to resume from"):
+        ResumedRun(args, "trpo", "CartPole-v1", str(tmp_path), verbose=0)
