@@ -21,6 +21,7 @@ from sb3_trpo._linearization import (
     Linearization,
     RowwiseLinearization,
     differentiable,
+    has_closed_form,
     linearize_mlp,
 )
 from sb3_trpo._sequences import Observations
@@ -264,9 +265,11 @@ def read_actor(
     with th.enable_grad(), recording_layers(policy) as calls, _recording(probe, policy):
         distribution = read_distribution(policy, few)
     parameters, gradient = _parameters_of(policy, distribution)
-    linearization: Linearization = layerwise(
-        policy, distribution, parameters, calls
-    ) or differentiable(AutogradLinearization(distribution, parameters), gradient)
+    linearization: Linearization | None = layerwise(policy, distribution, parameters, calls)
+    if linearization is None:
+        linearization = AutogradLinearization(distribution, parameters)
+        if not has_closed_form(policy):
+            linearization = differentiable(linearization, gradient)
     bytes_per_state = probe.bytes_per_state(linearization)
     in_memory = max_states_per_chunk or _states_in(_MEMORY_BUDGET, bytes_per_state)
     per_chunk = in_memory

@@ -14,7 +14,6 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
-from torch.optim.adam import adam
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sb3_trpo._actor import training_mode
@@ -25,6 +24,9 @@ from sb3_trpo._sequences import Observations, select
 
 # Number of states that a fixed features extractor evaluates at a time.
 _STATES_PER_PASS = 512
+
+# A number would be made a tensor again for every step counter.
+_ONE = th.ones(())
 
 # Computes a minibatch's loss and writes its gradient into the parameters' ``grad``.
 Loss = Callable[[Features, th.Tensor], th.Tensor]
@@ -215,8 +217,9 @@ def _loss_by_autograd(critic: Critic) -> Loss:
 
 def _loss_in_closed_form(mlp: Mlp) -> Loss:
     """Return the loss of a plain network, whose gradient takes less time than by autograd."""
-    weights = pairs_of(mlp.parameters)
-    gradients = [th.empty_like(parameter) for parameter in mlp.parameters]
+    parameters = mlp.parameters
+    weights = mlp.weights
+    gradients = [th.empty_like(parameter) for parameter in parameters]
     tapes: dict[int, Tape] = {}
 
     @th.no_grad()
@@ -228,7 +231,7 @@ def _loss_in_closed_form(mlp: Mlp) -> Loss:
         error = values.squeeze(1).sub_(returns)
         mean_squared_error = th.dot(error, error) / size
         tape.cotangent(values.mul_(2 / size), pairs_of(gradients))
-        for parameter, gradient in zip(mlp.parameters, gradients, strict=True):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         return mean_squared_error
 
@@ -263,10 +266,10 @@ def _fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
 
 def _step_of(optimizer: th.optim.Optimizer) -> Callable[[Closure], Any]:
     """
-    Return the optimizer's ``step``, or a plain Adam's in its functional form.
+    Return the optimizer's ``step``, or the kernel of a plain Adam.
 
-    The method takes twice as long as the functional form. Adam is plain if its kernel is fused and
-    nothing wraps or watches its steps.
+    What surrounds the kernel in ``Adam.step`` takes longer than the kernel. Adam is plain if its
+    kernel is fused and nothing wraps or watches its steps.
     """
     hooks = (
         optimizer._optimizer_step_pre_hooks,
@@ -277,7 +280,8 @@ def _step_of(optimizer: th.optim.Optimizer) -> Callable[[Closure], Any]:
     is_plain = (
         len(optimizer.param_groups) == 1
         and optimizer.param_groups[0].get("fused")
-        and not optimizer.param_groups[0].get("amsgrad")
+        and not optimizer.param_groups[0]["amsgrad"]
+        and not optimizer.param_groups[0].get("decoupled_weight_decay")
         and "step" not in vars(optimizer)
         and not any(hooks)
     )
@@ -293,25 +297,25 @@ def _step_of_adam(optimizer: th.optim.Adam, closure: Closure) -> None:
     (group,) = optimizer.param_groups
     moved = [parameter for parameter in group["params"] if parameter.grad is not None]
     states = [optimizer.state.get(parameter, {}) for parameter in moved]
-    if not all(states):
+    if not states or not all(states):
         optimizer.step()  # the first step creates the state
         return
-    adam(
+    steps = [state["step"] for state in states]
+    th._foreach_add_(steps, _ONE)
+    th._fused_adam_(
         moved,
         [parameter.grad for parameter in moved],
-        exp_avgs=[state["exp_avg"] for state in states],
-        exp_avg_sqs=[state["exp_avg_sq"] for state in states],
-        max_exp_avg_sqs=[],
-        state_steps=[state["step"] for state in states],
-        fused=True,
-        amsgrad=False,
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        steps,
+        lr=group["lr"],
         beta1=group["betas"][0],
         beta2=group["betas"][1],
-        lr=group["lr"],
         weight_decay=group["weight_decay"],
         eps=group["eps"],
+        amsgrad=False,
         maximize=group["maximize"],
-        decoupled_weight_decay=group["decoupled_weight_decay"],
     )
 
 
@@ -327,7 +331,7 @@ class _State:
         self._tensors = tensors
         self._values = [tensor.detach().clone() for tensor in tensors]
         self._optimizer = optimizer
-        self._optimizer_state: dict[str, Any] = copy.deepcopy(optimizer.state_dict())
+        self._optimizer_state = _copied(optimizer.state_dict())
 
     def is_finite(self) -> bool:
         """Return whether all numbers are finite; an infinity would stop Adam for good."""
@@ -341,3 +345,15 @@ class _State:
         for tensor, value in zip(self._tensors, self._values, strict=True):
             tensor.copy_(value)
         self._optimizer.load_state_dict(self._optimizer_state)
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """Copy an optimizer's state; a deep copy takes longer than ten steps."""
+    entries = {
+        index: {
+            name: value.clone() if th.is_tensor(value) else copy.deepcopy(value)
+            for name, value in entry.items()
+        }
+        for index, entry in state["state"].items()
+    }
+    return {"state": entries, "param_groups": copy.deepcopy(state["param_groups"])}

@@ -194,6 +194,17 @@ class MlpLinearization(Linearization):
         return pairs_of([views.get(id(parameter)) for parameter in self._mlp.parameters])
 
 
+def has_closed_form(policy: ActorCriticPolicy) -> bool:
+    """
+    Return whether :func:`linearize_mlp` takes a policy.
+
+    :param policy: any policy
+    :return: whether its actor is a plain network under one of SB3's distributions
+    """
+    plain = read_plain(policy)
+    return plain is not None and plain.actor is not None and plain.head is not None
+
+
 def linearize_mlp(
     policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter], observations: Observations
 ) -> MlpLinearization | None:

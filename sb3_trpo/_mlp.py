@@ -69,10 +69,11 @@ class Tape:
     A chain of layers at n states: its activations, and products with its Jacobian.
 
     All intermediate results live in buffers that are made once. Whatever is returned is
-    overwritten by the next call of the same method.
+    overwritten by the next call of the same method. Nothing is recorded for autograd, since the
+    weights are detached.
 
     :param mlp: the chain
-    :param weights: of its layers; they may change between two calls of :meth:`forward`
+    :param weights: of its layers, detached; they may change between two calls of :meth:`forward`
     :param n_states: n
     """
 
@@ -92,7 +93,6 @@ class Tape:
         self._one = weights[0][0].new_ones(())
         self._input = weights[0][0].new_empty(0)  # until the first forward pass
 
-    @th.no_grad()
     def forward(self, features: th.Tensor) -> th.Tensor:
         """
         Compute h_l = φ(h_{l-1} W_lᵀ + b_l), and keep it with the slopes.
@@ -123,7 +123,6 @@ class Tape:
                 slope.copy_(th.autograd.grad(value.sum(), leaf)[0])
             h.copy_(value.detach())
 
-    @th.no_grad()
     def tangent(self, changes: Sequence[Pair]) -> th.Tensor:
         """
         Compute Jv: t_l = φ'_l (h_{l-1} dW_lᵀ + t_{l-1} W_lᵀ + db_l).
@@ -147,7 +146,6 @@ class Tape:
             h, previous = self._outputs[i], t
         return self._work[-1]
 
-    @th.no_grad()
     def cotangent(self, cotangent: th.Tensor, gradients: Sequence[Pair]) -> None:
         """
         Compute Jᵀu: dW_l = δ_lᵀ h_{l-1}, db_l = Σ_n δ_l, δ_{l-1} = φ'_{l-1} (δ_l W_l).

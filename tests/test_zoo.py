@@ -173,7 +173,7 @@ def test_help_of_train_shows_examples_and_the_zoos_options(
         (["train", "--track"], ["wandb", "pip install 'sb3_trpo[zoo,wandb]'"]),
         (["train", "--log-folder", "model.zip"], ["Not a directory", "model.zip"]),
         (["train", "--algo", "trpo_mask"], ["trpo_mask", "action_masks"]),
-        (["train", "--hyperparams", "learning_rate:-1"], ["learning rate", "-1"]),
+        (["train", "--hyperparams", "learning_rate:-1"], ["learning_rate", "-1"]),
         (["train", "-n", "0"], ["--n-timesteps", "at least 1", "0"]),
         (["train", "--seeds", "0-1", "--jobs", "0"], ["--jobs", "at least 1", "0"]),
         (["train", "--hyperparams", "cg_damping:-1"], ["cg_damping", "-1"]),
