@@ -35,6 +35,7 @@ from sb3_trpo._hyperparameters import (
     parse_schedule,
     value_at,
 )
+from sb3_trpo._interrupts import deferring_interrupts
 from sb3_trpo._read_buffer import minibatches, read_rollout
 from sb3_trpo._rollout_forward import fast_forward
 from sb3_trpo._saved_model import fitting, read_model, read_parameters
@@ -413,12 +414,14 @@ class TRPO(OnPolicyAlgorithm):
         :raises ValueError: at the step whose reward is not finite, or whose observation makes the
             policy's answer or VecNormalize's statistics not finite
         """
+        takes_gradients = th.is_grad_enabled()
         try:
             with naming_the_place(env, rollout_buffer):
                 return self._collect(env, callback, rollout_buffer, n_rollout_steps)
         except BaseException:
             # The environment may be a step ahead. Without an observation, `learn` resets it.
             self._last_obs = None
+            th.set_grad_enabled(takes_gradients)  # an interrupt may have come inside of no_grad
             raise
 
     def _collect(
@@ -552,15 +555,20 @@ class TRPO(OnPolicyAlgorithm):
         return [*super()._excluded_save_params(), "_last_lstm_states"]
 
     def train(self) -> None:
-        """Update the actor within the trust region, then fit the critic, on the rollout buffer."""
-        self.policy.set_training_mode(False)
-        self._update_learning_rate(self.policy.optimizer)
-        dtype = next(self.policy.parameters()).dtype
-        rollout = read_rollout(self.rollout_buffer, self.device, dtype)
-        actor = self._update_actor(rollout)
-        self._update_critic(rollout, actor)
-        self._n_updates += 1
-        self._last_own_update = self._n_updates
+        """
+        Update the actor within the trust region, then fit the critic, on the rollout buffer.
+
+        Ctrl-C waits for the end of the update; a second one does not.
+        """
+        with deferring_interrupts():
+            self.policy.set_training_mode(False)
+            self._update_learning_rate(self.policy.optimizer)
+            dtype = next(self.policy.parameters()).dtype
+            rollout = read_rollout(self.rollout_buffer, self.device, dtype)
+            actor = self._update_actor(rollout)
+            self._update_critic(rollout, actor)
+            self._n_updates += 1
+            self._last_own_update = self._n_updates
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _update_actor(self, rollout: Rollout) -> Actor:

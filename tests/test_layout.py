@@ -30,6 +30,7 @@ LAYERS: tuple[Collection[str], ...] = (
         "_atomic",
         "_hyperparameters",
         "_environment",
+        "_interrupts",
         "_finite",
         "_rollout_forward",
         "rollout_buffer",

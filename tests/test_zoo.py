@@ -158,7 +158,7 @@ def test_help_of_train_shows_examples_and_the_zoos_options(
         (["train", "--env", "CartPol-v1"], ["CartPol-v1", "CartPole-v1", "CartPole-v0"]),
         (["train", "--conf-file", "no.yml"], ["No such file or directory: 'no.yml'"]),
         (["train", "--gym-packages", "no_such_package"], ["no_such_package"]),
-        (["train", "--hyperparams", "policy:MlpPolicy"], ["quotes"]),
+        (["train", "--hyperparams", "gamma:1-0.1"], ["gamma", "'1-0.1'"]),
         (["train", "--hyperparams", "cg_dampign:0.1"], ["cg_dampign", "names are cg_damping;"]),
         (["train", "--hyperparams", "normalise:True"], ["normalise", "names are normalize"]),
         (["train", "--env-kwargs", "foo:1"], ["foo", "--env-kwargs"]),
@@ -281,14 +281,26 @@ def test_interruption_is_one_line_and_status_130(
     )
 
 
-def test_schedule_and_python_are_values_of_hyperparameters(
+def test_values_and_text_are_read_and_nothing_is_evaluated(
     zoo_arguments: Callable[..., Any],
 ) -> None:
-    words = ["--hyperparams", "target_kl:lin_0.01", "gamma:1-0.1", "policy_kwargs:dict(a=nn.Tanh)"]
-    from torch import nn
-
-    expected = {"target_kl": "lin_0.01", "gamma": 0.9, "policy_kwargs": {"a": nn.Tanh}}
-    assert zoo_arguments(*words)[0].hyperparams == expected
+    expected = {
+        "target_kl": "lin_0.01",
+        "gamma": 0.9,
+        "policy": "MlpPolicy",
+        "normalize": True,
+        "env_wrapper": ["a.B"],
+        "policy_kwargs": "dict(a=nn.Tanh)",  # which the RL Zoo evaluates
+        "n_steps": "__import__('os').getpid()",
+    }
+    words = [
+        f"{name}:{value if isinstance(value, str) else repr(value)}"
+        for name, value in expected.items()
+    ]
+    assert zoo_arguments("--hyperparams", *words)[0].hyperparams == expected
+    assert zoo_arguments("--hyperparams", "policy:'MlpPolicy'")[0].hyperparams == {
+        "policy": "MlpPolicy"
+    }
 
 
 @pytest.mark.parametrize(("text", "steps"), [("1e4", 10_000), ("512", 512), ("1.5e3", 1500)])

@@ -1,20 +1,16 @@
 """Call the RL Zoo's scripts as functions, with our program name, options and error messages."""
 
 import argparse
+import ast
 import difflib
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-import rl_zoo3.utils
-
-from sb3_trpo.zoo.errors import UsageError, one_line
-
-SCHEDULE = re.compile(r"lin_[-+.\de]+")
+from sb3_trpo.zoo.errors import UsageError
 
 
 def positive(text: str) -> int:
@@ -80,19 +76,14 @@ class Assignments(argparse.Action):
 
 
 def _assignment(word: str, option: str | None) -> tuple[str, Any]:
-    """Evaluate one word as the RL Zoo does, but take a schedule like lin_0.02 without quotes."""
+    """Read one word: a number or another value that Python writes as such, or else text."""
     name, colon, value = word.partition(":")
     if not colon:
         raise UsageError(f"{option} takes name:value, as in {option} target_kl:0.02, not '{word}'")
-    if SCHEDULE.fullmatch(value):
-        return name, value
     try:
-        return name, eval(value, vars(rl_zoo3.utils))
-    except Exception as error:
-        raise UsageError(
-            f"{option} {word}: {one_line(error)}: the value has to be Python, and text needs "
-            "quotes inside the shell's, as in --hyperparams \"policy:'MlpPolicy'\""
-        ) from error
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return name, value
 
 
 # Options of the RL Zoo's scripts that are read or shown in another way.
