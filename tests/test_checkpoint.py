@@ -6,6 +6,7 @@ import pathlib
 import zipfile
 from collections.abc import Callable
 from copy import deepcopy
+from importlib.util import find_spec
 from typing import Any
 
 import gymnasium as gym
@@ -131,7 +132,14 @@ CASES: dict[str, Case] = {
     "LSTM": (RecurrentTRPO, "MlpLstmPolicy", named("CartPole-v1"), SMALL_LSTM),
     "masks, LSTM": (MaskableRecurrentTRPO, "MlpLstmPolicy", vector(MaskedToy), SMALL_LSTM),
 }
-by_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+needs_mujoco = pytest.mark.skipif(find_spec("mujoco") is None, reason="MuJoCo is an extra")
+by_case = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=[needs_mujoco] if name in ("Hopper", "Humanoid") else [])
+        for name, case in CASES.items()
+    ],
+)
 TOY: Case = (TRPO, "MlpPolicy", vector(toy), {})
 
 
