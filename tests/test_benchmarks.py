@@ -313,3 +313,13 @@ def test_changed_hyperparameters_are_trained_with(learning: Any) -> None:
     assert 8 <= value <= 500
     with pytest.raises(RuntimeError, match="no hyperparameter 'gama'"):
         final_return("trpo", "CartPole-v1", 0, 10, {"gama": 1})
+
+
+@pytest.mark.slow
+def test_a_process_holds_nothing_more_after_many_faults() -> None:
+    result = importlib.import_module("soak").soak(1.0)
+    first, last = result["first"], result["last"]
+    assert result["counts"]["updates"] > 50
+    assert sum(result["counts"].values()) > result["counts"]["updates"]
+    assert (first["threads"], first["files"]) == (last["threads"], last["files"])
+    assert last["memory_mb"] <= 1.05 * first["memory_mb"]  # a minute is shorter than the warm-up
