@@ -316,7 +316,8 @@ def test_changed_hyperparameters_are_trained_with(learning: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_holds_nothing_more_after_many_faults() -> None:
+def test_a_process_holds_nothing_more_after_many_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     result = importlib.import_module("soak").soak(1.0)
     first, last = result["first"], result["last"]
     assert result["counts"]["updates"] > 50
