@@ -166,3 +166,12 @@ def test_every_file_that_a_page_links_exists(path: Path) -> None:
 def test_formula_of_a_docstring_goes_over_its_continuation_lines(build: dict[str, Any]) -> None:
     directive = build["MATH_DIRECTIVE"].search("Solve.\n\n.. math:: a +\n    b\n\n:param x: c")
     assert build["fenced"](directive) == "```math\na + b\n```"
+
+
+def test_every_outcome_of_a_fault_is_shown_by_what_exists() -> None:
+    table = (ROOT / "docs" / "pages" / "long_runs.md").read_text().partition("| shown by |")[2]
+    shown = re.findall(r"\| `([\w./]+)` \|\n", table.partition("\n\n")[0])
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(shown) > 10
+    for name in shown:
+        assert f"def {name}(" in tests or (ROOT / name).is_file(), name
