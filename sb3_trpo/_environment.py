@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
 
@@ -24,7 +25,8 @@ def naming_the_place(env: VecEnv | None, filled: RolloutBuffer | None = None) ->
     try:
         yield
     except Exception as error:
-        envs = _envs_in(error.__traceback__) or _dead_workers(env)
+        dead = _dead_workers(env) if isinstance(error, (EOFError, OSError)) else []
+        envs = dead or _envs_in(error.__traceback__)
         where = "a reset" if filled is None else f"step {filled.pos + 1} of a rollout"
         note = f"This happened in {where}{_in_words(envs)}. Parameters and optimizer are as before."
         # The attribute that `add_note` writes, which Python 3.10 does not have.
@@ -47,8 +49,7 @@ def _dead_workers(env: VecEnv | None) -> list[int]:
     inner = _innermost(env)
     if not isinstance(inner, SubprocVecEnv):
         return []
-    for process in inner.processes:
-        process.join(timeout=0.1)  # an exit that has just begun
+    wait([process.sentinel for process in inner.processes], timeout=0.5)  # for an exit that began
     return [i for i, process in enumerate(inner.processes) if not process.is_alive()]
 
 

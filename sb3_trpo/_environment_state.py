@@ -2,8 +2,8 @@
 Copy what environments are in the middle of, and put it into others that are built alike.
 
 An environment is a chain of layers: wrappers, and what they wrap. The state of a layer is its
-attributes, except those that belong to the process (windows, files, functions) or name other
-layers. MuJoCo's data are read and written as arrays. A layer with any other attribute that is not
+attributes and its closures' variables, except those that belong to the process (windows, files,
+code) or name other layers. MuJoCo's data are read and written as arrays. A layer with any other attribute that is not
 plain data, such as a simulator written in C, cannot be copied.
 """
 
@@ -19,11 +19,10 @@ from sb3_trpo._plain_data import NotPlainError, classes_in, plain_dumps, plain_l
 
 # Attributes that are as the environment was built, or are other layers.
 _BUILT = frozenset(
-    {"env", "venv", "spec", "class_attributes", "metadata", "render_mode", "results_writer"}
+    {"spec", "class_attributes", "metadata", "render_mode", "results_writer", "_metadata"}
     | {"reset_infos", "_cached_spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
-    | {"_metadata"}
 )
-_CODE = (type, *(getattr(types, f"{kind}Type") for kind in ("Function", "Method", "Module")))
+_CODE = (type, types.ModuleType, types.BuiltinFunctionType)
 # Windows, files and constant models.
 _PROCESS = ("pygame", "_io", "mujoco", "matplotlib", "gymnasium.envs.mujoco.mujoco_rendering")
 _MUJOCO_DATA = "MjData"
@@ -72,7 +71,7 @@ def copy_state(layers: list[Any]) -> bytes:
     :raises NotPlainError: if a layer has an attribute that cannot be copied; the message names it
     """
     names = layer_names(layers)
-    states = [_carried(layer) for layer in layers]
+    states = [_carried(layer, layers) for layer in layers]
     for layer, state in zip(names, states, strict=True):
         for attribute, value in state.items():
             try:
@@ -90,38 +89,59 @@ def put_state(layers: list[Any], data: bytes) -> None:
     :param data: from :func:`copy_state`
     :raises ValueError: if the layers are others, or the state cannot be read; nothing is changed
     """
-    names, current = layer_names(layers), [_carried(layer) for layer in layers]
+    names, current = layer_names(layers), [_carried(layer, layers) for layer in layers]
     saved = plain_loads(data, classes_in(current))
     if saved["layers"] != names:
         raise ValueError(f"it was saved from {saved['layers']} and this one is {names}")
     for layer, state in zip(layers, saved["states"], strict=True):
         for attribute, value in state.items():
-            _put(layer, attribute, value)
+            _put(layer, attribute, value, layers)
 
 
-def _carried(layer: Any) -> dict[str, Any]:
+def _carried(layer: Any, layers: list[Any]) -> dict[str, Any]:
     """Take the attributes of a layer that are its state."""
-    state = {}
+    state: dict[str, Any] = {}
     for name, value in vars(layer).items():
         if type(value).__name__ == _MUJOCO_DATA:
             state[name] = _read_mujoco(layer.model, value)
-        elif name not in _BUILT and not _is_kept(value):
+        elif isinstance(value, types.FunctionType):
+            state[name] = [cell.cell_contents for cell in _cells(value, layers)]
+        elif not (name in _BUILT or _is_next(name, layer) or _is_kept(value, layers)):
             state[name] = value
     return state
 
 
-def _is_kept(value: Any) -> bool:
-    """Return whether a value belongs to the process, and not to the state."""
-    return isinstance(value, _CODE) or str(getattr(type(value), "__module__", "")).startswith(
-        _PROCESS
-    )
+def _is_next(name: str, layer: Any) -> bool:
+    """Return whether an attribute is what a wrapper wraps."""
+    wrapper = {"env": gym.Wrapper, "venv": VecEnvWrapper}.get(name)
+    return wrapper is not None and isinstance(layer, wrapper)
 
 
-def _put(layer: Any, attribute: str, value: Any) -> None:
+def _cells(function: types.FunctionType, layers: list[Any]) -> list[types.CellType]:
+    """List the variables that a closure shares with where it was defined, code excepted."""
+    cells = [cell for cell in function.__closure__ or () if cell != types.CellType()]
+    return [cell for cell in cells if not _is_kept(cell.cell_contents, layers)]
+
+
+def _is_kept(value: Any, layers: list[Any]) -> bool:
+    """Return whether a value belongs to the process, or is state that a layer carries."""
+    if isinstance(value, types.MethodType):
+        value = value.__self__
+    if isinstance(value, types.FunctionType):
+        return not _cells(value, layers)
+    module = str(getattr(type(value), "__module__", ""))
+    is_layer = any(value is layer for layer in layers)
+    return is_layer or isinstance(value, _CODE) or module.startswith(_PROCESS)
+
+
+def _put(layer: Any, attribute: str, value: Any, layers: list[Any]) -> None:
     """Set an attribute; a space and a simulator stay the same object, as others refer to them."""
     current = vars(layer).get(attribute)
     if type(current).__name__ == _MUJOCO_DATA:
         _write_mujoco(layer.model, current, value)
+    elif isinstance(current, types.FunctionType):
+        for cell, content in zip(_cells(current, layers), value, strict=True):
+            cell.cell_contents = content
     elif isinstance(current, spaces.Space) and type(current) is type(value):
         vars(current).update(vars(value))
     else:
@@ -169,8 +189,6 @@ class Resumable(gym.Wrapper[Any, Any, Any, Any]):
 
     Make it the outermost wrapper of each environment of a ``SubprocVecEnv``. Those of a
     ``DummyVecEnv`` do not need it.
-
-    :param env: wrapped
     """
 
     # Both return errors: one that is raised in the environment's process would end the process.
@@ -243,5 +261,8 @@ def put_states(base: VecEnv, states: list[bytes]) -> None:
 
 def _are_resumable(base: VecEnv) -> bool:
     """Return whether all environments have the wrapper :class:`Resumable` outermost."""
-    names = base.env_method("class_name") if base.has_attr("copy_checkpoint_state") else [""]
+    try:
+        names = base.env_method("class_name") if base.has_attr("copy_checkpoint_state") else [""]
+    except Exception:  # vectorised environments of other packages may have neither method
+        return False
     return set(names) == {Resumable.__name__}

@@ -335,6 +335,71 @@ class Uncopyable(ToyEnv):
         self.simulator = Simulator()
 
 
+class Counter:
+    """Counts the steps."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def weigh(self, reward: float) -> float:
+        self.count += 1
+        return reward * float(np.sin(self.count))
+
+
+class Weighing(ToyEnv):
+    """Keeps state where an environment's attributes do not show it at once."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(deepcopy(VECTOR), DISCRETE_ACTIONS)
+        count = [0]
+
+        def weigh(reward: float) -> float:
+            count[0] += 1
+            return reward * float(np.sin(count[0]))
+
+        self.env: Any = Counter() if where == "attribute env" else None
+        self.weigh: Any = weigh if where == "closure" else None
+        if where == "bound method":
+            self.weigh = Counter().weigh
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = super().step(action)
+        return observation, (self.weigh or self.env.weigh)(reward), *rest
+
+
+@pytest.mark.parametrize("where", ["attribute env", "closure"])
+def test_state_anywhere_in_an_environment_is_copied(where: str, tmp_path: pathlib.Path) -> None:
+    case: Case = (TRPO, "MlpPolicy", vector(lambda: Weighing(where)), {})
+    whole = make_model(case).learn(STEPS)
+    interrupted(case, tmp_path)
+    assert_same(whole, resume_training(tmp_path, case[2](), device="cpu"))
+
+
+def test_state_behind_a_method_of_another_object_is_not_passed_over(tmp_path: pathlib.Path) -> None:
+    case: Case = (TRPO, "MlpPolicy", vector(lambda: Weighing("bound method")), {})
+    with pytest.warns(UserWarning, match=r"start new episodes.*Weighing\.weigh holds"):
+        interrupted(case, tmp_path)
+
+
+class Foreign(DummyVecEnv):
+    """A vectorised environment of a package that offers SB3's steps only."""
+
+    def has_attr(self, attr_name: str) -> bool:
+        raise NotImplementedError
+
+    def env_method(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_vectorised_environments_of_others_train_with_checkpoints(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sb3_trpo._environment_state.DummyVecEnv", SubprocVecEnv)
+    case: Case = (TRPO, "MlpPolicy", lambda: Foreign([toy] * 2), {})
+    with pytest.warns(UserWarning, match="start new episodes"):
+        interrupted(case, tmp_path)
+
+
 def test_environments_that_cannot_be_copied_start_new_episodes(tmp_path: pathlib.Path) -> None:
     case: Case = (TRPO, "MlpPolicy", lambda: VecNormalize(vector(Uncopyable)()), {})
     with pytest.warns(UserWarning, match=r"start new episodes.*Uncopyable\.simulator holds"):
