@@ -3,8 +3,8 @@ Copy what environments are in the middle of, and put it into others that are bui
 
 An environment is a chain of layers: wrappers, and what they wrap. The state of a layer is its
 attributes and its closures' variables, except those that belong to the process (windows, files,
-code) or name other layers. MuJoCo's data are read and written as arrays. A layer with any other attribute that is not
-plain data, such as a simulator written in C, cannot be copied.
+code) or name other layers. MuJoCo's data are read and written as arrays. A layer with any other
+attribute that is not plain data, such as a simulator written in C, cannot be copied.
 """
 
 import types
