@@ -18,6 +18,8 @@ from stable_baselines3.common.callbacks import ConvertCallback
 
 from sb3_trpo import TRPO
 from sb3_trpo.zoo.errors import UsageError
+from sb3_trpo.zoo.resumed import shorten_log
+from sb3_trpo.zoo.stored import stored_options
 
 REPOSITORY = Path(__file__).parents[1]
 TRAIN = [
@@ -223,3 +225,66 @@ def test_run_without_checkpoints_is_told_so(tmp_path: Path) -> None:
     args = SimpleNamespace(conf_file=None, resume=tmp_path / "CartPole-v1_1")
     with pytest.raises(UsageError, match="no checkpoint to resume from"):
         ResumedRun(args, "trpo", "CartPole-v1", str(tmp_path), verbose=0)
+
+
+STARTED = ["--env", "CartPole-v1", "-n", "1e4", "--hyperparams", "target_kl:lin_0.02"]
+
+
+def test_options_that_a_run_was_started_with_are_taken_again() -> None:
+    assert stored_options(STARTED, is_trusted=False) == STARTED
+    assert stored_options([*STARTED, "--trust-checkpoint"], is_trusted=False) == STARTED
+    packages = [*STARTED, "--gym-packages", "own_package"]
+    assert stored_options(packages, is_trusted=True) == packages
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--gym-packages", "pdb"],
+        ["--gym-packages=pdb"],
+        ["--trust-check"],
+        ["-i", "model.zip"],
+        ["--track"],
+        ["--hyperparams", "policy_kwargs:__import__('os').system('true')"],
+        ["-params", "policy_kwargs:__import__('os').system('true')"],
+        ["--hyperparams", "gamma:0.9", "env_wrapper:pydoc.pipepager"],
+        ["--hyper", "gamma:0.9"],
+        ["-P", "left", "over"],
+        ["--", "--gym-packages", "pdb"],
+        [1],
+        "words",
+        None,
+    ],
+)
+def test_stored_options_that_may_run_code_need_trust(options: Any) -> None:
+    words = [*STARTED, *options] if isinstance(options, list) else options
+    with pytest.raises(UsageError, match=r"trust-checkpoint|damaged"):
+        stored_options(words, is_trusted=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("{victim}", 0),
+        ("../victim.txt", 0),
+        ("victim.txt", 0),
+        ("link.monitor.csv", 0),
+        ("0.monitor.csv", -1),
+        ("0.monitor.csv", 1000),
+        ("0.monitor.csv", "0"),
+        ("1.monitor.csv", 0),
+        (0, 0),
+    ],
+)
+def test_a_checkpoint_shortens_only_its_runs_logs(name: Any, size: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    paths = [tmp_path / "victim.txt", run / "victim.txt", run / "0.monitor.csv"]
+    for path in paths:
+        path.write_text("content")
+    (run / "link.monitor.csv").symlink_to(paths[0])
+    with pytest.raises(UsageError):
+        shorten_log(run, str(paths[0]) if name == "{victim}" else name, size)
+    assert [path.read_text() for path in paths] == ["content"] * 3
+    shorten_log(run, "0.monitor.csv", 3)
+    assert paths[2].read_text() == "con"

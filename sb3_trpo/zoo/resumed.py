@@ -10,9 +10,9 @@ from stable_baselines3.common.callbacks import EvalCallback
 from sb3_trpo._checkpoint_file import find_checkpoint
 from sb3_trpo.checkpoint import resume_training
 from sb3_trpo.zoo.checkpoints import checkpoint_folder
-from sb3_trpo.zoo.errors import user_errors
+from sb3_trpo.zoo.errors import UsageError, user_errors
 from sb3_trpo.zoo.manager import RunManager
-from sb3_trpo.zoo.progress import ProgressFile
+from sb3_trpo.zoo.progress import PROGRESS, ProgressFile
 from sb3_trpo.zoo.runs import EVALUATIONS_FILE
 
 
@@ -35,7 +35,7 @@ class ResumedRun(RunManager):
         """Remove from the run's logs what came after the checkpoint, and append to them."""
         with user_errors(OSError):
             for name, size in self.found.checkpoint.state["extra"].items():
-                os.truncate(Path(self.save_path) / name, size)
+                shorten_log(Path(self.save_path), name, size)
         self.monitor_kwargs["override_existing"] = False
 
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
@@ -62,6 +62,24 @@ class ResumedRun(RunManager):
         path, callbacks, kind = self.found.path.parent, options.get("callback"), type(model)
         trust = {"trust_checkpoint": self.is_trusted}
         return resume_training(path, model.env, callbacks, self.device, algorithm=kind, **trust)
+
+
+def shorten_log(run: Path, name: Any, size: Any) -> None:
+    """Remove from a log of a run what came after the checkpoint.
+
+    :param run: the run's folder
+    :param name: of the log, as the checkpoint has it, which may have been downloaded
+    :param size: its bytes at the checkpoint
+    :raises UsageError: if the name is not that of a log in the folder, or it is shorter than that
+    """
+    path = run / str(name)
+    is_log = path.name == name and (name == PROGRESS or path.match("*.monitor.csv"))
+    is_size = isinstance(size, int) and size >= 0
+    if not (is_log and is_size and path.is_file() and not path.is_symlink()):
+        raise UsageError(f"the checkpoint names a log that the run does not have: {name!r:.80}")
+    if path.stat().st_size < size:
+        raise UsageError(f"{path} is shorter than it was at the checkpoint")
+    os.truncate(path, size)
 
 
 def continue_evaluations(callback: EvalCallback, path: Path, num_timesteps: int) -> None:

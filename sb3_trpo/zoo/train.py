@@ -14,6 +14,7 @@ from sb3_trpo.zoo.runs import read_mapping
 from sb3_trpo.zoo.script import Parser, asks_for_help, positive, verbosity
 from sb3_trpo.zoo.seeds import parse_seeds, train_seeds
 from sb3_trpo.zoo.settings import check_settings
+from sb3_trpo.zoo.stored import stored_options
 
 PROG = "sb3-trpo train"
 RESUME = "--resume"
@@ -117,7 +118,8 @@ def resume(own: argparse.Namespace, words: list[str]) -> None:
     with TemporaryDirectory() as scratch:
         config = write_entry(settings, arguments["env"], Path(scratch))
         fixed = ["--conf-file", str(config), "--seed", str(arguments["seed"])]
-        train_one([*arguments["words"], *words, *fixed], ResumedRun)
+        stored = stored_options(arguments["words"], own.trust_checkpoint)
+        train_one([*stored, *words, *fixed], ResumedRun)
 
 
 def settings_of(run: Path) -> Path:
