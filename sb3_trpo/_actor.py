@@ -269,7 +269,7 @@ def read_actor(
     if linearization is None:
         linearization = AutogradLinearization(distribution, parameters)
         if not has_closed_form(policy):
-            linearization = differentiable(linearization, gradient)
+            linearization = differentiable(linearization)
     bytes_per_state = probe.bytes_per_state(linearization)
     in_memory = max_states_per_chunk or _states_in(_MEMORY_BUDGET, bytes_per_state)
     per_chunk = in_memory

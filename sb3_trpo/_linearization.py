@@ -250,23 +250,21 @@ class RowwiseLinearization(AutogradLinearization):
         return th.stack([flatten(_grad([entry], self.parameters)) for entry in entries])
 
 
-# How far 1ᵀJg and gᵀg may be apart in float32, as a share of the larger of gᵀg and Σ|Jg|.
+# How far uᵀJg and gᵀg may be apart in float32, as a share of the larger of gᵀg and Σ|Jg|.
 _ADJOINT_TOLERANCE = 1e-3
 
 
-def differentiable(
-    linearization: AutogradLinearization, gradient: th.Tensor
-) -> AutogradLinearization:
+def differentiable(linearization: AutogradLinearization) -> AutogradLinearization:
     """
     Choose a linearization by checking Jv, which autograd takes from a second backward pass.
 
     Torch has no forward mode for the operations that lack a second derivative.
 
     :param linearization: of a few states
-    :param gradient: g = Jᵀ1, the gradient of the sum of all outputs
-    :return: the linearization itself if 1ᵀJg = gᵀg; otherwise, after a warning, row by row
+    :return: the linearization itself if uᵀJg = gᵀg for g = Jᵀu; otherwise, after a warning, row by
+        row
     """
-    fault = _second_derivative_fault(linearization, gradient)
+    fault = _second_derivative_fault(linearization)
     if fault is None:
         return linearization
     warnings.warn(
@@ -279,22 +277,30 @@ def differentiable(
     return RowwiseLinearization(linearization.distribution, linearization.parameters)
 
 
-def _second_derivative_fault(
-    linearization: AutogradLinearization, gradient: th.Tensor
-) -> str | None:
+def _second_derivative_fault(linearization: AutogradLinearization) -> str | None:
     """Say what is wrong with Jv, in torch's words where it has some."""
+    signs = tuple(_alternating(z) for z in linearization.distribution.outputs)
+    gradient = linearization.transposed_product(signs)
     try:
         tangents = linearization.jacobian_product(gradient)
     except RuntimeError as error:
         if isinstance(error, th.cuda.OutOfMemoryError):
             raise
         return str(error)
-    ours, expected = sum(float(t.sum()) for t in tangents), float(th.dot(gradient, gradient))
-    # g of nearly uniform logits is what remains of terms that cancel. Their size is that of Jg.
-    scale = max(expected, sum(float(t.abs().sum()) for t in tangents))
+    products = [u * tangent for u, tangent in zip(signs, tangents, strict=True)]
+    ours, expected = sum(float(p.sum()) for p in products), float(th.dot(gradient, gradient))
+    # What cancels in the sum is rounded as well.
+    scale = max(expected, sum(float(p.abs().sum()) for p in products))
     # False for numbers that are not finite, which are no fault of the derivative.
     is_wrong = abs(ours - expected) > _ADJOINT_TOLERANCE * scale
     return "a backward pass that leaves autograd" if is_wrong else None
+
+
+def _alternating(z: th.Tensor) -> th.Tensor:
+    """Return 1, -1, 1, … in every row: equal numbers would cancel in the gradient of logits."""
+    signs = th.ones_like(z)
+    signs[:, 1::2] = -1
+    return signs.detach()
 
 
 def _grad(
