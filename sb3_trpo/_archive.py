@@ -22,13 +22,33 @@ def read_file(path: ModelFile) -> bytes:
     """
     Read a model's file.
 
-    :param path: path (with or without its suffix), or a stream, of which the rest is read
+    :param path: path (with or without its suffix), or a stream, of which the rest is read, or all
+        if it stands at its end, as after writing
     :return: its content
     """
     if not isinstance(path, (str, pathlib.Path)):
-        return path.read()
+        return path.read() or _read_again(path)
     with open_path(path, "r", suffix="zip") as file:
         return file.read()
+
+
+def _read_again(stream: io.BufferedIOBase) -> bytes:
+    """Read a stream from its start, if it can go back."""
+    if not stream.seekable():
+        return b""
+    stream.seek(0)
+    return stream.read()
+
+
+def name_of(path: ModelFile) -> str:
+    """
+    Name a file in an error.
+
+    :param path: path, or a stream
+    :return: the path, or the stream's name if it has one
+    """
+    is_path = isinstance(path, (str, pathlib.Path))
+    return str(path if is_path else getattr(path, "name", "the stream"))
 
 
 def read_entries(content: bytes, is_trusted: bool = False) -> dict[str, bytes]:

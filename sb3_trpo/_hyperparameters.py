@@ -23,7 +23,7 @@ def check_values(**values: Any) -> None:
     :raises ValueError: naming the first one that is not allowed, its value and its range
     """
     for name, value in values.items():
-        allowed, is_allowed = _RANGES[name]
+        allowed, is_allowed = RANGES[name]
         if not is_allowed(value):
             raise ValueError(f"{name} has to be {allowed}, but it is {value!r}.")
 
@@ -36,7 +36,7 @@ def check_ranges(model: object) -> None:
     :raises ValueError: naming the first one that is not allowed, its value and its range
     """
     # SB3 keeps some arguments under other names.
-    check_values(**{name: getattr(model, name) for name in _RANGES if hasattr(model, name)})
+    check_values(**{name: getattr(model, name) for name in RANGES if hasattr(model, name)})
 
 
 def parse_schedule(name: str, value: float | str | Schedule) -> float | Schedule:
@@ -153,7 +153,7 @@ def _is_device(value: Any) -> bool:
 
 
 # Hyperparameter -> the allowed values in words, and as a test.
-_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "learning_rate": (
         "a number of at least 0, a schedule, or a string like 'lin_0.001'",
         lambda value: value is not None and _is_number_or_schedule(value),

@@ -15,10 +15,14 @@ from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
+from sb3_trpo._hyperparameters import RANGES
 from sb3_trpo._safe_pickle import ByValueError, safe_loads
 
 # Rollout buffers of more bytes are refused.
 _MAX_ROLLOUT = 8 * 2**30
+
+# Containers that classes of these have are tables of the library, and no defaults of attributes.
+_LIBRARIES = ("sb3_trpo", "sb3_contrib", "stable_baselines3", "rl_zoo3")
 
 _NEEDED = ("policy_class", "observation_space", "action_space")
 
@@ -91,11 +95,14 @@ def _read_attribute(
     except ByValueError as error:
         if name == "learning_rate":
             attributes[name] = _last_learning_rate(weights)
+            attributes["_needs_learning_rate"] = True
         elif name not in _REBUILT:
             raise _with_remedy(name, error) from error
     except ValueError as error:
         if name not in _REBUILT:
             raise _with_remedy(name, error) from error
+        if name in _STATISTICS and raw is not None:
+            warnings.warn(f"The statistics of past episodes are left out: {error}.", stacklevel=5)
 
 
 def _with_remedy(name: str, error: ValueError) -> ValueError:
@@ -120,12 +127,12 @@ def _unpickled(name: str, raw: Mapping[str, Any]) -> Any:
 
 
 def _last_learning_rate(weights: Mapping[str, Any]) -> float:
-    """Take the optimizer's learning rate in place of a function, which is not run."""
+    """Take the optimizer's learning rate in place of a function; it serves prediction only."""
     rate = float(weights["policy.optimizer"]["param_groups"][0]["lr"])
     warnings.warn(
         f"The saved learning_rate is a function, which is not taken from a file that is not "
-        f"trusted: training would continue with {rate:.3g}, the optimizer's latest. Pass "
-        f"learning_rate to load to choose.",
+        f"trusted. The model predicts; to train on, pass learning_rate to load. The optimizer's "
+        f"latest is {rate:.3g}, which a schedule may have decreased.",
         stacklevel=6,
     )
     return rate
@@ -148,9 +155,14 @@ def _short(value: Any) -> str:
 
 
 def _is_taken(kind: type, name: str) -> bool:
-    """Return whether a class has a method, a property or a constant by a name."""
+    """Return whether a class has a method, a property or a constant of the library by a name."""
     found = getattr(kind, name, None)
-    return not isinstance(found, (bool, int, float, str, type(None))) or name.startswith("__")
+    if isinstance(found, (bool, int, float, str, type(None))):
+        return name.startswith("__")
+    if name.startswith("_") or callable(found) or hasattr(type(found), "__get__"):
+        return True
+    owner = next((each for each in kind.__mro__ if name in vars(each)), None)
+    return owner is None or owner.__module__.partition(".")[0] in _LIBRARIES
 
 
 def _is_integer(least: int, most: int = 2**63 - 1) -> Callable[[Any], bool]:
@@ -224,13 +236,8 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "n_envs": ("a whole number from 1 to 2**20", _is_integer(1, 2**20)),
     "_stats_window_size": ("a whole number of at least 1", _is_integer(1)),
     "_current_progress_remaining": _NUMBER,
-    "verbose": ("0, 1 or 2", _is_integer(0, 2)),
-    "seed": (
-        "None or a whole number from 0 to 2**32 - 1",
-        lambda value: value is None or _is_integer(0, 2**32 - 1)(value),
-    ),
-    "use_sde": ("True or False", lambda value: isinstance(value, bool)),
-    "sde_sample_freq": ("a whole number of at least -1", _is_integer(-1)),
+    **{name: RANGES[name] for name in ("verbose", "seed", "use_sde", "sde_sample_freq")},
+    "_needs_learning_rate": ("True or False", lambda value: isinstance(value, bool)),
     "learning_rate": (
         "a number or a schedule",
         lambda value: (callable(value) and not isinstance(value, type)) or _is_number(value),

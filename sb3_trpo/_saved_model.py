@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sb3_trpo._archive import ModelFile, read_entries, read_file, write_entries
+import torch as th
+
+from sb3_trpo._archive import ModelFile, name_of, read_entries, read_file, write_entries
 from sb3_trpo._pickle_tree import printable
 from sb3_trpo._saved_attributes import check_rollout, read_attributes
 from sb3_trpo._saved_weights import bounded_networks, read_weights
 
 _WEIGHTS = ("policy", "policy.optimizer")
+_VARIABLES = ("pytorch_variables", "tensors")  # the latter in old files
 _SYSTEM_INFO = "system_info.txt"
 
 
@@ -66,32 +69,38 @@ def read_model(
         saved = _saved_attributes(entries)
     except ValueError as error:
         raise ValueError(
-            f"{path} is not a model saved with `save`: {error}. Pass the path of its zip file."
+            f"{name_of(path)} is not a model saved with `save`: {error}. Pass the path of its zip "
+            f"file."
         ) from error
     if is_trusted:
         return SavedModel(io.BytesIO(content), custom_objects, {}, _kl_reduction(saved))
     try:
-        weights = _read_weights(entries)
+        names, variables = _torch_names(kind)
+        weights = _read_weights(entries, names)
+        _check_variables(entries, variables)
         attributes = read_attributes(saved, kind, custom_objects or {}, overridden, weights)
     except ValueError as error:
-        raise ValueError(f"{path} was not loaded: {error}") from error
-    return SavedModel(_copy(entries, attributes), attributes, weights, _kl_reduction(saved))
+        raise ValueError(f"{name_of(path)} was not loaded: {error}") from error
+    return SavedModel(
+        _copy(entries, weights, attributes), attributes, weights, _kl_reduction(saved)
+    )
 
 
-def read_parameters(path: ModelFile) -> io.BytesIO:
+def read_parameters(path: ModelFile, names: Collection[str]) -> io.BytesIO:
     """
     Read the weights in the file of a model once.
 
     :param path: path, or a stream
+    :param names: of the state dictionaries that the model has
     :return: a copy of the file with weights only
     :raises ValueError: if the file is damaged, or holds something else than weights
     """
     try:
         entries = read_entries(read_file(path))
-        _read_weights(entries)
+        weights = _read_weights(entries, names)
     except ValueError as error:
-        raise ValueError(f"{path} was not loaded: {error}") from error
-    return write_entries({f"{name}.pth": entries[f"{name}.pth"] for name in _WEIGHTS})
+        raise ValueError(f"{name_of(path)} was not loaded: {error}") from error
+    return write_entries({f"{name}.pth": entries[f"{name}.pth"] for name in weights})
 
 
 def _saved_attributes(entries: Mapping[str, bytes]) -> dict[str, Any]:
@@ -117,17 +126,43 @@ def _kl_reduction(saved: Mapping[str, Any]) -> str | None:
     return str(saved.get("kl_reduction")) if is_ours else None
 
 
-def _read_weights(entries: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
-    """Read and check the state dictionaries of policy and optimizer."""
+def _torch_names(kind: type) -> tuple[Collection[str], Collection[str]]:
+    """Ask a class which state dictionaries and tensors its models save, apart from attributes."""
+    try:
+        names: tuple[Collection[str], Collection[str]]
+        names = getattr(kind, "_get_torch_save_params")(object.__new__(kind))  # noqa: B009
+    except AttributeError:  # they depend on the object, which is not there yet
+        return _WEIGHTS, ()
+    return names
+
+
+def _read_weights(
+    entries: Mapping[str, bytes], names: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Read and check the state dictionaries of policy, optimizer and what a subclass adds."""
     found = {name.removesuffix(".pth") for name in entries if name.endswith(".pth")}
-    others = found - {*_WEIGHTS, "pytorch_variables", "tensors"}  # the latter two are not read
-    if others or not found.issuperset(_WEIGHTS):
-        raise ValueError(f"it holds weights of {sorted(found)[:9]}, and needs {list(_WEIGHTS)}")
-    weights = {name: read_weights(f"{name}.pth", entries[f"{name}.pth"]) for name in _WEIGHTS}
+    found -= {*_VARIABLES}
+    if not found.issuperset(_WEIGHTS) or not found <= {*_WEIGHTS, *names}:
+        raise ValueError(
+            f"it holds weights of {sorted(found)[:9]}, and needs {sorted({*_WEIGHTS, *names})}"
+        )
+    weights = {name: read_weights(f"{name}.pth", entries[f"{name}.pth"]) for name in sorted(found)}
     if not all(isinstance(key, str) for key in weights["policy"]):
         raise ValueError("policy.pth has parameters without names")
     _check_optimizer(weights["policy.optimizer"])
     return weights
+
+
+def _check_variables(entries: Mapping[str, bytes], names: Collection[str]) -> None:
+    """Refuse single tensors that are not plain, or that the class does not have."""
+    for entry in (f"{name}.pth" for name in _VARIABLES if f"{name}.pth" in entries):
+        for name, value in read_weights(entry, entries[entry]).items():
+            if name not in names or not isinstance(value, th.Tensor | None):
+                raise ValueError(
+                    f"{entry} holds {printable(str(name)[:40])!r}, a {type(value).__name__}, and "
+                    f"the class has the tensors {sorted(names)}. Load it with the class that saved "
+                    f"it or, if you made this file yourself, pass trust_checkpoint=True"
+                )
 
 
 def _check_optimizer(state: Mapping[str, Any]) -> None:
@@ -140,9 +175,12 @@ def _check_optimizer(state: Mapping[str, Any]) -> None:
         raise ValueError("policy.optimizer.pth has parameters without options")
 
 
-def _copy(entries: Mapping[str, bytes], attributes: Collection[str]) -> io.BytesIO:
+def _copy(
+    entries: Mapping[str, bytes], weights: Collection[str], attributes: Collection[str]
+) -> io.BytesIO:
     """Write a file with the weights, and with names of attributes that SB3 finds elsewhere."""
-    kept = {name: entries[name] for name in (f"{each}.pth" for each in _WEIGHTS)}
+    names = [f"{each}.pth" for each in (*weights, *_VARIABLES)]
+    kept = {name: entries[name] for name in names if name in entries}
     text = entries.get(_SYSTEM_INFO, b"").decode(errors="replace")
     # It may be printed, and a terminal takes commands.
     kept[_SYSTEM_INFO] = "\n".join(map(printable, text.splitlines())).encode()
@@ -170,11 +208,11 @@ def fitting(
         with bounded_networks(model.weights):
             yield
     except ValueError as error:
-        raise ValueError(f"{path} was not loaded: {_short(error)}") from error
+        raise ValueError(f"{name_of(path)} was not loaded: {_short(error)}") from error
     except _MISFITS as error:
         kind = type(error).__name__
         raise ValueError(
-            f"{path} was not loaded, since its parts do not fit: {kind}: {_short(error)}"
+            f"{name_of(path)} was not loaded, since its parts do not fit: {kind}: {_short(error)}"
         ) from error
 
 

@@ -40,7 +40,13 @@ def load_vec_normalize(
     path = pathlib.Path(path)
     if path.stat().st_size > _LARGEST_FILE:
         raise ValueError(f"{path} is larger than statistics can be.")
-    state = safe_loads(path.read_bytes(), what=str(path), also=_MAKERS)
+    try:
+        state = safe_loads(path.read_bytes(), what=str(path), also=_MAKERS)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. If you made this file yourself, pass trust_checkpoint=True, which lets the "
+            f"file run any code."
+        ) from error
     try:
         return _build(state, venv)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -69,7 +75,7 @@ def _build(state: Any, venv: VecEnv) -> VecNormalize:
 def _option(state: Mapping[str, Any], name: str) -> Any:
     """Read an option of ``VecNormalize``."""
     value, kind = state[name], _OPTIONS[name]
-    if kind is bool and isinstance(value, (bool, np.bool_)):
+    if kind is bool and isinstance(value, (int, np.bool_)) and value in (0, 1):
         return bool(value)
     if kind is float and isinstance(value, (int, float, np.number)) and float(value) >= 0:
         return float(value)

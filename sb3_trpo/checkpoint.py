@@ -23,6 +23,7 @@ from sb3_trpo._checkpoint_file import (
 )
 from sb3_trpo._environment_state import Resumable
 from sb3_trpo._plain_data import NotPlainError
+from sb3_trpo._saved_model import read_model
 from sb3_trpo._training_state import (
     check_environment,
     put_training_state,
@@ -100,12 +101,32 @@ class TrainingCheckpoint(BaseCallback):
         }
         self._in_rollout, self._rollouts = False, 0
         self._due = self.model.num_timesteps + self.save_freq
-        reason = self._checkpoint().state["environments"]["reason"]
+        checkpoint = self._checkpoint()
+        self._check_resumable(checkpoint.model)
+        reason = checkpoint.state["environments"]["reason"]
         if reason is not None:
             warnings.warn(
                 f"Training that is resumed from these checkpoints will start new episodes, as the "
                 f"environments cannot be copied: {reason}. All else will be as it was.",
                 stacklevel=2,
+            )
+
+    def _check_resumable(self, model: bytes) -> None:
+        """Warn if :func:`resume_training` will not take the model as it is."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the error below says more
+                saved = read_model(io.BytesIO(model), type(self.model), None, (), is_trusted=False)
+            is_complete = not (saved.objects or {}).get("_needs_learning_rate")
+            why = "" if is_complete else "its learning_rate is a function"
+        except ValueError as error:
+            why = str(error)
+        if why:
+            warnings.warn(
+                f"resume_training will not take this model from its checkpoints as it is: {why}. "
+                f"Use a number, SB3's LinearSchedule or 'lin_...' for a schedule; or pass "
+                f"trust_checkpoint=True to resume_training, as the files are your own.",
+                stacklevel=3,
             )
 
     def _on_rollout_start(self) -> None:
@@ -242,7 +263,8 @@ def resume_training(
     kind = algorithm or _algorithm(state["algorithm"])
     venv = kind._wrap_env(maybe_make_env(env, 0))
     check_environment(venv, state["environments"])
-    model = kind.load(io.BytesIO(found.checkpoint.model), venv, device, **load_options)
+    file = _NamedStream(found.checkpoint.model, str(found.path))
+    model = kind.load(file, venv, device, **load_options)
     left = state["total_timesteps"] - state["num_timesteps"]
     print(f"Resuming from {found.path}: {max(left, 0)} of {state['total_timesteps']} steps left")
     put_wrapper_states(venv, state["environments"])
@@ -253,6 +275,19 @@ def resume_training(
     return model.learn(
         left, CallbackList([restore, *callbacks]), reset_num_timesteps=False, **state["arguments"]
     )
+
+
+class _NamedStream(io.BytesIO):
+    """
+    A part of a file, which errors name.
+
+    :param content: the part
+    :param name: of the file
+    """
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self.name = name
 
 
 def _algorithm(name: str) -> type[TRPO]:

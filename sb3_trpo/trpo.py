@@ -171,6 +171,9 @@ class TRPO(OnPolicyAlgorithm):
     # The LSTM's states after the last step; there are none without an LSTM.
     _last_lstm_states: Any = None
 
+    # Whether the rate was a function in a file that is not trusted: then it is good for prediction.
+    _needs_learning_rate = False
+
     # Of a `learn` that was interrupted and is resumed.
     _iterations_before = 0
 
@@ -388,6 +391,13 @@ class TRPO(OnPolicyAlgorithm):
 
     def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
         """Prepare training as SB3 does, with no step pending and finite VecNormalize statistics."""
+        if self._needs_learning_rate:
+            raise ValueError(
+                "The learning_rate of this model was a function, which is not taken from a file "
+                "that is not trusted. To train on, pass learning_rate=... to load or "
+                "resume_training (a number, SB3's LinearSchedule or 'lin_0.001') or, if you made "
+                "the file yourself, trust_checkpoint=True, which lets the file run any code."
+            )
         self._iterations_before = 0
         with naming_the_place(self.env), NormalizationStatistics(self.env) as statistics:
             if discard_interrupted_step(self.env):
@@ -766,7 +776,9 @@ class TRPO(OnPolicyAlgorithm):
         :param device: where to put them
         """
         if not isinstance(load_path_or_dict, dict):
-            load_path_or_dict = cast(Any, read_parameters(load_path_or_dict))
+            load_path_or_dict = cast(
+                Any, read_parameters(load_path_or_dict, self._get_torch_save_params()[0])
+            )
         compiled = self.policy
         self.policy = getattr(compiled, "_orig_mod", compiled)
         try:
@@ -827,6 +839,8 @@ class TRPO(OnPolicyAlgorithm):
                 f"trust region for Box and MultiBinary actions. Pass both to load, too.",
                 stacklevel=2,
             )
+        if "learning_rate" in {**kwargs, **(custom_objects or {})}:
+            kwargs["_needs_learning_rate"] = False
         options = env, device, model.objects, print_system_info, force_reset
         if trust_checkpoint:
             return super().load(model.file, *options, **kwargs)

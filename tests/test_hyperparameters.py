@@ -120,10 +120,10 @@ def saved_model() -> bytes:
 
 
 def test_the_tables_cover_every_hyperparameter_with_a_range() -> None:
-    from sb3_trpo._hyperparameters import _RANGES
+    from sb3_trpo._hyperparameters import RANGES
 
     # The tests' models have policy_kwargs of their own.
-    assert _RANGES.keys() - {"policy_kwargs"} == BAD.keys() == GOOD.keys()
+    assert RANGES.keys() - {"policy_kwargs"} == BAD.keys() == GOOD.keys()
 
 
 @pytest.mark.parametrize(("name", "value"), pairs(BAD))

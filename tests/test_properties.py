@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
-from sb3_trpo._hyperparameters import _RANGES
+from sb3_trpo._hyperparameters import RANGES
 from sb3_trpo.trpo import ACTOR_UPDATES
 from tests.environments import ToyEnv, all_finite, changed, critic_only, logged, state_of
 
@@ -202,7 +202,7 @@ WORK = {"n_steps", "n_critic_updates", "line_search_max_iter", "cg_max_steps"}
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 @settings(suppress_health_check=list(HealthCheck))
-@given(name=st.sampled_from(sorted(_RANGES.keys() - {"tensorboard_log", "verbose"})), value=ODD)
+@given(name=st.sampled_from(sorted(RANGES.keys() - {"tensorboard_log", "verbose"})), value=ODD)
 def test_an_odd_argument_works_or_is_refused_by_name(name: str, value: Any) -> None:
     assume(not (name in WORK and isinstance(value, int) and value > LARGEST))
     arguments = {"n_steps": 6, "batch_size": 4, "n_critic_updates": 1, name: value}

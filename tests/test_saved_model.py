@@ -15,7 +15,7 @@ import sb3_contrib
 import torch as th
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, TrainingCheckpoint, resume_training
 from tests.cases import CASES, copy_rollout, toy_envs, toy_model
 from tests.environments import ToyEnv, changed, collect, critic_only, logged, state_of
 
@@ -354,3 +354,163 @@ def test_what_was_not_set_is_saved_as_a_number() -> None:
     before = state_of(contrib)
     contrib.learn(64)
     assert changed(before, state_of(contrib))
+
+
+def accumulating(kind: type[Any]) -> type[Any]:
+    """Derive a class whose models save more than SB3's do."""
+
+    class Accumulating(kind):  # type: ignore[misc]
+        history: list[int] = []  # noqa: RUF012
+        options: dict[str, int] = {"a": 1}  # noqa: RUF012
+
+        def _setup_model(self) -> None:
+            super()._setup_model()
+            self.beta = th.tensor([0.5])
+            self.extra = th.nn.Linear(2, 1)
+
+        def _excluded_save_params(self) -> list[str]:
+            return [*super()._excluded_save_params(), "beta", "extra"]
+
+        def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+            return [*super()._get_torch_save_params()[0], "extra"], ["beta"]
+
+    return Accumulating
+
+
+class TestSubclass:
+    def trained(self) -> Any:
+        model = toy_model(kind=accumulating(TRPO))
+        model.history, model.options = [1, 2], {"b": 2}
+        model.beta.fill_(7.0)
+        th.nn.init.constant_(model.extra.weight, 7.0)
+        return model
+
+    def test_tensors_state_and_attributes_come_back(self) -> None:
+        model = self.trained()
+        loaded = type(model).load(saved(model), device="cpu")
+        assert (loaded.history, loaded.options) == ([1, 2], {"b": 2})
+        assert loaded.beta.item() == 7.0
+        assert (loaded.extra.weight == 7.0).all()
+
+    def test_parameters_are_taken_from_its_file(self) -> None:
+        model = self.trained()
+        other = toy_model(kind=type(model), seed=3)
+        other.set_parameters(saved(model))
+        assert same_tensors(model.get_parameters(), other.get_parameters())
+
+    def test_what_the_class_does_not_have_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="'extra'"):
+            TRPO.load(saved(self.trained()), device="cpu")
+        with pytest.raises(ValueError, match="'extra'"):
+            toy_model().set_parameters(saved(self.trained()))
+
+        class Without(type(self.trained())):  # type: ignore[misc]
+            def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+                return super()._get_torch_save_params()[0], []
+
+        with pytest.raises(ValueError, match=r"'beta'.*trust_checkpoint=True"):
+            Without.load(saved(self.trained()), device="cpu")
+
+    @pytest.mark.parametrize("name", ["policy_aliases", "buffer_classes", "learn", "logger"])
+    def test_parts_of_the_class_stay(self, name: str) -> None:
+        model = self.trained()
+        vars(model)[name] = {}
+        with pytest.raises(ValueError, match=f"'{name}' would replace a part"):
+            type(model).load(saved(model), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"verbose": value} for value in (True, 3, np.int64(2))),
+        *({"use_sde": value} for value in (1, 0, np.True_)),
+        *({"seed": value} for value in (None, 0, 2**32 - 1, np.int64(3))),
+        *({"sde_sample_freq": value} for value in (-1, np.int32(4))),
+        *({"stats_window_size": value} for value in (1, np.int64(10**4))),
+        *({"learning_rate": value} for value in (0, np.float32(0.1), "lin_0.1")),
+        {"normalize_advantage": 1},
+    ],
+    ids=str,
+)
+def test_what_the_constructor_accepts_is_loaded(options: dict[str, Any]) -> None:
+    model = toy_model(**options)
+    loaded = TRPO.load(saved(model), device="cpu")
+    for name in options:
+        name = "_stats_window_size" if name == "stats_window_size" else name
+        assert repr(getattr(loaded, name)) == repr(getattr(model, name))
+
+
+def test_a_stream_at_its_end_is_read_from_its_start() -> None:
+    file = BytesIO()
+    model = toy_model()
+    model.save(file)
+    for _ in range(2):
+        loaded = TRPO.load(file, device="cpu")
+        assert same_tensors(model.get_parameters(), loaded.get_parameters())
+
+
+def test_statistics_of_many_episodes_come_back() -> None:
+    model = toy_model(stats_window_size=10_000).learn(64)
+    model.ep_info_buffer.extend({"r": 1.0, "l": 3, "t": 0.5} for _ in range(8000))
+    loaded = TRPO.load(saved(model), device="cpu")
+    assert loaded.ep_info_buffer == model.ep_info_buffer
+
+
+def test_lost_statistics_are_warned_of() -> None:
+    model = toy_model().learn(64)
+    model.ep_info_buffer.append({"r": "much"})
+    with pytest.warns(UserWarning, match="statistics of past episodes"):
+        assert TRPO.load(saved(model), device="cpu").ep_info_buffer is None
+
+
+class TestLearningRateThatIsAFunction:
+    def model(self) -> Any:
+        return toy_model("box", learning_rate=lambda progress: 0.01 * progress).learn(64)
+
+    def load(self, file: BytesIO, **options: Any) -> Any:
+        return TRPO.load(file, toy_envs(CASES["box"], 2), device="cpu", **options)
+
+    def test_it_predicts_and_does_not_train(self) -> None:
+        model = self.model()
+        with pytest.warns(UserWarning, match="learning_rate is a function"):
+            loaded = self.load(saved(model))
+        assert same_tensors(model.get_parameters(), loaded.get_parameters())
+        again = self.load(saved(loaded))
+        for each in (loaded, again):
+            before = state_of(each)
+            with pytest.raises(ValueError, match=r"learning_rate=.*trust_checkpoint=True"):
+                each.learn(64)
+            assert not changed(before, state_of(each))
+        assert self.load(saved(loaded), learning_rate=0.1).learn(64).learning_rate == 0.1
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"learning_rate": 0.02},
+            {"custom_objects": {"learning_rate": 0.02}},
+            {"trust_checkpoint": True},
+        ],
+        ids=str,
+    )
+    def test_it_trains_with_one_that_is_given(self, options: dict[str, Any]) -> None:
+        loaded = self.load(saved(self.model()), **options)
+        rate = loaded.lr_schedule(1.0)
+        loaded.learn(64)
+        assert rate > 0.005
+        assert loaded.policy.optimizer.param_groups[0]["lr"] in (rate, rate * 0.0)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "target_kl"])
+def test_a_checkpoint_with_a_function_is_warned_of_and_named(name: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {name: lambda progress: 0.01 * progress}
+    model = toy_model("box", **options)
+    with pytest.warns(UserWarning, match=rf"resume_training .*{name}.*trust_checkpoint=True"):
+        model.learn(128, TrainingCheckpoint(tmp_path, 64))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*learning_rate is a function")
+        with pytest.raises(ValueError, match=f"{name}.*trust_checkpoint=True") as error:
+            resume_training(tmp_path, toy_envs(CASES["box"], 2), device="cpu")
+    assert "BytesIO" not in str(error.value)
+    if name == "target_kl":
+        assert str(tmp_path) in str(error.value)
+    resume_training(tmp_path, toy_envs(CASES["box"], 2), device="cpu", trust_checkpoint=True)
