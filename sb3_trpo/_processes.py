@@ -97,7 +97,8 @@ class ProcessGroup(Processes):
 
     def mean(self, total: th.Tensor, weight: float) -> th.Tensor:
         """Add sum and weight in one message, then divide."""
-        flat = self._sum(th.cat([total.flatten(), total.new_tensor([weight])]))
+        flat = th.cat([total.flatten(), total.new_tensor([weight])])
+        flat = self._sum(flat.to(self._device)).to(total.device)
         return (flat[:-1] / flat[-1]).reshape(total.shape)
 
     def total(self, number: float) -> float:

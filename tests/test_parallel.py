@@ -124,10 +124,11 @@ def learn_together(rank: int) -> None:
     settings: dict[str, Any] = {"seed": 3, "n_steps": 16, "batch_size": 20}
     model = cases.toy_model("box", env=env, data_parallel=True, policy_kwargs=options, **settings)
     seen = Seen()
-    model.learn(4 * 48, callback=seen)
+    model.learn(50 * 48, callback=seen)
 
-    assert model.num_timesteps == 4 * 48
-    assert seen.steps == list(range(3, 4 * 48 + 1, 3))
+    assert model.num_timesteps == 50 * 48
+    assert model._n_updates == 50
+    assert seen.steps == list(range(3, 50 * 48 + 1, 3))
     first, second = gathered(flat(model))
     assert th.equal(first, second)
     rewards = gathered(model.rollout_buffer.rewards.flatten())
@@ -143,7 +144,14 @@ def learn_together(rank: int) -> None:
     np.testing.assert_allclose(env.obs_rms.var, whole.var, rtol=1e-10)
     assert env.obs_rms.count == pytest.approx(whole.count)
     train_on_elsewhere(model)
-    for name in ("lstm_box", "masked_discrete", "masked_lstm_dict", "batch_norm_shared"):
+    for name in (
+        "cnn_discrete",
+        "dict",
+        "lstm_box",
+        "masked_discrete",
+        "masked_lstm_dict",
+        "batch_norm_shared",
+    ):
         other = cases.toy_model(name, n_envs=rank + 1, data_parallel=True)
         other.learn(2 * 96)
         first, second = gathered(flat(other))
