@@ -635,6 +635,7 @@ class TRPO(OnPolicyAlgorithm):
             self._update_critic(rollout, actor)
             check_equal_parameters(self.policy, processes)
             self._n_updates += 1
+            self._last_own_update = self._n_updates
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _update_actor(self, rollout: Rollout) -> Actor:
