@@ -1,6 +1,6 @@
 """The policy as an actor: its parameters, and how it evaluates and linearises a batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -24,6 +24,7 @@ from sb3_trpo._linearization import (
     has_closed_form,
     linearize_mlp,
 )
+from sb3_trpo._processes import ALONE, Processes
 from sb3_trpo._sequences import Observations
 from sb3_trpo._vectors import flatten
 
@@ -104,11 +105,14 @@ class Actor:
         """
         return self.kl_scale * new.family.kl(new.outputs, old).sum(dim=1)
 
-    def refresh_running_statistics(self, batches: Sequence[ActorBatch]) -> bool:
+    def refresh_running_statistics(
+        self, batches: Sequence[ActorBatch], processes: Processes = ALONE
+    ) -> bool:
         """
         Update the running statistics of the actor's batch normalisation, once per rollout.
 
         :param batches: minibatches; single states are skipped because they have no variance
+        :param processes: over which the statistics are averaged afterwards
         :return: whether the actor has such layers
         """
         layers = [m for m in self.modules if isinstance(m, _NormBase) and m.track_running_stats]
@@ -118,6 +122,7 @@ class Actor:
             for batch in batches:
                 if len(batch) > 1:
                     read_distribution(self.policy, batch)
+        average_running_statistics(layers, processes)
         return True
 
 
@@ -206,6 +211,23 @@ def training_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for module in modules:
             module.training = False
+
+
+@th.no_grad()
+def average_running_statistics(modules: Iterable[nn.Module], processes: Processes) -> None:
+    """
+    Give batch normalisation the same statistics in all processes: their average.
+
+    :param modules: of which those without running statistics are left alone
+    :param processes: that have the same modules
+    """
+    if processes.size == 1:
+        return
+    for module in modules:
+        if isinstance(module, _NormBase) and module.track_running_stats:
+            for statistic in (module.running_mean, module.running_var):
+                assert statistic is not None
+                statistic.copy_(processes.mean(statistic, 1.0))
 
 
 @dataclass

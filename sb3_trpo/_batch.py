@@ -5,6 +5,7 @@ from typing import Any
 
 import torch as th
 
+from sb3_trpo._processes import ALONE, Processes
 from sb3_trpo._sequences import Observations, RecurrentInputs, Sequences, select
 
 # What the critic reads. For a recurrent critic: its inputs and the indices of the real states.
@@ -150,19 +151,21 @@ class ActorBatch:
         starts = range(0, len(self), max_states)
         return tuple(self.select(slice(start, start + max_states)) for start in starts)
 
-    def normalized(self) -> "ActorBatch":
+    def normalized(self, processes: Processes = ALONE) -> "ActorBatch":
         """
         Shift and scale the advantages to mean 0 and standard deviation 1 (with divisor n - 1).
 
+        :param processes: whose n states have these moments together
         :return: the batch with normalised advantages; a single state has no standard deviation and
             is returned unchanged
         """
-        n = self.weight_sum
+        own = self.weight_sum
+        n = processes.total(own)
         if n < 2:
             return self
         # Two passes: the mean of squares minus the square of the mean would lose digits.
-        deviation = self.advantages - self.weighted_sum(self.advantages) / n
-        variance = self.weighted_sum(deviation.square()) / n
+        deviation = self.advantages - processes.mean(self.weighted_sum(self.advantages), own)
+        variance = processes.mean(self.weighted_sum(deviation.square()), own)
         std = (variance * n / (n - 1)).sqrt()
         return replace(self, advantages=deviation / (std + _STD_EPSILON))
 

@@ -16,11 +16,13 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from sb3_trpo._actor import training_mode
+from sb3_trpo._actor import average_running_statistics, training_mode
 from sb3_trpo._batch import Features, Minibatch, size_of
 from sb3_trpo._mlp import Tape, flat_features, pairs_of, preprocessed
 from sb3_trpo._plain import Mlp, read_plain
+from sb3_trpo._processes import ALONE, Processes
 from sb3_trpo._sequences import Observations, select
+from sb3_trpo._vectors import unflatten
 
 # Number of states that a fixed features extractor evaluates at a time.
 _STATES_PER_PASS = 512
@@ -67,6 +69,11 @@ class Critic:
     modules: tuple[nn.Module, ...]
     trunk: nn.Module | None
     mlp: Mlp | None
+
+    @property
+    def least_states(self) -> int:
+        """Return the smallest minibatch: batch normalisation has no variance of a single state."""
+        return 2 if any(isinstance(module, _NormBase) for module in self.modules) else 1
 
     @th.no_grad()
     def features(self, observations: Observations) -> Observations:
@@ -149,7 +156,9 @@ def _fixed_trunk(
     return trunk if is_held and (is_actors or is_frozen or is_stateless) else None
 
 
-def fit_critic(critic: Critic, minibatches: Iterable[Minibatch]) -> CriticFit:
+def fit_critic(
+    critic: Critic, minibatches: Iterable[Minibatch], processes: Processes = ALONE
+) -> CriticFit:
     """
     Take one optimizer step on the mean squared error of every minibatch.
 
@@ -158,14 +167,17 @@ def fit_critic(critic: Critic, minibatches: Iterable[Minibatch]) -> CriticFit:
 
     :param critic: the part of the policy to fit
     :param minibatches: pairs of features (see :meth:`Critic.features`) and returns
+    :param processes: that fit copies of this critic together: each passes as many minibatches, its
+        shares of those that the steps are taken on
     :return: the loss, and whether the fit was undone
     """
     optimizer = critic.policy.optimizer
     buffers = [b for module in critic.modules for b in module.buffers(recurse=False)]
     state = _State([*critic.parameters, *buffers], optimizer)
     loss = _loss_by_autograd(critic) if critic.mlp is None else _loss_in_closed_form(critic.mlp)
-    # Batch normalisation has no variance of a single state.
-    least = 2 if any(isinstance(module, _NormBase) for module in critic.modules) else 1
+    if processes.size > 1:
+        loss = _loss_of_all(loss, critic.parameters, processes)
+    least = critic.least_states if processes.size == 1 else 1
     # An optimizer moves whatever has a gradient. From now on only the critic's parameters get one.
     optimizer.zero_grad(set_to_none=True)
     try:
@@ -179,7 +191,8 @@ def fit_critic(critic: Critic, minibatches: Iterable[Minibatch]) -> CriticFit:
     finally:
         for parameter in critic.parameters:
             parameter.grad = None
-    diverged = not state.is_finite()
+    average_running_statistics(critic.modules, processes)
+    diverged = not processes.all(state.is_finite())
     if diverged:
         state.restore()
     # Averaged at the end, so that an accelerator is waited for only once.
@@ -236,6 +249,22 @@ def _loss_in_closed_form(mlp: Mlp) -> Loss:
         return mean_squared_error
 
     return loss
+
+
+def _loss_of_all(loss: Loss, parameters: Sequence[nn.Parameter], processes: Processes) -> Loss:
+    """Return the loss whose states, and those of its gradient, are shared among processes."""
+
+    def mean(features: Features, returns: th.Tensor) -> th.Tensor:
+        own = loss(features, returns)
+        moved = [parameter for parameter in parameters if parameter.grad is not None]
+        slopes = [cast(th.Tensor, parameter.grad).flatten() for parameter in moved]
+        n = len(returns)
+        average = processes.mean(n * th.cat([own.reshape(1), *slopes]), n)
+        for parameter, slope in zip(moved, unflatten(average[1:], moved), strict=True):
+            parameter.grad = slope
+        return average[0]
+
+    return mean
 
 
 @contextmanager

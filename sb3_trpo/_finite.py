@@ -194,6 +194,20 @@ def _statistics(normalization: VecNormalize) -> Iterator[tuple[str, RunningMeanS
     yield "", normalization.ret_rms
 
 
+def running_statistics(env: VecEnv | None) -> list[RunningMeanStd]:
+    """
+    List the statistics of all VecNormalize wrappers.
+
+    :param env: training environment
+    :return: those of observations and returns, from the outermost wrapper in
+    """
+    return [
+        statistic
+        for normalization in _normalizations(env)
+        for _, statistic in _statistics(normalization)
+    ]
+
+
 def _single(array: np.ndarray) -> np.ndarray:
     """Convert to the precision that policy and buffer have, in which large numbers are infinite."""
     with np.errstate(over="ignore"):

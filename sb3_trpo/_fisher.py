@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch as th
 
 from sb3_trpo._actor import LinearizedActor
 from sb3_trpo._batch import ActorBatch
+from sb3_trpo._processes import ALONE, Processes
 from sb3_trpo._state_mean import state_mean
 
 
@@ -23,6 +25,7 @@ class FisherProduct:
     :param linearized: the actor at θ_k
     :param chunks: the states that F averages over
     :param damping: λ, added once, after the mean
+    :param processes: whose states F averages over, too
 
     Source: Martens (2020), New insights and perspectives on the natural gradient method, section
     8.1; Schulman et al. (2015), Trust Region Policy Optimization, appendix C.1.
@@ -31,6 +34,7 @@ class FisherProduct:
     linearized: LinearizedActor
     chunks: Sequence[ActorBatch]
     damping: float = 0.0
+    processes: Processes = ALONE
 
     def __call__(self, vector: th.Tensor) -> th.Tensor:
         """
@@ -39,7 +43,8 @@ class FisherProduct:
         :param vector: v, shape ``(P,)``
         :return: (F + λI)v, shape ``(P,)``
         """
-        product = state_mean(lambda chunk: self._weighted_sum(chunk, vector), self.chunks)
+        weighted_sum = partial(self._weighted_sum, vector=vector)
+        product = state_mean(weighted_sum, self.chunks, self.processes)
         return product.add_(vector, alpha=self.damping)
 
     def _weighted_sum(self, chunk: ActorBatch, vector: th.Tensor) -> th.Tensor:

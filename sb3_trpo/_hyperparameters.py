@@ -39,6 +39,19 @@ def check_ranges(model: object) -> None:
     check_values(**{name: getattr(model, name) for name in RANGES if hasattr(model, name)})
 
 
+def shared_settings(model: object) -> dict[str, Any]:
+    """
+    List the hyperparameters on which the processes of a data-parallel training have to agree.
+
+    :param model: has the hyperparameters as attributes
+    :return: numbers and words by name; functions are left out, as they cannot be compared
+    """
+    named = {name: getattr(model, name) for name in _RANGES.keys() - _OF_A_PROCESS}
+    return {
+        name: value for name, value in sorted(named.items()) if isinstance(value, (int, float, str))
+    }
+
+
 def parse_schedule(name: str, value: float | str | Schedule) -> float | Schedule:
     """
     Turn the RL Zoo's ``"lin_0.02"`` into SB3's schedule.
@@ -152,6 +165,12 @@ def _is_device(value: Any) -> bool:
         return False
 
 
+# Hyperparameters that may differ among the processes of a data-parallel training.
+_OF_A_PROCESS = {
+    *("device", "verbose", "tensorboard_log", "policy_kwargs", "rollout_buffer_kwargs"),
+    *("stats_window_size", "max_states_per_chunk"),
+}
+
 # Hyperparameter -> the allowed values in words, and as a test.
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "learning_rate": (
@@ -185,6 +204,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         _is_number_or_schedule,
     ),
     "cg_residual_tol": ("a number from 0 to below 1", _is_number(lambda number: 0 <= number < 1)),
+    "data_parallel": ("True or False", _is_flag),
     "damped_step_size": ("True or False", lambda value: isinstance(value, (bool, np.bool_))),
     "line_search_shrinking_factor": (
         "a number between 0 and 1",

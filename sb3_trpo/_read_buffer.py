@@ -1,5 +1,6 @@
 """Read a rollout buffer: all of it as tensors, and minibatches for the critic."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
@@ -13,6 +14,7 @@ from sb3_contrib.common.recurrent import buffers as recurrent
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
 from sb3_trpo._batch import Layout, Minibatch, Rollout, rows_of
+from sb3_trpo._processes import Processes
 from sb3_trpo._sequences import Observations, Sequences, cut_sequences, select
 
 # Buffers whose arrays are read directly.
@@ -75,6 +77,7 @@ def minibatches(
     batch_size: int,
     n_epochs: int = 1,
     features: Callable[[Observations], Observations] = lambda observations: observations,
+    n_parts: int | None = None,
 ) -> Iterator[Minibatch]:
     """
     Iterate over all states for several epochs, reshuffled each time.
@@ -88,11 +91,14 @@ def minibatches(
     :param n_epochs: number of passes over all states
     :param features: function of the observations whose result takes their place; it is evaluated
         once, unless the buffer's class overrides ``get``
+    :param n_parts: number of minibatches of an epoch, of nearly equal size, in place of
+        ``batch_size``; see :func:`minibatches_per_epoch`
     :return: pairs of features and returns
     """
     sequences = rollout.critic_sequences
     if sequences is not None:
-        for part in chain.from_iterable(sequences.shuffled(batch_size) for _ in range(n_epochs)):
+        epochs = (sequences.shuffled(batch_size, n_parts) for _ in range(n_epochs))
+        for part in chain.from_iterable(epochs):
             padded = part.inputs(rollout.observations), part.states
             yield padded, rollout.returns[part.rows.flatten()[part.states]]
         return
@@ -105,8 +111,32 @@ def minibatches(
     for _ in range(n_epochs):
         shuffled = th.as_tensor(np.random.permutation(len(rollout.returns)))
         rows = rows_of(shuffled, rollout.layout).to(rollout.returns.device)
-        for some in th.split(rows, int(batch_size)):
+        parts = th.split(rows, int(batch_size)) if n_parts is None else rows.tensor_split(n_parts)
+        for some in parts:
             yield select(prepared, some), rollout.returns.index_select(0, some)
+
+
+def minibatches_per_epoch(
+    rollout: Rollout, batch_size: int, processes: Processes, least: int = 1
+) -> int | None:
+    """
+    Count the minibatches to which every process contributes a share.
+
+    :param rollout: of this process
+    :param batch_size: number of states in a minibatch, those of all processes together
+    :param processes: that fit the critic together
+    :param least: smallest share of a process, in states
+    :return: a number that is the same in all processes, small enough for every process to have a
+        share of each minibatch; ``None`` if there is one process, whose minibatches have
+        ``batch_size`` states each
+    """
+    if processes.size == 1:
+        return None
+    n_states = len(rollout.returns)
+    sequences = rollout.critic_sequences
+    shares = n_states // least if sequences is None else len(sequences.lengths)
+    most = min(processes.gather(shares))
+    return max(1, min(math.ceil(processes.total(n_states) / batch_size), most))
 
 
 def _read_in_place(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> Rollout:

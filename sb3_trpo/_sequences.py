@@ -81,13 +81,19 @@ class Sequences:
         starts = th.zeros(self.rows.numel(), device=self.rows.device)
         return select(observations, self.rows.flatten()), (hidden, cell), starts
 
-    def shuffled(self, batch_size: int) -> Iterator["Sequences"]:
-        """Iterate over all sequences in random order, about ``batch_size`` states at a time."""
+    def shuffled(self, batch_size: int, n_parts: int | None = None) -> Iterator["Sequences"]:
+        """
+        Iterate over all sequences in random order, about ``batch_size`` states at a time.
+
+        :param batch_size: number of states
+        :param n_parts: into how many parts of nearly equal size to cut, whatever ``batch_size`` is
+        """
         n = len(self.lengths)
         # batch_size states are batch_size / (mean length) sequences
         per_minibatch = max(1, batch_size * n // int(self.lengths.sum()))
         order = th.as_tensor(np.random.permutation(n))
-        return (self.select(some) for some in th.split(order, per_minibatch))
+        parts = th.split(order, per_minibatch) if n_parts is None else order.tensor_split(n_parts)
+        return (self.select(some) for some in parts)
 
 
 def cut_sequences(rows: th.Tensor, is_start: th.Tensor, memory: Memory) -> Sequences:

@@ -18,6 +18,7 @@ import torch as th
 from sb3_trpo._actor import Actor, LinearizedActor
 from sb3_trpo._batch import ActorBatch
 from sb3_trpo._distributions import ActionDistribution, Outputs
+from sb3_trpo._processes import ALONE, Processes
 from sb3_trpo._state_mean import state_mean
 
 # What torch's distributions raise for parameters that are not valid.
@@ -74,7 +75,10 @@ def _ratio_and_entropy(
 
 
 def surrogate_at(
-    linearized: LinearizedActor, chunks: Sequence[ActorBatch], ent_coef: float = 0.0
+    linearized: LinearizedActor,
+    chunks: Sequence[ActorBatch],
+    ent_coef: float = 0.0,
+    processes: Processes = ALONE,
 ) -> Surrogate:
     r"""
     Evaluate the objective and its gradient at the current parameters.
@@ -84,6 +88,7 @@ def surrogate_at(
     :param linearized: the actor at θ_k
     :param chunks: the states, with normalised advantages
     :param ent_coef: c
+    :param processes: whose states the means are over, too
     :return: value, gradient, and the old policy for :func:`improvement_and_kl`
 
     Source: Schulman et al. (2015), Trust Region Policy Optimization, equation 14.
@@ -102,14 +107,17 @@ def surrogate_at(
             [value.detach().reshape(1), chunk.weighted_sum(entropy.detach()).reshape(1), gradient]
         )
 
-    mean = state_mean(weighted_sum, chunks)
+    mean = state_mean(weighted_sum, chunks, processes)
     value, entropy = mean[:2].tolist()
     return Surrogate(value, entropy, mean[2:], tuple(old))
 
 
 @th.no_grad()
 def improvement_and_kl(
-    actor: Actor, old: Sequence[OldPolicy], ent_coef: float = 0.0
+    actor: Actor,
+    old: Sequence[OldPolicy],
+    ent_coef: float = 0.0,
+    processes: Processes = ALONE,
 ) -> tuple[float, float]:
     r"""
     Compare the current parameters θ with those of the rollout.
@@ -122,6 +130,7 @@ def improvement_and_kl(
     :param actor: at a candidate θ
     :param old: the policy of θ_k, chunk by chunk
     :param ent_coef: c
+    :param processes: whose states the means are over, too
     :return: improvement and D(θ) in nats; NaN and infinity where θ gives no distribution
     """
 
@@ -133,8 +142,11 @@ def improvement_and_kl(
         kl = actor.kl(distribution, policy.outputs)
         return policy.chunk.weighted_sum(th.stack([gain, kl], dim=1))
 
-    try:
-        improvement, kl = state_mean(weighted_sum, old).tolist()
-    except _REFUSALS:
-        return math.nan, math.inf
+    def weighted_sum_if_any(policy: OldPolicy) -> th.Tensor:
+        try:
+            return weighted_sum(policy)
+        except _REFUSALS:  # caught here, because other processes wait for this one's sum
+            return policy.ratio.new_tensor([math.nan, math.inf])
+
+    improvement, kl = state_mean(weighted_sum_if_any, old, processes).tolist()
     return improvement, kl

@@ -12,6 +12,7 @@ import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo._checkpoint_file import (
     Checkpoint,
@@ -21,8 +22,11 @@ from sb3_trpo._checkpoint_file import (
     remove_temporary,
     write_checkpoint,
 )
+from sb3_trpo._data_parallel import seed_of
 from sb3_trpo._environment_state import Resumable
 from sb3_trpo._plain_data import NotPlainError
+from sb3_trpo._processes import processes_of
+from sb3_trpo._random_states import random_states
 from sb3_trpo._saved_model import read_model
 from sb3_trpo._training_state import (
     check_environment,
@@ -153,8 +157,11 @@ class TrainingCheckpoint(BaseCallback):
         """
         Write a file now. Call it between two updates only: from ``on_rollout_start``.
 
-        :return: its path; ``None`` if it could not be written, of which a warning says why
+        :return: its path; ``None`` if it could not be written, of which a warning says why, or if
+            another process of a data-parallel training writes it
         """
+        if self._is_of_another_process():
+            return None
         path = path_in(self.save_path, self.model.num_timesteps)
         try:
             write_checkpoint(path, self._checkpoint().to_bytes())
@@ -172,6 +179,10 @@ class TrainingCheckpoint(BaseCallback):
         if self.verbose >= 1:
             print(f"Saved the checkpoint {path}")
         return path
+
+    def _is_of_another_process(self) -> bool:
+        """Return whether another process writes the files."""
+        return isinstance(self.model, TRPO) and self.model._processes.rank > 0
 
     def _extra(self) -> Any:
         """Return plain data that a subclass wants to keep."""
@@ -252,7 +263,8 @@ def resume_training(
         starts anew
     :param device: where to put the policy
     :param algorithm: class of the model, if it is not one of this package
-    :param load_options: further arguments of ``load``
+    :param load_options: further arguments of ``load``, such as ``data_parallel=True`` in every
+        process of a group. Only process 0 continues its episodes
     :return: the trained model
     :raises ValueError: if there is no checkpoint that is whole, or ``env`` is another one
     """
@@ -262,6 +274,9 @@ def resume_training(
     state = found.checkpoint.state
     kind = algorithm or _algorithm(state["algorithm"])
     venv = kind._wrap_env(maybe_make_env(env, 0))
+    rank = processes_of(load_options.get("data_parallel", False), th.device("cpu")).rank
+    if rank > 0:
+        state = _in_another_process(state, venv, rank)
     check_environment(venv, state["environments"])
     file = _NamedStream(found.checkpoint.model, str(found.path))
     model = kind.load(file, venv, device, **load_options)
@@ -269,7 +284,7 @@ def resume_training(
     print(f"Resuming from {found.path}: {max(left, 0)} of {state['total_timesteps']} steps left")
     put_wrapper_states(venv, state["environments"])
     if model.seed is not None:  # for new episodes that are not those of the training's start
-        venv.seed((model.seed + model.num_timesteps) % 2**32)
+        venv.seed(seed_of(rank, (model.seed + model.num_timesteps) % 2**32))
     callbacks = list(_callbacks(callback))
     restore = _Restore(state, callbacks)
     return model.learn(
@@ -288,6 +303,16 @@ class _NamedStream(io.BytesIO):
     def __init__(self, content: bytes, name: str) -> None:
         super().__init__(content)
         self.name = name
+
+
+def _in_another_process(state: dict[str, Any], venv: VecEnv, rank: int) -> dict[str, Any]:
+    """Leave out what only the process that wrote a checkpoint can continue with."""
+    environments = state["environments"] | {
+        "num_envs": venv.num_envs,
+        "wrappers": [None] * len(state["environments"]["wrappers"]),
+        "reason": f"those of the checkpoint are of process 0, and this is process {rank}",
+    }
+    return state | {"environments": environments, "noise": {}, "random": random_states()}
 
 
 def _algorithm(name: str) -> type[TRPO]:

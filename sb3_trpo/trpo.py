@@ -18,13 +18,22 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
-from stable_baselines3.common.utils import explained_variance, obs_as_tensor
+from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo._actor import Actor, LinearizedActor, read_actor
 from sb3_trpo._atomic import saving_path, write_atomically
 from sb3_trpo._batch import ActorBatch, Minibatch, Rollout
 from sb3_trpo._critic import Critic, CriticFit, fit_critic, read_critic
+from sb3_trpo._data_parallel import (
+    check_equal_parameters,
+    explained_variance,
+    joined_rollout,
+    merged_statistics,
+    seed_of,
+    silent_logger,
+    start_equal,
+)
 from sb3_trpo._environment import discard_interrupted_step, naming_the_place
 from sb3_trpo._finite import NormalizationStatistics, Reading, check_finite
 from sb3_trpo._fisher import FisherProduct
@@ -33,10 +42,17 @@ from sb3_trpo._hyperparameters import (
     check_ranges,
     check_values,
     parse_schedule,
+    shared_settings,
     value_at,
 )
 from sb3_trpo._interrupts import deferring_interrupts
-from sb3_trpo._read_buffer import minibatches, read_rollout
+from sb3_trpo._processes import Processes, processes_of
+from sb3_trpo._read_buffer import (
+    is_sb3_buffer,
+    minibatches,
+    minibatches_per_epoch,
+    read_rollout,
+)
 from sb3_trpo._rollout_forward import fast_forward
 from sb3_trpo._saved_model import fitting, read_model, read_parameters
 from sb3_trpo._saved_weights import check_parameters
@@ -145,7 +161,11 @@ class TRPO(OnPolicyAlgorithm):
     :param max_states_per_chunk: states whose graphs are in memory at a time; ``None`` for as many
         as take about half a GB. Bounds the memory of the actor's update; the step stays the same to
         rounding
-    :raises ValueError: if an argument is out of its range
+    :param data_parallel: whether all processes of torch's default process group train this policy
+        together; ``n_steps`` and ``env`` are those of each, ``batch_size``, ``total_timesteps`` and
+        what is logged count all. It is not saved
+    :raises ValueError: if an argument is out of its range, or ``data_parallel`` is True and there
+        is no process group
 
     Source: Schulman et al. (2015), Trust Region Policy Optimization,
     https://arxiv.org/abs/1502.05477
@@ -216,6 +236,7 @@ class TRPO(OnPolicyAlgorithm):
         damped_step_size: bool = True,
         line_search_accept_ratio: float = 0.0,
         max_states_per_chunk: int | None = None,
+        data_parallel: bool = False,
     ) -> None:
         # SB3 uses these before `_setup_model` checks all.
         check_values(
@@ -225,7 +246,9 @@ class TRPO(OnPolicyAlgorithm):
             stats_window_size=stats_window_size,
             verbose=verbose,
             device=device,
+            data_parallel=data_parallel,
         )
+        is_first = processes_of(data_parallel, th.device("cpu")).rank == 0
         super().__init__(
             policy,
             env,
@@ -243,7 +266,7 @@ class TRPO(OnPolicyAlgorithm):
             stats_window_size=int(stats_window_size),
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
-            verbose=verbose,
+            verbose=verbose if is_first else 0,
             device=device,
             seed=seed,
             _init_setup_model=False,
@@ -264,6 +287,7 @@ class TRPO(OnPolicyAlgorithm):
         self.damped_step_size = damped_step_size
         self.line_search_accept_ratio = line_search_accept_ratio
         self.max_states_per_chunk = max_states_per_chunk
+        self.data_parallel = data_parallel
         self._last_own_update = 0
         self._skipped_updates = 0
         self._skipped_in_a_row = 0
@@ -281,7 +305,9 @@ class TRPO(OnPolicyAlgorithm):
         self.learning_rate = parse_schedule("learning_rate", self.learning_rate)
         self._set_trust_region()
         self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
+        self.set_random_seed(
+            None if self.seed is None else seed_of(self._processes.rank, self.seed)
+        )
         # Maskable policies do not know gSDE.
         options = {**({"use_sde": True} if self.use_sde else {}), **self.policy_kwargs}
         space: Any = self.observation_space
@@ -290,6 +316,11 @@ class TRPO(OnPolicyAlgorithm):
         self.policy = policy.to(self.device)
         self._build_buffer()
         self._maybe_recommend_cpu()
+
+    @property
+    def _processes(self) -> Processes:
+        """Return the processes that train this model."""
+        return processes_of(self.data_parallel, self.device)
 
     def _set_trust_region(self) -> None:
         """Parse radius and damping; None means the equivalent of sb3-contrib's default."""
@@ -333,10 +364,17 @@ class TRPO(OnPolicyAlgorithm):
         options = {**shared, **options, **self.rollout_buffer_kwargs}
         sizes = self.n_steps, space, self.action_space
         self.rollout_buffer = self.rollout_buffer_class(*sizes, **options)
+        if self.data_parallel and not is_sb3_buffer(self.rollout_buffer):
+            raise ValueError(
+                f"data_parallel=True cannot share the minibatches of a "
+                f"{self.rollout_buffer_class.__name__} among processes, because it overrides get. "
+                f"Leave get and _get_samples as they are in SB3."
+            )
 
     def _check_hyperparameters(self) -> None:
         """Raise if a hyperparameter cannot work, before anything is built."""
         check_ranges(self)
+        processes_of(self.data_parallel, self.device)
         self._check_policy_family()
         if "use_sde" in self.policy_kwargs:
             raise ValueError(
@@ -351,7 +389,7 @@ class TRPO(OnPolicyAlgorithm):
                 f"n_envs={self.n_envs}"
             )
         self._check_sub_sampling(size)
-        if self.env is not None and size % self.batch_size > 0:
+        if self.env is not None and size % self.batch_size > 0 and not self.data_parallel:
             warnings.warn(
                 f"The critic's batch_size={self.batch_size} does not divide the rollout of "
                 f"n_steps * n_envs = {self.n_steps} * {self.n_envs} = {size} states: the last "
@@ -389,7 +427,14 @@ class TRPO(OnPolicyAlgorithm):
                 f"{fewest}."
             )
 
-    def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
         """Prepare training as SB3 does, with no step pending and finite VecNormalize statistics."""
         if self._needs_learning_rate:
             raise ValueError(
@@ -399,10 +444,25 @@ class TRPO(OnPolicyAlgorithm):
                 "the file yourself, trust_checkpoint=True, which lets the file run any code."
             )
         self._iterations_before = 0
+        processes = self._processes
+        settings = {"total_timesteps": total_timesteps, "reset_num_timesteps": reset_num_timesteps}
+        start_equal(self, settings | shared_settings(self), processes)
+        is_custom = self._custom_logger
+        if processes.rank > 0:
+            self.set_logger(silent_logger())
+            is_custom = progress_bar = False
+        options = callback, reset_num_timesteps, tb_log_name, progress_bar
+        with merged_statistics(self.env, processes), processes.together():
+            prepared = self._setup_own(total_timesteps, *options)
+        self._custom_logger = is_custom
+        return prepared
+
+    def _setup_own(self, *arguments: Any) -> tuple[int, BaseCallback]:
+        """Prepare the environments, logger and callbacks of this process."""
         with naming_the_place(self.env), NormalizationStatistics(self.env) as statistics:
             if discard_interrupted_step(self.env):
                 self._last_obs = None  # for which SB3 resets
-            prepared = super()._setup_learn(*arguments, **options)
+            prepared = super()._setup_learn(*arguments)
             statistics.check(step=0)
         return prepared
 
@@ -425,9 +485,12 @@ class TRPO(OnPolicyAlgorithm):
             policy's answer or VecNormalize's statistics not finite
         """
         takes_gradients = th.is_grad_enabled()
+        processes = self._processes
+        n_envs = int(processes.total(env.num_envs))
         try:
-            with naming_the_place(env, rollout_buffer):
-                return self._collect(env, callback, rollout_buffer, n_rollout_steps)
+            with joined_rollout(self, env, processes), naming_the_place(env, rollout_buffer):
+                goes_on = self._collect(env, callback, rollout_buffer, n_rollout_steps, n_envs)
+            return processes.all(goes_on)
         except BaseException:
             # The environment may be a step ahead. Without an observation, `learn` resets it.
             self._last_obs = None
@@ -440,8 +503,9 @@ class TRPO(OnPolicyAlgorithm):
         callback: BaseCallback,
         rollout_buffer: RolloutBuffer,
         n_rollout_steps: int,
+        n_envs: int,
     ) -> bool:
-        """Collect a rollout: SB3's loop, with the checks."""
+        """Collect a rollout: SB3's loop, with the checks, beside ``n_envs`` of all processes."""
         n_steps = 0
         self._start_rollout(env, rollout_buffer)
         callback.on_rollout_start()
@@ -464,7 +528,7 @@ class TRPO(OnPolicyAlgorithm):
                 new_obs, rewards, dones, infos = env.step(clipped_actions)
                 statistics.check(n_steps + 1)
                 check_finite("reward", np.asarray(rewards), n_steps + 1)
-            self.num_timesteps += env.num_envs
+            self.num_timesteps += n_envs
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
@@ -562,7 +626,7 @@ class TRPO(OnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         """List what is not saved."""
-        return [*super()._excluded_save_params(), "_last_lstm_states"]
+        return [*super()._excluded_save_params(), "_last_lstm_states", "data_parallel"]
 
     def train(self) -> None:
         """
@@ -574,9 +638,12 @@ class TRPO(OnPolicyAlgorithm):
             self.policy.set_training_mode(False)
             self._update_learning_rate(self.policy.optimizer)
             dtype = next(self.policy.parameters()).dtype
-            rollout = read_rollout(self.rollout_buffer, self.device, dtype)
+            processes = self._processes
+            with processes.together():
+                rollout = read_rollout(self.rollout_buffer, self.device, dtype)
             actor = self._update_actor(rollout)
             self._update_critic(rollout, actor)
+            check_equal_parameters(self.policy, processes)
             self._n_updates += 1
             self._last_own_update = self._n_updates
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -588,19 +655,19 @@ class TRPO(OnPolicyAlgorithm):
         :param rollout: the collected rollout
         :return: the actor at its new parameters
         """
-        progress = self._current_progress_remaining
+        progress, processes = self._current_progress_remaining, self._processes
         target_kl = value_at("target_kl", self.target_kl, progress)
         damping = value_at("cg_damping", self.cg_damping, progress)
         batch = self._actor_batch(rollout)
         actor = read_actor(self.policy, batch, self.kl_reduction, self.max_states_per_chunk)
         chunks = fisher_chunks = batch.chunks(actor.max_states_per_chunk)
         if self.fisher_sub_sampling_factor > 1:
-            fisher_batch = batch.every(self.fisher_sub_sampling_factor, self._n_updates)
+            fisher_batch = self._every(self.fisher_sub_sampling_factor, batch)
             fisher_chunks = fisher_batch.chunks(actor.max_states_per_chunk)
         # L, g and F at the old parameters
         linearized = LinearizedActor(actor, fisher_chunks)
-        surrogate = surrogate_at(linearized, chunks, self.ent_coef)
-        fisher = FisherProduct(linearized, fisher_chunks, damping)
+        surrogate = surrogate_at(linearized, chunks, self.ent_coef, processes)
+        fisher = FisherProduct(linearized, fisher_chunks, damping, processes)
         # x = (F + λI)⁻¹g and the full step βx
         step = natural_step(
             fisher,
@@ -614,7 +681,7 @@ class TRPO(OnPolicyAlgorithm):
         search = backtrack(
             actor.parameters,
             step,
-            lambda: Candidate(*improvement_and_kl(actor, surrogate.old, self.ent_coef)),
+            lambda: Candidate(*improvement_and_kl(actor, surrogate.old, self.ent_coef, processes)),
             inside_trust_region(target_kl, self.line_search_accept_ratio),
             self.line_search_shrinking_factor,
             self.line_search_max_iter,
@@ -634,26 +701,35 @@ class TRPO(OnPolicyAlgorithm):
         :param actor: at its new parameters
         """
         critic = read_critic(self.policy, actor.parameters, actor.modules)
-        fit = fit_critic(critic, self._minibatches(rollout, critic))
+        fit = fit_critic(critic, self._minibatches(rollout, critic), self._processes)
         self._log_critic(rollout, fit)
 
     def _actor_batch(self, rollout: Rollout) -> ActorBatch:
         """Select the states of the actor's update; the offset of a sub-sample rotates."""
-        batch = rollout.actor_batch.every(self.sub_sampling_factor, self._n_updates)
-        return batch.normalized() if self.normalize_advantage else batch
+        batch = self._every(self.sub_sampling_factor, rollout.actor_batch)
+        return batch.normalized(self._processes) if self.normalize_advantage else batch
+
+    def _every(self, k: int, batch: ActorBatch) -> ActorBatch:
+        """Take every k-th state, counted through all processes."""
+        if k == 1:
+            return batch
+        return batch.every(k, self._n_updates - self._processes.before(len(batch)))
 
     def _minibatches(self, rollout: Rollout, critic: Critic) -> Iterator[Minibatch]:
         """Iterate over the rollout in minibatches for the critic."""
-        return minibatches(
-            self.rollout_buffer, rollout, self.batch_size, self.n_critic_updates, critic.features
+        n_parts = minibatches_per_epoch(
+            rollout, self.batch_size, self._processes, critic.least_states
         )
+        sizes = self.batch_size, self.n_critic_updates
+        return minibatches(self.rollout_buffer, rollout, *sizes, critic.features, n_parts)
 
     def _refresh_running_statistics(
         self, actor: Actor, surrogate: Surrogate, batch: ActorBatch
     ) -> None:
         """Update the actor's running statistics on the rollout, and log the KL afterwards."""
-        if actor.refresh_running_statistics(batch.chunks(self.batch_size)):
-            _, kl = improvement_and_kl(actor, surrogate.old, self.ent_coef)
+        processes = self._processes
+        if actor.refresh_running_statistics(batch.chunks(self.batch_size), processes):
+            _, kl = improvement_and_kl(actor, surrogate.old, self.ent_coef, processes)
             self.logger.record("train/kl_after_running_statistics", kl)
 
     def _count_skips(self, search: LineSearch) -> None:
@@ -696,7 +772,8 @@ class TRPO(OnPolicyAlgorithm):
     def _log_critic(self, rollout: Rollout, fit: CriticFit) -> None:
         """Log the critic's fit, and warn if it was undone."""
         values, returns = rollout.old_values.cpu().numpy(), rollout.returns.cpu().numpy()
-        self.logger.record("train/explained_variance", explained_variance(values, returns))
+        explained = explained_variance(values, returns, self._processes)
+        self.logger.record("train/explained_variance", explained)
         if self.n_critic_updates > 0:
             self.logger.record("train/value_loss", fit.loss)
         if fit.diverged:

@@ -66,6 +66,7 @@ BAD: dict[str, list[Any]] = {
     "cg_residual_tol": [-0.1, 1.0, *NOT_FINITE],
     "line_search_accept_ratio": [-0.1, 1.0, *NOT_FINITE],
     "max_states_per_chunk": [0, -1, 1.5, "2", True],
+    "data_parallel": [2, None, "True", 0.5],
 }
 
 GOOD: dict[str, list[Any]] = {
@@ -98,6 +99,7 @@ GOOD: dict[str, list[Any]] = {
     "cg_residual_tol": [0, 0.0, 0.9],
     "line_search_accept_ratio": [0, 0.0, 0.9],
     "max_states_per_chunk": [None, 1, 7, 10**9, np.int64(5)],
+    "data_parallel": [False, 0, np.bool_(False)],
 }
 
 

@@ -96,6 +96,7 @@ class TestSignature:
             "damped_step_size": True,
             "line_search_accept_ratio": 0.0,
             "max_states_per_chunk": None,
+            "data_parallel": False,
         }
 
     def test_every_argument_is_stored_under_its_own_name(self) -> None:
@@ -128,6 +129,7 @@ class TestSignature:
             "damped_step_size": False,
             "line_search_accept_ratio": 0.1,
             "max_states_per_chunk": 10,
+            "data_parallel": False,
         }
         model = toy_model(**values)
         # SB3 adds the optimizer's defaults and the gSDE switch to its own copies of these two.

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from torch.distributed import is_torchelastic_launched
+
 from sb3_trpo.zoo.choice import add_trust
 from sb3_trpo.zoo.entry import write_entry
 from sb3_trpo.zoo.errors import UsageError
@@ -42,7 +44,13 @@ def train(words: list[str]) -> None:
     """Train as the RL Zoo does, once or for several seeds, and report.
 
     :param words: command-line options, those of ``rl_zoo3.train`` and ours
+    :raises UsageError: if torchrun has started several processes, which would train one agent each
     """
+    if is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
+        raise UsageError(
+            "sb3-trpo train trains in one process. To train in several, start a script with "
+            "torchrun in which TRPO has data_parallel=True"
+        )
     parser = Parser(PROG, HELP, add_help=False)
     add_options(parser)
     own, rest = parser.parse_known_args(words)

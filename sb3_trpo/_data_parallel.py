@@ -1,0 +1,232 @@
+"""What the processes of a data-parallel training share besides gradients."""
+
+import zlib
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common import utils
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from sb3_trpo._finite import running_statistics
+from sb3_trpo._processes import Processes
+
+
+def seed_of(rank: int, seed: int) -> int:
+    """
+    Derive a process's seed, so that no two processes collect the same rollout.
+
+    :param rank: of the process
+    :param seed: of the training
+    :return: the seed itself for rank 0
+    """
+    if rank == 0:
+        return seed
+    # Below 2³¹, because SB3 adds the number of the environment to it.
+    return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0] >> 1)
+
+
+def start_equal(
+    model: OnPolicyAlgorithm, settings: Mapping[str, Any], processes: Processes
+) -> None:
+    """
+    Give all processes the weights, counters and VecNormalize statistics of rank 0.
+
+    :param model: before training
+    :param settings: that have to be the same in all processes
+    :param processes: that train together
+    :raises ValueError: naming a setting, or another part of the model, that is not the same
+    """
+    if processes.size == 1:
+        return
+    _check_same(processes.gather(dict(settings)))
+    progress = model.num_timesteps, model._n_updates
+    weights, statistics, progress = processes.of_first(
+        (_weights(model), running_statistics(model.env), progress)
+    )
+    with processes.together():
+        _put_weights(model, weights)
+        model.num_timesteps, model._n_updates = progress
+        for own, first in zip(running_statistics(model.env), statistics, strict=True):
+            vars(own).update(vars(first))
+
+
+def _check_same(settings: list[dict[str, Any]]) -> None:
+    """Refuse settings that differ from those of rank 0."""
+    for rank, others in enumerate(settings):
+        for name, value in settings[0].items():
+            if others.get(name) != value:
+                raise ValueError(
+                    f"{name} is {value!r} in process 0 and {others.get(name)!r} in process {rank}. "
+                    f"All processes of a data-parallel training need the same."
+                )
+
+
+def _weights(model: OnPolicyAlgorithm) -> bytes:
+    """Write the weights and the optimizer's state."""
+    stream = BytesIO()
+    th.save([model.policy.state_dict(), model.policy.optimizer.state_dict()], stream)
+    return stream.getvalue()
+
+
+def _put_weights(model: OnPolicyAlgorithm, weights: bytes) -> None:
+    """Read the weights and the optimizer's state."""
+    policy, optimizer = th.load(BytesIO(weights), map_location=model.device, weights_only=True)
+    try:
+        model.policy.load_state_dict(policy)
+        model.policy.optimizer.load_state_dict(optimizer)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"The policy is another one than that of process 0: {error}. Build the model with the "
+            f"same arguments in all processes."
+        ) from error
+
+
+def silent_logger() -> Logger:
+    """Make the logger of the processes that do not log."""
+    return Logger(None, [])
+
+
+@contextmanager
+def joined_rollout(model: OnPolicyAlgorithm, env: VecEnv, processes: Processes) -> Iterator[None]:
+    """
+    Collect a rollout in all processes at once, and share what was seen.
+
+    Afterwards all have the same VecNormalize statistics, finished episodes and number of steps. An
+    exception in one process ends the block in all.
+
+    :param model: whose rollout the block collects
+    :param env: training environment
+    :param processes: that train together
+    :return: context manager
+    """
+    if processes.size == 1:
+        yield
+        return
+    with (
+        merged_statistics(env, processes),
+        _merged_episodes(model, processes),
+        processes.together(),
+    ):
+        yield
+    model.num_timesteps = processes.of_first(model.num_timesteps)
+
+
+@contextmanager
+def merged_statistics(env: VecEnv | None, processes: Processes) -> Iterator[None]:
+    """
+    Merge into VecNormalize's statistics what the other processes see within the block.
+
+    :param env: training environment
+    :param processes: whose statistics are the same before the block
+    :return: context manager
+    """
+    statistics = running_statistics(env)
+    before = [copy(each) for each in statistics]
+    yield
+    if processes.size == 1:
+        return
+    seen = [_since(old, new) for old, new in zip(before, statistics, strict=True)]
+    for owner, old, *parts in zip(statistics, before, *processes.gather(seen), strict=True):
+        merged = copy(old)
+        for part in parts:
+            if part.count > 0:
+                merged.update_from_moments(part.mean, part.var, part.count)
+        vars(owner).update(vars(merged))
+
+
+def _since(old: RunningMeanStd, new: RunningMeanStd) -> RunningMeanStd:
+    """
+    Compute the statistics of what was added to a mean and a variance: the merge, backwards.
+
+    Source: Chan, Golub and LeVeque (1983), Algorithms for computing the sample variance, equation
+    2.1.
+    """
+    added = copy(new)
+    added.count = new.count - old.count
+    if added.count > 0:
+        # The new mean lies between the old one and that of what was added.
+        added.mean = new.mean + (new.mean - old.mean) * (old.count / added.count)
+        between = (added.mean - old.mean) ** 2 * (old.count * added.count / new.count)
+        squares = new.var * new.count - old.var * old.count - between
+        added.var = np.maximum(squares / added.count, 0.0)
+    return added
+
+
+@contextmanager
+def _merged_episodes(model: OnPolicyAlgorithm, processes: Processes) -> Iterator[None]:
+    """Add the episodes that the other processes finish within the block, in the order of ranks."""
+    names = "ep_info_buffer", "ep_success_buffer"
+    before = [list(getattr(model, name)) for name in names]
+    for name, episodes in zip(names, before, strict=True):
+        setattr(model, name, deque(episodes))  # of any length: none of the new ones is lost
+    merged = before
+    try:
+        yield
+        new = [
+            list(getattr(model, name))[len(old) :] for name, old in zip(names, before, strict=True)
+        ]
+        everyone = processes.gather(new)
+        merged = [
+            [*old, *(episode for each in everyone for episode in each[kind])]
+            for kind, old in enumerate(before)
+        ]
+    finally:
+        for name, episodes in zip(names, merged, strict=True):
+            setattr(model, name, deque(episodes, maxlen=model._stats_window_size))
+
+
+def check_equal_parameters(policy: nn.Module, processes: Processes) -> None:
+    """
+    Refuse to continue with parameters that have drifted apart.
+
+    :param policy: after an update
+    :param processes: that train together
+    :raises RuntimeError: naming the processes whose parameters are not those of rank 0
+    """
+    if processes.size == 1:
+        return
+    checksum = 0
+    for parameter in policy.parameters():
+        numbers = parameter.detach().cpu().contiguous().flatten().view(th.uint8)
+        checksum = zlib.crc32(numbers.numpy().tobytes(), checksum)
+    checksums = processes.gather(checksum)
+    others = [rank for rank, each in enumerate(checksums) if each != checksums[0]]
+    if others:
+        raise RuntimeError(
+            f"After an update the parameters of process {', '.join(map(str, others))} differ "
+            f"from those of process 0. Every process needs the same policy, libraries and kind of "
+            f"processor, and nothing but learn() may change the parameters. Resume from the latest "
+            f"checkpoint."
+        )
+
+
+def explained_variance(values: np.ndarray, returns: np.ndarray, processes: Processes) -> float:
+    """
+    Compute the share of the returns' variance that the critic explains, in all processes together.
+
+    :param values: the critic's predictions for the states of this process
+    :param returns: their returns
+    :param processes: that train together
+    :return: 1 - Var[R - V] / Var[R]; NaN if all returns are equal
+    """
+    if processes.size == 1:
+        return float(utils.explained_variance(values, returns))
+    variance = _variance(returns, processes)
+    return 1 - _variance(returns - values, processes) / variance if variance > 0 else np.nan
+
+
+def _variance(numbers: np.ndarray, processes: Processes) -> float:
+    """Compute the variance over all processes, in two passes."""
+    own = th.as_tensor(numbers, dtype=th.float64)
+    deviation = own - processes.mean(own.sum(), len(own))
+    return float(processes.mean(deviation.square().sum(), len(own)))

@@ -1,0 +1,81 @@
+"""Run functions in several processes that train together."""
+
+import os
+import socket
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing import get_context
+from typing import Any
+
+import torch as th
+from torch import distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+# A function of a test module, which every process calls.
+Work = Callable[..., None]
+
+TIMEOUT = timedelta(seconds=60)
+
+
+def in_processes(size: int, work: Work, *arguments: Any) -> None:
+    """
+    Run a function in several processes of one gloo group.
+
+    :param size: number of processes
+    :param work: called with the rank and the arguments; what it asserts fails the test
+    :param arguments: can be pickled
+    """
+    port = free_port()
+    start: Any = spawn  # which has no annotations
+    start(_run, (size, port, TIMEOUT, work, arguments), nprocs=size)
+
+
+def exit_codes(size: int, work: Work, *arguments: Any) -> list[int | None]:
+    """
+    Run a function in processes that may end without the others.
+
+    :param size: number of processes
+    :param work: called with the rank and the arguments
+    :param arguments: can be pickled
+    :return: exit code of each process; ``None`` for one that has not ended in time
+    """
+    context, port = get_context("spawn"), free_port()
+    options = [(rank, size, port, TIMEOUT, work, arguments, False) for rank in range(size)]
+    processes = [context.Process(target=_run, args=each) for each in options]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _run(
+    rank: int,
+    size: int,
+    port: int,
+    timeout: timedelta,
+    work: Work,
+    arguments: Any,
+    leave: bool = True,
+) -> None:
+    """Join the group, work, and leave it."""
+    warnings.simplefilter("ignore")  # of batch sizes that do not divide a rollout
+    th.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timeout)
+    work(rank, *arguments)
+    if not leave:
+        return
+    dist.barrier()
+    dist.destroy_process_group()
