@@ -46,7 +46,7 @@ def shared_settings(model: object) -> dict[str, Any]:
     :param model: has the hyperparameters as attributes
     :return: numbers and words by name; functions are left out, as they cannot be compared
     """
-    named = {name: getattr(model, name) for name in _RANGES.keys() - _OF_A_PROCESS}
+    named = {name: getattr(model, name) for name in RANGES.keys() - _OF_A_PROCESS}
     return {
         name: value for name, value in sorted(named.items()) if isinstance(value, (int, float, str))
     }
