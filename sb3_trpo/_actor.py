@@ -393,7 +393,7 @@ def _recording(probe: _Probe, policy: nn.Module) -> Iterator[None]:
         address, size = _memory_of(tensor)
         if address not in own:
             probe.saved_bytes[address] = size
-        return tensor
+        return tensor.detach()  # the tensor itself, if it is an output, would keep its graph alive
 
     def called(module: nn.Module, args: Any, output: Any) -> None:
         probe.modules.add(module)

@@ -1,4 +1,5 @@
 import copy
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -110,6 +111,20 @@ def test_policy_can_be_copied_at_any_moment_of_an_update(name: str) -> None:
     copy.deepcopy(model.policy)
     jacobian_products(actor, batch)
     copy.deepcopy(model.policy)
+
+
+@pytest.mark.parametrize("name", ["box", "cnn_discrete", "lstm_box", "batch_norm_shared"])
+def test_nothing_of_a_read_actor_stays_in_memory(name: str) -> None:
+    def n_tensors() -> int:
+        gc.collect()
+        return sum(type(thing) is th.Tensor for thing in gc.get_objects())
+
+    _, batch = actor_and_batch(model := collected(name))
+    read_actor(model.policy, batch)
+    before = n_tensors()
+    for _ in range(3):
+        read_actor(model.policy, batch)
+    assert n_tensors() == before
 
 
 def test_unknown_distribution_is_refused() -> None:
