@@ -62,7 +62,7 @@ def read_tree(data: bytes) -> Any:
     :raises ValueError: if the pickle is damaged or uses an operation that values do not need
     """
     reader = _Reader()
-    limit = min(_FEW_OPERATIONS + len(data) // 4, _MAX_OPERATIONS)
+    limit = min(_FEW_OPERATIONS + len(data) // 6, _MAX_OPERATIONS)
     try:
         for operation, argument, _ in islice(pickletools.genops(data), limit):
             if operation.name == "STOP":

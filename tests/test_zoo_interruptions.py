@@ -245,6 +245,7 @@ def test_options_that_a_run_was_started_with_are_taken_again() -> None:
         ["--trust-check"],
         ["-i", "model.zip"],
         ["--track"],
+        ["--algo", "ppo"],
         ["--hyperparams", "policy_kwargs:__import__('os').system('true')"],
         ["-params", "policy_kwargs:__import__('os').system('true')"],
         ["--hyperparams", "gamma:0.9", "env_wrapper:pydoc.pipepager"],

@@ -16,6 +16,7 @@ VALUES = (
     *("--verbose", "--checkpoint-freq", "--run-number", "-f", "--log-folder"),
     *("-tb", "--tensorboard-log", "-conf", "--conf-file"),
 )
+OURS = ("trpo", "trpo_lstm", "trpo_mask", "trpo_mask_lstm")
 FLAGS = ("-P", "--progress", "-uuid", "--uuid", "--trust-checkpoint")
 ASSIGNMENTS = (("--env-kwargs",), ("--eval-env-kwargs",), ("--hyperparams", "-params"))
 
@@ -54,6 +55,8 @@ def _code_in(words: list[str]) -> str | None:
     known, unknown = parser.parse_known_args(words)
     if unknown:
         return " ".join(unknown)
+    if known.algo not in (None, *OURS):
+        return f"--algo {known.algo}"  # whose own loader runs what a file holds
     assigned = known.env_kwargs, known.eval_env_kwargs, known.hyperparams
     texts = [yaml.safe_dump(each) for each in assigned if each]
     return next((code for code in map(find_code, texts) if code), None)
