@@ -16,6 +16,8 @@ from typing import Any
 # microseconds and may take 300 bytes.
 _FEW_OPERATIONS = 50_000
 _MAX_OPERATIONS = 500_000
+# Pickles finish lists and dictionaries by the thousand.
+_MAX_OPEN = 20_000
 
 
 def printable(text: str) -> str:
@@ -68,6 +70,8 @@ def read_tree(data: bytes) -> Any:
             if operation.name == "STOP":
                 return reader.stack.pop()
             reader.run(operation.name, argument)
+            if len(reader.stack) > _MAX_OPEN:
+                raise ValueError(f"the pickle has more than {_MAX_OPEN} unfinished values")
     except (IndexError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the pickle is damaged ({type(error).__name__})") from error
     raise ValueError(f"the pickle has more than {limit} operations, or no end")
