@@ -26,7 +26,6 @@ from sb3_trpo._linearization import (
 )
 from sb3_trpo._processes import ALONE, Processes
 from sb3_trpo._sequences import Observations
-from sb3_trpo._vectors import flatten
 
 # States that are evaluated to find the actor's parts and the memory that a state takes.
 _PROBE_STATES = 16
@@ -286,7 +285,7 @@ def read_actor(
     # In this order: layers that have a hook already are not recorded.
     with th.enable_grad(), recording_layers(policy) as calls, _recording(probe, policy):
         distribution = read_distribution(policy, few)
-    parameters, gradient = _parameters_of(policy, distribution)
+    parameters = _parameters_of(policy, distribution)
     linearization: Linearization | None = layerwise(policy, distribution, parameters, calls)
     if linearization is None:
         linearization = AutogradLinearization(distribution, parameters)
@@ -298,7 +297,7 @@ def read_actor(
     is_rowwise = isinstance(linearization, RowwiseLinearization)
     if is_rowwise:
         per_chunk = min(in_memory, _FEW_STATES)
-    elif probe.is_of_images and gradient.is_cpu:
+    elif probe.is_of_images and parameters[0].is_cpu:
         per_chunk = min(in_memory, _states_in(_CHUNK_BUDGET, bytes_per_state))
     modules = frozenset(probe.modules | _modules_with(policy, parameters))
     kl_scale = 1.0 if kl_reduction == "sum" else 1.0 / _action_dimensions(distribution)
@@ -307,8 +306,8 @@ def read_actor(
 
 def _parameters_of(
     policy: ActorCriticPolicy, distribution: ActionDistribution
-) -> tuple[tuple[nn.Parameter, ...], th.Tensor]:
-    """Return θ and the gradient of the sum of all outputs."""
+) -> tuple[nn.Parameter, ...]:
+    """Return θ: the parameters for which the outputs have a gradient."""
     attached = [z.sum() for z in distribution.outputs if z.requires_grad]
     if not attached:
         raise ValueError(
@@ -317,8 +316,8 @@ def _parameters_of(
         )
     candidates = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     slopes = th.autograd.grad(attached, candidates, allow_unused=True, retain_graph=True)
-    pairs = [(p, slope) for p, slope in zip(candidates, slopes, strict=True) if slope is not None]
-    return tuple(p for p, _ in pairs), flatten([slope for _, slope in pairs])
+    pairs = zip(candidates, slopes, strict=True)
+    return tuple(parameter for parameter, slope in pairs if slope is not None)
 
 
 def _states_in(budget: int, bytes_per_state: float) -> int:

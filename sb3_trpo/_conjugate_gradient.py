@@ -107,7 +107,7 @@ def _iterate(
             return x, r, i, CGStatus.NON_POSITIVE_CURVATURE
         alpha = rr / pAp
         # A tiny positive curvature overflows.
-        if alpha > th.finfo(b.dtype).max or not _is_finite(th.add(x, p, alpha=alpha, out=x_next)):
+        if alpha > th.finfo(b.dtype).max or not is_finite(th.add(x, p, alpha=alpha, out=x_next)):
             return x, r, i, CGStatus.NOT_FINITE
         x, x_next = x_next, x
         r.sub_(Ap, alpha=alpha)
@@ -119,9 +119,13 @@ def _iterate(
     return x, r, max_iter, CGStatus.ITERATION_LIMIT
 
 
-def _is_finite(vector: th.Tensor) -> bool:
-    """Return whether all numbers are finite; their sum is not if one is not, and is cheaper."""
-    return math.isfinite(float(vector.sum())) or bool(vector.isfinite().all())
+def is_finite(tensor: th.Tensor) -> bool:
+    """
+    Return whether all numbers are finite; their sum is not if one is not, and is cheaper.
+
+    :param tensor: of any shape
+    """
+    return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
 
 
 def _iterate_without_waiting(

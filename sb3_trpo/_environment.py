@@ -46,7 +46,7 @@ def _envs_in(traceback: TracebackType | None) -> list[int]:
 
 def _dead_workers(env: VecEnv | None) -> list[int]:
     """List the environments whose worker process has ended."""
-    inner = _innermost(env)
+    _, inner = vector_layers(env)
     if not isinstance(inner, SubprocVecEnv):
         return []
     wait([process.sentinel for process in inner.processes], timeout=0.5)  # for an exit that began
@@ -60,11 +60,18 @@ def _in_words(envs: list[int]) -> str:
     return f", in environment{'s' * (len(envs) > 1)} {', '.join(map(str, envs))}"
 
 
-def _innermost(env: Any) -> Any:
-    """Return the environment inside of all of SB3's wrappers."""
+def vector_layers(env: Any) -> tuple[list[VecEnvWrapper], Any]:
+    """
+    Split a vectorised environment.
+
+    :param env: any vectorised environment; may be missing
+    :return: its wrappers from the outside in, and what they wrap
+    """
+    wrappers = []
     while isinstance(env, VecEnvWrapper):
+        wrappers.append(env)
         env = env.venv
-    return env
+    return wrappers, env
 
 
 def discard_interrupted_step(env: VecEnv | None) -> bool:
@@ -77,7 +84,7 @@ def discard_interrupted_step(env: VecEnv | None) -> bool:
     :param env: training environment
     :return: whether there was anything, in which case the environment has to be reset
     """
-    inner = _innermost(env)
+    _, inner = vector_layers(env)
     if not isinstance(inner, SubprocVecEnv) or inner.closed:
         return False
     is_pending = any([_is_behind(remote) for remote in inner.remotes]) or inner.waiting

@@ -38,20 +38,6 @@ def layers_of(env: gym.Env[Any, Any]) -> list[gym.Env[Any, Any]]:
     return [env] if not isinstance(env, gym.Wrapper) else [env, *layers_of(env.env)]
 
 
-def vector_layers(venv: VecEnv) -> tuple[list[VecEnvWrapper], VecEnv]:
-    """
-    Split a vectorised environment.
-
-    :param venv: any vectorised environment
-    :return: its wrappers from the outside in, and what they wrap
-    """
-    wrappers = []
-    while isinstance(venv, VecEnvWrapper):
-        wrappers.append(venv)
-        venv = venv.venv
-    return wrappers, venv
-
-
 def layer_names(layers: list[Any]) -> list[str]:
     """
     Name the classes of layers.

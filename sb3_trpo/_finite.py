@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
+
+from sb3_trpo._environment import vector_layers
 
 # The square of the largest single-precision number.
 _LARGEST_SQUARED = float(np.finfo(np.float32).max) ** 2
@@ -135,7 +137,7 @@ class NormalizationStatistics:
     """
 
     def __init__(self, env: VecEnv | None) -> None:
-        self._normalizations = list(_normalizations(env))
+        self._normalizations = _normalizations(env)
         self._before: list[tuple[Any, dict[str, Any]]] = []
 
     def __enter__(self) -> "NormalizationStatistics":
@@ -179,12 +181,9 @@ class NormalizationStatistics:
                 yield statistic, vars(statistic)
 
 
-def _normalizations(env: Any) -> Iterator[VecNormalize]:
+def _normalizations(env: Any) -> list[VecNormalize]:
     """Find the VecNormalize wrappers around SB3's environments."""
-    while isinstance(env, VecEnvWrapper):
-        if isinstance(env, VecNormalize):
-            yield env
-        env = env.venv
+    return [layer for layer in vector_layers(env)[0] if isinstance(layer, VecNormalize)]
 
 
 def _statistics(normalization: VecNormalize) -> Iterator[tuple[str, RunningMeanStd]]:

@@ -126,11 +126,11 @@ def _kl_reduction(saved: Mapping[str, Any]) -> str | None:
     return str(saved.get("kl_reduction")) if is_ours else None
 
 
-def _torch_names(kind: type) -> tuple[Collection[str], Collection[str]]:
+def _torch_names(kind: Any) -> tuple[Collection[str], Collection[str]]:
     """Ask a class which state dictionaries and tensors its models save, apart from attributes."""
     try:
         names: tuple[Collection[str], Collection[str]]
-        names = getattr(kind, "_get_torch_save_params")(object.__new__(kind))  # noqa: B009
+        names = kind._get_torch_save_params(object.__new__(kind))
     except AttributeError:  # they depend on the object, which is not there yet
         return _WEIGHTS, ()
     return names

@@ -9,13 +9,13 @@ from gymnasium import spaces
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo._environment import vector_layers
 from sb3_trpo._environment_state import (
     copy_state,
     copy_states,
     layer_names,
     put_state,
     put_states,
-    vector_layers,
 )
 from sb3_trpo._plain_data import NotPlainError, classes_in, plain_dumps, plain_loads
 from sb3_trpo._random_states import random_states, set_random_states

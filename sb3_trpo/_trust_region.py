@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch as th
 
-from sb3_trpo._conjugate_gradient import CGSolution, CGStatus, conjugate_gradient
+from sb3_trpo._conjugate_gradient import CGSolution, CGStatus, conjugate_gradient, is_finite
 from sb3_trpo._vectors import unflatten
 
 # Least share of the curvature that remains when the damping is subtracted. It bounds the step along
@@ -228,7 +228,8 @@ def backtrack(
         for backtracks in range(max(max_iter, 1)):
             shrinkage = shrinking_factor**backtracks
             _move(parameters, originals, unflatten(natural.step * shrinkage, parameters))
-            candidate = evaluate() if _are_finite(parameters) else _INVALID
+            can_be_used = all(is_finite(parameter.detach()) for parameter in parameters)
+            candidate = evaluate() if can_be_used else _INVALID
             expected = shrinkage * natural.expected_improvement
             if candidate.is_finite and (max_iter == 0 or accepts(candidate, expected)):
                 accepted = True
@@ -239,12 +240,6 @@ def backtrack(
             _restore(parameters, originals)
     undefined = all(math.isnan(candidate.kl) for candidate in rejected)
     return LineSearch("kl_is_nan" if undefined else "line_search_failed", backtracks=len(rejected))
-
-
-def _are_finite(parameters: Sequence[th.Tensor]) -> bool:
-    """Return whether all numbers are finite; their sum is not if one is not, and is cheaper."""
-    total = sum(float(parameter.detach().sum()) for parameter in parameters)
-    return math.isfinite(total) or all(bool(p.isfinite().all()) for p in parameters)
 
 
 @th.no_grad()

@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from sb3_trpo.zoo.errors import UsageError
+from sb3_trpo.zoo.register import ALGORITHMS
 from sb3_trpo.zoo.script import Parser
 from sb3_trpo.zoo.settings import find_code
 
@@ -16,7 +17,6 @@ VALUES = (
     *("--verbose", "--checkpoint-freq", "--run-number", "-f", "--log-folder"),
     *("-tb", "--tensorboard-log", "-conf", "--conf-file"),
 )
-OURS = ("trpo", "trpo_lstm", "trpo_mask", "trpo_mask_lstm")
 FLAGS = ("-P", "--progress", "-uuid", "--uuid", "--trust-checkpoint")
 ASSIGNMENTS = (("--env-kwargs",), ("--eval-env-kwargs",), ("--hyperparams", "-params"))
 
@@ -55,7 +55,7 @@ def _code_in(words: list[str]) -> str | None:
     known, unknown = parser.parse_known_args(words)
     if unknown:
         return " ".join(unknown)
-    if known.algo not in (None, *OURS):
+    if known.algo not in (None, *ALGORITHMS):
         return f"--algo {known.algo}"  # whose own loader runs what a file holds
     assigned = known.env_kwargs, known.eval_env_kwargs, known.hyperparams
     texts = [yaml.safe_dump(each) for each in assigned if each]
