@@ -7,7 +7,7 @@ imported, called or hashed, so nothing of the file can run here, whatever the fi
 """
 
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -49,9 +49,9 @@ class Node:
     """
 
     kind: str | Name
-    arguments: list[Any] = field(default_factory=list)
+    arguments: Sequence[Any] = ()
     items: list[Any] = field(default_factory=list)
-    pairs: list[tuple[Any, Any]] = field(default_factory=list)
+    pairs: list[tuple[Any, Any]] | tuple[()] = ()  # a list where there may be any
     state: Any = None
 
 
@@ -118,7 +118,7 @@ class _Reader:
             function = Name(function.kind.module, f"{function.kind.name}()")
         if not isinstance(function, Name) or arguments.kind != "tuple":
             raise ValueError("the pickle calls something that is no function")
-        self.stack.append(Node(function, arguments.items))
+        self.stack.append(Node(function, arguments.items, pairs=[]))
 
     def build(self, _: Any) -> None:
         """Write down the state of an object."""
@@ -144,7 +144,7 @@ class _Reader:
         self.stack.append(Name(module, name))
 
     def container(self, kind: str, items: list[Any]) -> None:
-        self.stack.append(Node(kind, items=items))
+        self.stack.append(Node(kind, items=items, pairs=[] if kind == "dict" else ()))
 
 
 _WITHOUT_EFFECT = {"PROTO", "FRAME"}
