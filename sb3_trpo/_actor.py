@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 
-from sb3_trpo._batch import ActorBatch
+from sb3_trpo._batch import ActorBatch, SequenceBatch
 from sb3_trpo._distributions import ActionDistribution, Outputs
 from sb3_trpo._layerwise import directions, layerwise, recording_layers
 from sb3_trpo._linearization import (
@@ -21,10 +21,11 @@ from sb3_trpo._linearization import (
     Linearization,
     RowwiseLinearization,
     differentiable,
-    has_closed_form,
     linearize_mlp,
 )
+from sb3_trpo._plain import read_plain, read_plain_recurrent
 from sb3_trpo._processes import ALONE, Processes
+from sb3_trpo._recurrence import linearize_recurrent
 from sb3_trpo._sequences import Observations
 
 # States that are evaluated to find the actor's parts and the memory that a state takes.
@@ -84,7 +85,7 @@ class Actor:
         :param batch: a chunk
         :return: the fastest linearization that is right for the policy
         """
-        in_closed_form = linearize_mlp(self.policy, self.parameters, batch.observations)
+        in_closed_form = self._in_closed_form(batch)
         if in_closed_form is not None:
             return in_closed_form
         with th.enable_grad(), recording_layers(self.policy) as calls:
@@ -93,6 +94,13 @@ class Actor:
             return RowwiseLinearization(distribution, self.parameters)
         by_layers = layerwise(self.policy, distribution, self.parameters, calls)
         return by_layers or AutogradLinearization(distribution, self.parameters)
+
+    def _in_closed_form(self, batch: ActorBatch) -> Linearization | None:
+        """Linearise a policy that is exactly SB3's or sb3-contrib's."""
+        if isinstance(batch, SequenceBatch):
+            sequences, observations = batch.sequences, batch.observations
+            return linearize_recurrent(self.policy, self.parameters, observations, sequences)
+        return linearize_mlp(self.policy, self.parameters, batch.observations)
 
     def kl(self, new: ActionDistribution, old: Outputs) -> th.Tensor:
         """
@@ -289,7 +297,7 @@ def read_actor(
     linearization: Linearization | None = layerwise(policy, distribution, parameters, calls)
     if linearization is None:
         linearization = AutogradLinearization(distribution, parameters)
-        if not has_closed_form(policy):
+        if not _has_closed_form(policy):
             linearization = differentiable(linearization)
     bytes_per_state = probe.bytes_per_state(linearization)
     in_memory = max_states_per_chunk or _states_in(_MEMORY_BUDGET, bytes_per_state)
@@ -302,6 +310,13 @@ def read_actor(
     modules = frozenset(probe.modules | _modules_with(policy, parameters))
     kl_scale = 1.0 if kl_reduction == "sum" else 1.0 / _action_dimensions(distribution)
     return Actor(policy, parameters, modules, kl_scale, per_chunk, in_memory, is_rowwise)
+
+
+def _has_closed_form(policy: ActorCriticPolicy) -> bool:
+    """Return whether the actor is a plain network, with or without LSTM, under an SB3 head."""
+    plain = read_plain(policy)
+    is_plain = plain is not None and plain.actor is not None and plain.head is not None
+    return is_plain or read_plain_recurrent(policy) is not None
 
 
 def _parameters_of(

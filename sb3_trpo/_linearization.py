@@ -127,12 +127,80 @@ class AutogradLinearization(Linearization):
         return cotangents, pullback
 
 
-class MlpLinearization(Linearization):
+class ClosedForm(Linearization):
+    """
+    Derivatives of a network in closed form, under one of SB3's distributions.
+
+    Autograd is used only from the network's outputs to the objective.
+
+    :param policy: its ``action_dist`` makes the distribution
+    :param head: how the distribution reads the network's outputs
+    :param parameters: θ
+    :param outputs: of the network at n states, means or logits, shape ``(n, outputs)``
+    """
+
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        head: Head,
+        parameters: Sequence[nn.Parameter],
+        outputs: th.Tensor,
+    ) -> None:
+        self._sizes, self._parameters = head.sizes, parameters
+        self._leaves = [outputs.clone().requires_grad_()]
+        self._log_std = policy.log_std if isinstance(head.family, Gaussian) else None
+        if self._log_std is not None:
+            self._leaves.append(self._log_std.detach().clone().requires_grad_())
+        with th.enable_grad():
+            # A copy: a graph on the policy's own object would keep the policy from being copied.
+            distribution = copy.copy(policy.action_dist).proba_distribution(*self._leaves)
+            super().__init__(ActionDistribution(distribution))
+
+    @abstractmethod
+    def _push(self, changes: dict[int, th.Tensor]) -> th.Tensor:
+        """Return the tangent of the network's outputs; the changes are by identity."""
+
+    @abstractmethod
+    def _pull(self, raw: th.Tensor, gradients: dict[int, th.Tensor]) -> None:
+        """Write the gradients that a cotangent of the network's outputs gives its parameters."""
+
+    def gradient(self, value: th.Tensor) -> th.Tensor:
+        """Differentiate down to the network's outputs, then multiply by its Jacobian."""
+        slopes = _grad([value], self._leaves)
+        return self._transposed(slopes[0], slopes[-1])
+
+    @th.no_grad()
+    def jacobian_product(self, vector: th.Tensor) -> Outputs:
+        """Push a change of θ through the network."""
+        changes = views_by_id(vector, self._parameters)
+        raw = self._push(changes)
+        if self._log_std is not None:
+            change = changes.get(id(self._log_std))
+            return raw, th.zeros_like(raw) if change is None else change.expand_as(raw)
+        return tuple(th.split(raw, list(self._sizes), dim=1)) if self._sizes else (raw,)
+
+    def transposed_product(self, tangent: Outputs) -> th.Tensor:
+        """Pull a change of z back through the network."""
+        if self._log_std is not None:
+            return self._transposed(tangent[0], tangent[1].sum(dim=0))
+        return self._transposed(th.cat(tangent, dim=1), None)
+
+    @th.no_grad()
+    def _transposed(self, raw: th.Tensor, log_std: th.Tensor | None) -> th.Tensor:
+        """Multiply (means or logits, log std) by the transposed Jacobian."""
+        result = raw.new_empty(sum(parameter.numel() for parameter in self._parameters))
+        gradients = views_by_id(result, self._parameters)
+        self._pull(raw, gradients)
+        if log_std is not None and id(self._log_std) in gradients:
+            gradients[id(self._log_std)].copy_(log_std)
+        return result
+
+
+class MlpLinearization(ClosedForm):
     """
     Derivatives of a plain multi-layer perceptron in closed form.
 
-    A Fisher product takes about half of what it takes by autograd. Autograd is used only
-    from the network's outputs to the objective.
+    A Fisher product takes about half of what it takes by autograd.
 
     :param policy: its ``action_dist`` makes the distribution
     :param mlp: from features to means or logits
@@ -149,60 +217,28 @@ class MlpLinearization(Linearization):
         parameters: Sequence[nn.Parameter],
         features: th.Tensor,
     ) -> None:
-        self._mlp, self._sizes, self._parameters = mlp, head.sizes, parameters
+        self._mlp = mlp
         self._tape = Tape(mlp, mlp.weights, len(features))
-        self._leaves = [self._tape.forward(features).clone().requires_grad_()]
-        self._log_std = policy.log_std if isinstance(head.family, Gaussian) else None
-        if self._log_std is not None:
-            self._leaves.append(self._log_std.detach().clone().requires_grad_())
-        with th.enable_grad():
-            # A copy: a graph on the policy's own object would keep the policy from being copied.
-            distribution = copy.copy(policy.action_dist).proba_distribution(*self._leaves)
-            super().__init__(ActionDistribution(distribution))
+        super().__init__(policy, head, parameters, self._tape.forward(features))
 
-    def gradient(self, value: th.Tensor) -> th.Tensor:
-        """Differentiate down to the network's outputs, then multiply by its Jacobian."""
-        slopes = _grad([value], self._leaves)
-        return self._pull(slopes[0], slopes[-1])
-
-    def jacobian_product(self, vector: th.Tensor) -> Outputs:
+    def _push(self, changes: dict[int, th.Tensor]) -> th.Tensor:
         """Push a change of θ through the layers."""
-        changes = views_by_id(vector, self._parameters)
-        raw = self._tape.tangent(self._by_layer(changes))
-        if self._log_std is not None:
-            change = changes.get(id(self._log_std))
-            return raw, th.zeros_like(raw) if change is None else change.expand_as(raw)
-        return tuple(th.split(raw, list(self._sizes), dim=1)) if self._sizes else (raw,)
+        return self._tape.tangent(by_layer(self._mlp, changes))
 
-    def transposed_product(self, tangent: Outputs) -> th.Tensor:
-        """Pull a change of z back through the layers."""
-        if self._log_std is not None:
-            return self._pull(tangent[0], tangent[1].sum(dim=0))
-        return self._pull(th.cat(tangent, dim=1), None)
-
-    def _pull(self, raw: th.Tensor, log_std: th.Tensor | None) -> th.Tensor:
-        """Multiply (means or logits, log std) by the transposed Jacobian."""
-        result = raw.new_empty(sum(parameter.numel() for parameter in self._parameters))
-        gradients = views_by_id(result, self._parameters)
-        self._tape.cotangent(raw, self._by_layer(gradients))
-        if log_std is not None and id(self._log_std) in gradients:
-            gradients[id(self._log_std)].copy_(log_std)
-        return result
-
-    def _by_layer(self, views: dict[int, th.Tensor]) -> list[Pair]:
-        """Arrange views of θ by layer; frozen parameters have none."""
-        return pairs_of([views.get(id(parameter)) for parameter in self._mlp.parameters])
+    def _pull(self, raw: th.Tensor, gradients: dict[int, th.Tensor]) -> None:
+        """Pull a change of the outputs back through the layers."""
+        self._tape.cotangent(raw, by_layer(self._mlp, gradients))
 
 
-def has_closed_form(policy: ActorCriticPolicy) -> bool:
+def by_layer(mlp: Mlp, views: dict[int, th.Tensor]) -> list[Pair]:
     """
-    Return whether :func:`linearize_mlp` takes a policy.
+    Arrange views of θ by layer.
 
-    :param policy: any policy
-    :return: whether its actor is a plain network under one of SB3's distributions
+    :param mlp: a chain of layers
+    :param views: by the parameter's identity; frozen parameters have none
+    :return: weight and bias of every layer
     """
-    plain = read_plain(policy)
-    return plain is not None and plain.actor is not None and plain.head is not None
+    return pairs_of([views.get(id(parameter)) for parameter in mlp.parameters])
 
 
 def linearize_mlp(

@@ -123,14 +123,15 @@ class Tape:
                 slope.copy_(th.autograd.grad(value.sum(), leaf)[0])
             h.copy_(value.detach())
 
-    def tangent(self, changes: Sequence[Pair]) -> th.Tensor:
+    def tangent(self, changes: Sequence[Pair], inputs: th.Tensor | None = None) -> th.Tensor:
         """
         Compute Jv: t_l = φ'_l (h_{l-1} dW_lᵀ + t_{l-1} W_lᵀ + db_l).
 
         :param changes: v, as (dW_l, db_l) of every layer
+        :param inputs: t_0; ``None`` for 0
         :return: t_L, shape ``(n, outputs)``
         """
-        h, previous = self._input, None
+        h, previous = self._input, inputs
         for i, (d_weight, d_bias) in enumerate(changes):
             t = self._work[i]
             if d_bias is None:
@@ -146,12 +147,15 @@ class Tape:
             h, previous = self._outputs[i], t
         return self._work[-1]
 
-    def cotangent(self, cotangent: th.Tensor, gradients: Sequence[Pair]) -> None:
+    def cotangent(
+        self, cotangent: th.Tensor, gradients: Sequence[Pair], inputs: th.Tensor | None = None
+    ) -> None:
         """
         Compute Jᵀu: dW_l = δ_lᵀ h_{l-1}, db_l = Σ_n δ_l, δ_{l-1} = φ'_{l-1} (δ_l W_l).
 
         :param cotangent: u, shape ``(n, outputs)``
         :param gradients: where to write (dW_l, db_l) of every layer
+        :param inputs: where to write the cotangent of the input, δ_1 W_1
         """
         delta = cotangent
         for i in reversed(range(len(gradients))):
@@ -167,6 +171,8 @@ class Tape:
                 th.sum(delta, 0, out=d_bias)
             if i > 0:
                 delta = th.mm(delta, self._weights[i][0], out=self._work[i - 1])
+        if inputs is not None:
+            th.mm(delta, self._weights[0][0], out=inputs)
 
 
 def _tall(like: th.Tensor, rows: int, columns: int) -> th.Tensor:

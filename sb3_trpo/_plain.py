@@ -11,6 +11,10 @@ from types import MethodType
 from typing import cast
 
 import torch as th
+from sb3_contrib.common.recurrent.policies import (
+    RecurrentActorCriticPolicy,
+    RecurrentMultiInputActorCriticPolicy,
+)
 from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor
 from torch import nn
@@ -107,11 +111,16 @@ def _has_gradient_hooks(parameter: nn.Parameter) -> bool:
     return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
-def _is_plain_policy(policy: nn.Module) -> bool:
+_FEED_FORWARD = (ActorCriticPolicy, MultiInputActorCriticPolicy)
+_RECURRENT = (RecurrentActorCriticPolicy, RecurrentMultiInputActorCriticPolicy)
+
+
+def _is_plain_policy(policy: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     """
-    Return whether a policy is SB3's own and nothing in its data flow was replaced.
+    Return whether a policy is exactly of a kind and nothing in its data flow was replaced.
 
     :param policy: any policy
+    :param kinds: classes
     :return: whether its networks see nothing but the flattened observation: ``MlpPolicy``, or
         ``MultiInputPolicy`` without images
     """
@@ -120,9 +129,10 @@ def _is_plain_policy(policy: nn.Module) -> bool:
         "predict_values",
         "extract_features",
         "_get_action_dist_from_latent",
+        "_process_sequence",
     )
     return (
-        type(policy) in (ActorCriticPolicy, MultiInputActorCriticPolicy)
+        type(policy) in kinds
         and not any(name in vars(policy) for name in flow)
         and not any(map(_has_gradient_hooks, policy.parameters(recurse=False)))
         and not has_global_hooks()
@@ -177,7 +187,7 @@ def read_plain(policy: ActorCriticPolicy) -> PlainPolicy | None:
     :param policy: any policy
     :return: its parts; ``None`` if anything in its data flow is not as SB3 builds it
     """
-    if not _is_plain_policy(policy):
+    if not _is_plain_policy(policy, _FEED_FORWARD):
         return None
     networks = policy.mlp_extractor
     return PlainPolicy(
@@ -185,4 +195,47 @@ def read_plain(policy: ActorCriticPolicy) -> PlainPolicy | None:
         read_mlp(networks.value_net, policy.value_net),
         head_of(policy),
         type(policy).forward is _SB3S_FORWARD and all(map(is_plain, policy.modules())),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class PlainRecurrent:
+    """
+    The actor of sb3-contrib's ``MlpLstmPolicy``, or of its ``MultiInputLstmPolicy`` without images.
+
+    :param lstm: from features to the network's input
+    :param mlp: to means or logits
+    :param head: how the distribution reads them
+    """
+
+    lstm: nn.LSTM
+    mlp: Mlp
+    head: Head
+
+
+def read_plain_recurrent(policy: ActorCriticPolicy) -> PlainRecurrent | None:
+    """
+    Recognise a policy with an LSTM that is exactly sb3-contrib's.
+
+    :param policy: any policy
+    :return: its actor; ``None`` if anything in its data flow is not as sb3-contrib builds it
+    """
+    if not _is_plain_policy(policy, _RECURRENT):
+        return None
+    lstm = cast(nn.LSTM, policy.lstm_actor)
+    mlp, head = read_mlp(policy.mlp_extractor.policy_net, policy.action_net), head_of(policy)
+    if not _is_plain_lstm(lstm) or mlp is None or head is None:
+        return None
+    parameters = [*lstm.parameters(), *mlp.parameters]
+    is_shared = len(set(map(id, parameters))) < len(parameters)
+    return None if is_shared else PlainRecurrent(lstm, mlp, head)
+
+
+def _is_plain_lstm(lstm: nn.Module) -> bool:
+    """Return whether a layer is torch's LSTM, one-way, with biases, without projection, dropout."""
+    return (
+        type(lstm) is nn.LSTM
+        and is_plain(lstm)
+        and lstm.bias
+        and not (lstm.bidirectional or lstm.batch_first or lstm.proj_size or lstm.dropout)
     )

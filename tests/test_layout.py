@@ -23,6 +23,7 @@ LAYERS: tuple[Collection[str], ...] = (
         "_mlp",
         "_linearization",
         "_layerwise",
+        "_recurrence",
         "_actor",
     ),
     {"_surrogate", "_fisher", "_trust_region", "_critic"},
