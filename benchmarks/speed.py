@@ -4,9 +4,10 @@ Time and memory of ``sb3_trpo.TRPO`` against ``sb3_contrib.TRPO``.
 Both classes run in one process, alternating, on the same hyperparameters; a figure is the ratio of
 the medians, sb3_contrib's over ours, so more than 1 means faster. Shared machines are too noisy for
 absolute times. Memory is the peak beyond what the filled rollout buffer takes, each measured in a
-process of its own.
+process of its own. On a GPU, section ``gpu``, times and memory are absolute, with the card's name.
 
     python benchmarks/speed.py update rollout learn floor shares memory scaling recurrent
+    python benchmarks/speed.py gpu --repeats 5
     python benchmarks/speed.py --table
 """
 
@@ -50,6 +51,7 @@ from sb3_trpo.rollout_buffer import fastest
 
 Algorithm = sb3_trpo.TRPO | sb3_contrib.TRPO
 CLASSES: dict[str, Any] = {"sb3_contrib": sb3_contrib.TRPO, "sb3_trpo": sb3_trpo.TRPO}
+RECURRENT: dict[str, Any] = {"recurrent": sb3_trpo.RecurrentTRPO}
 Entry = dict[str, Any]
 
 
@@ -124,7 +126,8 @@ def make(kind: str, policy: str, env: Any, options: dict[str, Any]) -> Algorithm
     if kind == "sb3_trpo":
         options["fisher_sub_sampling_factor"] = fisher
     made = env if isinstance(env, str) else env()
-    model: Algorithm = CLASSES[kind](policy, made, seed=0, device="cpu", **options)
+    options = {"seed": 0, "device": "cpu", **options}
+    model: Algorithm = (CLASSES | RECURRENT)[kind](policy, made, **options)
     model.set_logger(Logger(None, []))
     return model
 
@@ -576,8 +579,119 @@ def recurrent(repeats: int) -> list[Entry]:
     return [{"work": work, "ratio": ratio(actions, repeats)}]
 
 
+def random_envs(n_envs: int, observations: int | None, actions: spaces.Space[Any]) -> DummyVecEnv:
+    """
+    Make environments whose updates are timed on a GPU.
+
+    :param n_envs: how many
+    :param observations: length of a vector; ``None`` for the images of Atari
+    :param actions: action space
+    :return: vectorized environment
+    """
+    space: spaces.Box[Any] = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    if observations is not None:
+        space = spaces.Box(-1, 1, (observations,), np.float32)
+    return DummyVecEnv([lambda: RandomEnv(space, actions)] * n_envs)
+
+
+ACTOR_ONLY = {"n_critic_updates": 0}
+CHEETAH, HUMANOID = (spaces.Box(-1, 1, (n,), np.float32) for n in (6, 17))
+ATARI, ALL_BUTTONS = spaces.Discrete(6), spaces.Discrete(18)
+LARGE = {"n_steps": 4096, "batch_size": 4096, **WIDE}
+IMAGE_CRITIC = {"n_steps": 2048, "n_critic_updates": 4, "batch_size": 256}
+
+# Classes, name, policy, arguments of `random_envs`, hyperparameters.
+BOTH, OURS = tuple(CLASSES), ("recurrent",)
+ON_GPU: list[tuple[Sequence[str], str, str, tuple[Any, ...], dict[str, Any]]] = [
+    (BOTH, "MLP 64x64, 17 -> 6, 2048 states", "MlpPolicy", (1, 17, CHEETAH), {}),
+    (BOTH, "the same, actor only", "MlpPolicy", (1, 17, CHEETAH), ACTOR_ONLY),
+    (BOTH, "MLP 256x256, 348 -> 17, 65,536 states", "MlpPolicy", (16, 348, HUMANOID), LARGE),
+    (BOTH, "NatureCNN, 6 actions, 2048, actor only", "CnnPolicy", (1, None, ATARI), ACTOR_ONLY),
+    (BOTH, "NatureCNN, 6 actions, 16,384, actor only", "CnnPolicy", (8, None, ATARI), ACTOR_ONLY),
+    (BOTH, "the same, whole", "CnnPolicy", (8, None, ATARI), IMAGE_CRITIC),
+    (
+        *(BOTH, "NatureCNN, 18 actions, 16,384, actor only", "CnnPolicy"),
+        *((8, None, ALL_BUTTONS), ACTOR_ONLY),
+    ),
+    (OURS, "RecurrentTRPO, 8 x 256 steps", "MlpLstmPolicy", (8, 17, CHEETAH), {"n_steps": 256}),
+]
+
+
+def gpu(repeats: int) -> list[Entry]:
+    """Time ``train()`` on a GPU, and measure its memory there."""
+    if not th.cuda.is_available():
+        raise SystemExit("The section gpu needs a GPU that torch can use.")
+    return [time_on("cuda", *case, repeats) for case in ON_GPU]
+
+
+def time_on(
+    device: str,
+    kinds: Sequence[str],
+    name: str,
+    policy: str,
+    envs: tuple[Any, ...],
+    options: dict[str, Any],
+    repeats: int,
+) -> Entry:
+    """
+    Time one update with each class.
+
+    :param device: of torch
+    :param kinds: keys of ``CLASSES``, or ``recurrent``
+    :param name: what is timed
+    :param policy: name of the policy
+    :param envs: arguments of :func:`random_envs`
+    :param options: hyperparameters
+    :param repeats: how often
+    :return: median milliseconds and peak memory, by class
+    """
+    options = {**options, "device": device}
+    models = {
+        kind: with_rollout(make(kind, policy, partial(random_envs, *envs), options))
+        for kind in kinds
+    }
+    actions = {
+        kind: partial(train_and_wait, model, _copy(model.get_parameters()))
+        for kind, model in models.items()
+    }
+    medians = alternate(actions, repeats)
+    return {
+        "work": f"train(), {name}",
+        "device": device if device == "cpu" else th.cuda.get_device_name(),
+        "milliseconds": {kind: round(1000 * median, 1) for kind, median in medians.items()},
+        "peak_mb": {kind: peak_on_gpu(action) for kind, action in actions.items()},
+    }
+
+
+def train_and_wait(model: Algorithm, start: dict[str, Any]) -> None:
+    """
+    Update, and wait until the GPU has done so.
+
+    :param model: with a filled buffer
+    :param start: parameters and optimizer state to start from
+    """
+    train_again(model, start)
+    if model.device.type == "cuda":
+        th.cuda.synchronize()
+
+
+def peak_on_gpu(action: Callable[[], Any]) -> int | None:
+    """
+    Measure the memory that torch allocates beyond what it holds already.
+
+    :param action: what to run once
+    :return: in MB; ``None`` without a GPU
+    """
+    if not th.cuda.is_available():
+        return None
+    th.cuda.reset_peak_memory_stats()
+    before = th.cuda.memory_allocated()
+    action()
+    return (th.cuda.max_memory_allocated() - before) // 2**20
+
+
 SECTIONS = {
-    f.__name__: f for f in (update, rollout, learn, floor, shares, memory, scaling, recurrent)
+    f.__name__: f for f in (update, rollout, learn, floor, shares, memory, scaling, recurrent, gpu)
 }
 
 
@@ -628,6 +742,10 @@ def row(entry: Entry) -> str:
         figure = f"{ours:.1f} times the environment's own time (sb3_contrib: {theirs:.1f})"
     elif "shares" in entry:
         figure = ", ".join(f"{part} {share:.0%}" for part, share in entry["shares"].items())
+    elif "milliseconds" in entry:
+        times, peaks = entry["milliseconds"], entry["peak_mb"]
+        cells = (f"{kind} {times[kind]} ms, {peaks[kind]} MB" for kind in times)
+        figure = f"{'; '.join(cells)} ({entry['device']})"
     elif "share" in entry:
         peak = entry["bytes"]["sb3_trpo"] / 1e6
         figure = f"{entry['share']:.0%} of sb3_contrib's peak memory ({peak:.0f} MB)"

@@ -31,12 +31,19 @@ from sb3_trpo._sequences import Observations
 # States that are evaluated to find the actor's parts and the memory that a state takes.
 _PROBE_STATES = 16
 
-# Memory that graphs may take where the user sets no number of states, in bytes.
+# Memory that graphs may take where the user sets no number of states: in bytes on the CPU, and as a
+# share of all the memory of a GPU. What happens to be free there would change from run to run, and
+# the rounding with it. A network of convolutions takes about half of it.
 _MEMORY_BUDGET = 480_000_000
+_SHARE_OF_GPU = 0.2
 
 # Memory of the graph of one chunk of images on the CPU, in bytes. Large tensors are slow there:
 # they leave the caches, and the allocator returns their pages to the system.
 _CHUNK_BUDGET = 64_000_000
+
+# Chunks of images that a GPU holds at a time: a product needs as much memory as their graphs, but
+# for one of them only.
+_CHUNKS_ON_GPU = 4
 
 # States in a chunk where every state and output takes a backward pass of its own.
 _FEW_STATES = 8
@@ -137,7 +144,8 @@ class LinearizedActor:
     """
     The actor at θ_k, linearised chunk by chunk.
 
-    Keeps as many linearizations in memory as fit, for later passes. θ must not change meanwhile.
+    Keeps as many linearizations in memory as fit, those of the chunks in ``stay``, for later
+    passes. θ must not change meanwhile.
 
     :param actor: at θ_k
     :param chunks: the chunks that later passes visit again
@@ -145,7 +153,7 @@ class LinearizedActor:
 
     def __init__(self, actor: Actor, chunks: Sequence[ActorBatch]) -> None:
         self.actor = actor
-        self._stay = _first_in_memory(chunks, actor.max_states_in_memory)
+        self.stay = _first_in_memory(chunks, actor.max_states_in_memory)
         self._built: dict[ActorBatch, Linearization] = {}
 
     def at(self, chunk: ActorBatch) -> Linearization:
@@ -157,7 +165,7 @@ class LinearizedActor:
         """
         if chunk not in self._built:
             # Free what does not stay before the next graph is built.
-            for other in self._built.keys() - self._stay:
+            for other in self._built.keys() - self.stay:
                 del self._built[other]
             self._built[chunk] = self.actor.linearize(chunk)
         return self._built[chunk]
@@ -278,7 +286,7 @@ def read_actor(
     :param kl_reduction: ``sum`` for the KL divergence of the joint action, ``mean`` for its average
         over the action dimensions
     :param max_states_per_chunk: states whose graphs are in memory at a time; ``None`` for as many
-        as take about half a GB
+        as take about half a GB, on a GPU up to a fifth of its memory
     :return: the actor
     :raises ValueError: if no parameter that may be trained has an influence on the action
         distribution, or in torch's inference mode
@@ -300,13 +308,15 @@ def read_actor(
         if not _has_closed_form(policy):
             linearization = differentiable(linearization)
     bytes_per_state = probe.bytes_per_state(linearization)
-    in_memory = max_states_per_chunk or _states_in(_MEMORY_BUDGET, bytes_per_state)
+    budget = _memory_budget(parameters[0].device)
+    in_memory = max_states_per_chunk or _states_in(budget, bytes_per_state)
     per_chunk = in_memory
     is_rowwise = isinstance(linearization, RowwiseLinearization)
     if is_rowwise:
         per_chunk = min(in_memory, _FEW_STATES)
-    elif probe.is_of_images and parameters[0].is_cpu:
-        per_chunk = min(in_memory, _states_in(_CHUNK_BUDGET, bytes_per_state))
+    elif probe.is_of_images:
+        of_chunk = _CHUNK_BUDGET if parameters[0].is_cpu else budget // _CHUNKS_ON_GPU
+        per_chunk = min(in_memory, _states_in(of_chunk, bytes_per_state))
     modules = frozenset(probe.modules | _modules_with(policy, parameters))
     kl_scale = 1.0 if kl_reduction == "sum" else 1.0 / _action_dimensions(distribution)
     return Actor(policy, parameters, modules, kl_scale, per_chunk, in_memory, is_rowwise)
@@ -333,6 +343,13 @@ def _parameters_of(
     slopes = th.autograd.grad(attached, candidates, allow_unused=True, retain_graph=True)
     pairs = zip(candidates, slopes, strict=True)
     return tuple(parameter for parameter, slope in pairs if slope is not None)
+
+
+def _memory_budget(device: th.device) -> int:
+    """Return the memory that graphs may take on a device, in bytes."""
+    if device.type != "cuda":
+        return _MEMORY_BUDGET
+    return int(_SHARE_OF_GPU * th.cuda.get_device_properties(device).total_memory)
 
 
 def _states_in(budget: int, bytes_per_state: float) -> int:

@@ -1,6 +1,7 @@
 """The Fisher matrix of the action distribution, as a matrix-vector product."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -8,8 +9,14 @@ import torch as th
 
 from sb3_trpo._actor import LinearizedActor
 from sb3_trpo._batch import ActorBatch
+from sb3_trpo._cuda_graph import as_cuda_graph
+from sb3_trpo._linearization import ClosedForm
 from sb3_trpo._processes import ALONE, Processes
 from sb3_trpo._state_mean import state_mean
+
+# Whether to record the products of one solve in a CUDA graph. It has not been measured on a GPU
+# yet, so it is off unless this environment variable is 1.
+USES_CUDA_GRAPHS = os.environ.get("SB3_TRPO_CUDA_GRAPHS") == "1"
 
 
 @dataclass(frozen=True)
@@ -58,3 +65,21 @@ class FisherProduct:
         weighted = tuple(chunk.weigh(self.linearized.actor.kl_scale * u) for u in cotangent)
         # MJv -> JᵀMJv: the same gradient with respect to the parameters
         return linearization.transposed_product(weighted)
+
+
+def for_one_solve(fisher: FisherProduct, like: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
+    """
+    Choose how to run the products of one solve.
+
+    :param fisher: the product
+    :param like: a vector of the same shape and device
+    :return: the product itself; on a GPU, where CUDA graphs are on and can record it, as a graph
+    """
+    if not (USES_CUDA_GRAPHS and like.is_cuda and fisher.processes.size == 1):
+        return fisher
+    stay = fisher.linearized.stay
+    is_recordable = all(
+        chunk in stay and isinstance(fisher.linearized.at(chunk), ClosedForm)
+        for chunk in fisher.chunks
+    )
+    return as_cuda_graph(fisher, like) if is_recordable else fisher

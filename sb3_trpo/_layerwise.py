@@ -8,6 +8,9 @@ half of what two backward passes through the network cost. For a convolution wit
 outputs, the usual first layer, the Jacobian itself is kept: it is smaller than the slopes, and a
 product is a single matrix multiplication.
 
+All of this pays on a CPU. A GPU does the multiplications faster than it reads the slopes, so there
+autograd takes over, with the convolutions' own backward kernels.
+
 ====  ====================================================================================
 h_l   input of layer l
 o_l   output of layer l, W_l h_l + b_l, a convolution included
@@ -105,9 +108,11 @@ def layerwise(
     :param distribution: evaluated with gradients
     :param parameters: θ
     :param calls: the policy's layers that ran
-    :return: the linearization; ``None`` where autograd is cheaper, or if a parameter is neither the
-        policy's log std nor the weight or bias of a layer that ran once
+    :return: the linearization; ``None`` where autograd is cheaper, as always on a GPU, or if a
+        parameter is neither the policy's log std nor the weight or bias of a layer that ran once
     """
+    if not parameters[0].is_cpu:
+        return None
     nodes, uses = _walk(distribution)
     # Leave out layers that z does not depend on.
     calls = [call for call in calls if call.edge.node in nodes]

@@ -222,13 +222,14 @@ def backtrack(
     if natural.failure is not None:
         return LineSearch(natural.failure)
     originals = [parameter.detach().clone() for parameter in parameters]
+    all_finite = _are_finite(originals, natural.step)
     rejected: list[Candidate] = []
     accepted = False
     try:
         for backtracks in range(max(max_iter, 1)):
             shrinkage = shrinking_factor**backtracks
             _move(parameters, originals, unflatten(natural.step * shrinkage, parameters))
-            can_be_used = all(is_finite(parameter.detach()) for parameter in parameters)
+            can_be_used = all_finite or all(is_finite(p.detach()) for p in parameters)
             candidate = evaluate() if can_be_used else _INVALID
             expected = shrinkage * natural.expected_improvement
             if candidate.is_finite and (max_iter == 0 or accepts(candidate, expected)):
@@ -240,6 +241,16 @@ def backtrack(
             _restore(parameters, originals)
     undefined = all(math.isnan(candidate.kl) for candidate in rejected)
     return LineSearch("kl_is_nan" if undefined else "line_search_failed", backtracks=len(rejected))
+
+
+def _are_finite(parameters: Sequence[th.Tensor], step: th.Tensor) -> bool:
+    """
+    Return whether θ and all candidates on the way to θ + s are sure to be finite.
+
+    The sum of the largest entries bounds them all, and waits for an accelerator only once.
+    """
+    largest = th.stack([parameter.abs().max() for parameter in parameters if parameter.numel()])
+    return float(largest.max() + step.abs().max()) <= th.finfo(step.dtype).max
 
 
 @th.no_grad()

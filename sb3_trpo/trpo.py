@@ -36,7 +36,7 @@ from sb3_trpo._data_parallel import (
 )
 from sb3_trpo._environment import discard_interrupted_step, naming_the_place
 from sb3_trpo._finite import NormalizationStatistics, Reading, check_finite
-from sb3_trpo._fisher import FisherProduct
+from sb3_trpo._fisher import FisherProduct, for_one_solve
 from sb3_trpo._hyperparameters import (
     KL_REDUCTIONS,
     check_ranges,
@@ -670,7 +670,7 @@ class TRPO(OnPolicyAlgorithm):
         fisher = FisherProduct(linearized, fisher_chunks, damping, processes)
         # x = (F + λI)⁻¹g and the full step βx
         step = natural_step(
-            fisher,
+            for_one_solve(fisher, surrogate.gradient),
             surrogate.gradient,
             target_kl,
             self.cg_max_steps,

@@ -1,5 +1,6 @@
 import copy
 import gc
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -448,3 +449,10 @@ def test_only_images_are_cut_into_chunks_that_stay_in_the_caches(
     batch = read_rollout(model.rollout_buffer, model.device, th.float32).actor_batch
     sequences = read_actor(model.policy, batch)
     assert sequences.max_states_per_chunk == sequences.max_states_in_memory
+
+
+def test_a_gpus_memory_budget_is_a_share_of_all_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = types.SimpleNamespace(total_memory=80_000_000_000)
+    monkeypatch.setattr(th.cuda, "get_device_properties", lambda device: card)
+    assert actor_module._memory_budget(th.device("cuda:0")) == 16_000_000_000
+    assert actor_module._memory_budget(th.device("cpu")) == 480_000_000

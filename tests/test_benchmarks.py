@@ -285,6 +285,16 @@ def test_operations_are_counted_however_a_product_is_written(
     assert speed.count_operations(lambda: multiply(*matrices)) == 2 * 3 * 4 * 5
 
 
+def test_every_case_of_the_gpu_section_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    speed = importlib.import_module("speed")
+    for kinds, name, policy, (_, *spaces_), options in speed.ON_GPU:
+        tiny = {**options, "n_steps": 4, "batch_size": 8, "n_critic_updates": 1}
+        entry = speed.time_on("cpu", kinds, name, policy, (2, *spaces_), tiny, repeats=1)
+        assert set(entry["milliseconds"]) == set(kinds)
+        assert "ms" in speed.row(entry)
+
+
 def test_option_experiments_are_the_ones_in_their_readme(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     table = importlib.import_module("options").table()
