@@ -30,11 +30,11 @@ from locomotion import BASELINES as COMPARED
 from locomotion import FOLDER, REPORTED_SEEDS, STEPS, read_all
 from machine import RESULTS, read_result, with_session
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from training import ALGORITHMS, final_return, shipped_hyperparameters
 
 from sb3_trpo.zoo.aggregate import estimate
 from sb3_trpo.zoo.compare import ranges
+from sb3_trpo.zoo.figure_style import COLORS, add_legend, label_steps, new_figure, set_style
 
 EPISODES = 100
 
@@ -77,7 +77,6 @@ PUBLISHED = {
     "Walker2d-v5": "4502 L, Walker2d-v3, sb3-contrib",
 }
 NAMES = {"contrib": "`sb3_contrib.TRPO`", "ppo": "PPO"}
-COLORS = ("C0", "C1", "C7")
 Runs = dict[str, dict[str, list[dict[str, Any]]]]
 """complete runs on the reported seeds, by environment and label"""
 
@@ -267,14 +266,14 @@ def draw_curves(runs: Runs, label: str, path: Path) -> None:
     """
     columns = min(3, max(1, len(runs)))
     rows = max(1, -(-len(runs) // columns))
-    figure = Figure(figsize=(3.2 * columns, 2.5 * rows), layout="constrained")
+    figure = new_figure(3.2 * columns, 2.5 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for ax, (env, by_label) in zip(axes, runs.items(), strict=False):
         _draw_environment(ax, env, by_label, label)
     for ax in list(figure.axes)[len(runs) :]:
         ax.remove()
     if runs:
-        figure.axes[0].legend(frameon=False, fontsize="small")
+        add_legend(figure.axes[0], columns=1)
     figure.savefig(path)
 
 
@@ -282,13 +281,15 @@ def _draw_environment(
     ax: Axes, env: str, by_label: Mapping[str, Sequence[Mapping[str, Any]]], label: str
 ) -> None:
     """Draw one panel."""
-    for name, color in zip((label, *COMPARED), COLORS, strict=True):
+    set_style(ax)
+    for name, color in zip((label, *COMPARED), COLORS, strict=False):
         if by_label.get(name):
-            steps = np.array(by_label[name][0]["curve_steps"]) / 1e6
+            steps = np.array(by_label[name][0]["curve_steps"])
             mean, low, high = estimate(np.array([run["curve"] for run in by_label[name]]))
             ax.plot(steps, mean, color, label=NAMES.get(name, "TRPO (ours)").strip("`"))
             ax.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
-    ax.set(title=env, xlabel="million steps", ylabel="return")
+    ax.set(title=env, ylabel="return")
+    label_steps(ax)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,12 @@ from sb3_trpo._read_buffer import read_rollout
 from sb3_trpo._surrogate import Surrogate, improvement_and_kl, surrogate_at
 from sb3_trpo._trust_region import NaturalStep, natural_step
 from sb3_trpo._vectors import flatten
+from sb3_trpo.zoo.figure_style import COLORS, new_figure, set_style
 
 IMAGES = Path(__file__).parent / "pages" / "images"
 UPDATE = 20
 TARGET_KL, DAMPING, SHRINK, CG_STEPS = 0.03, 0.1, 0.8, 15
-BLUE, RED, GREY = "#4477aa", "#cc3311", "#777777"
+BLUE, RED, _, _, ORANGE, _, GREY = COLORS
 
 Array = npt.NDArray[np.float64]
 
@@ -139,7 +140,6 @@ def draw_line_search(update: Update) -> None:
     _mark_candidates(update, upper, lower)
     for axes in (upper, lower):
         axes.legend(fontsize="small", frameon=False)
-        axes.grid(alpha=0.3)
     figure.savefig(IMAGES / "line_search.png")
 
 
@@ -169,6 +169,7 @@ def draw_plane(update: Update) -> None:
     values = np.array([[update.at(float(x) * x_axis + float(y) * y_axis) for x in xs] for y in ys])
     model = _quadratic_model(fisher, x_axis, y_axis, xs, ys)
     figure, (axes,) = _panels(rows=1, size=(7, 5.2))
+    axes.grid(visible=False)
     limit = float(np.abs(values[..., 0]).max())
     colours = axes.contourf(xs, ys, values[..., 0], np.linspace(-limit, limit, 25), cmap="RdBu")
     figure.colorbar(colours, label="improvement of the surrogate", format="%.2f")
@@ -202,9 +203,7 @@ def _quadratic_model(
 
 def _arrow(axes: Axes, end: tuple[float, float], text: str) -> None:
     """Draw an arrow from θ_k and say what it is."""
-    axes.annotate(
-        "", end, (0.0, 0.0), arrowprops={"arrowstyle": "-|>", "lw": 2, "color": "#ee9900"}
-    )
+    axes.annotate("", end, (0.0, 0.0), arrowprops={"arrowstyle": "-|>", "lw": 2, "color": ORANGE})
     axes.annotate(text, end, (6, 6), textcoords="offset points", fontsize="small")
 
 
@@ -213,24 +212,24 @@ def draw_conjugate_gradient(update: Update) -> None:
     unit = update.surrogate.gradient / update.surrogate.gradient.norm()
     figure, (axes,) = _panels(rows=1, size=(7, 4))
     counts = range(1, 26)
-    for damping, colour in zip(
-        (0.0, 0.01, 0.1, 1.0), ("#222255", BLUE, "#228833", RED), strict=True
-    ):
+    for damping in (0.0, 0.01, 0.1, 1.0):
         fisher = update.fisher(damping)
         residuals = [conjugate_gradient(fisher, unit, n, 0.0).residual for n in counts]
-        axes.semilogy(counts, residuals, ".-", color=colour, label=f"λ = {damping:g}")
+        axes.semilogy(counts, residuals, ".-", label=f"λ = {damping:g}")
     axes.axvline(CG_STEPS, color=GREY, ls=":", label=f"cg_max_steps = {CG_STEPS}")
     axes.set_xlabel("Fisher products")
     axes.set_ylabel("relative residual  ‖g − (F + λI)x‖ / ‖g‖")
     axes.legend(fontsize="small", frameon=False, title="cg_damping")
-    axes.grid(alpha=0.3)
     figure.savefig(IMAGES / "conjugate_gradient.png")
 
 
 def _panels(rows: int, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
     """Make a figure of axes above one another."""
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
-    return figure, list(np.ravel(figure.subplots(rows, **options)))
+    figure = new_figure(*size)
+    panels = list(np.ravel(figure.subplots(rows, **options)))
+    for axes in panels:
+        set_style(axes)
+    return figure, panels
 
 
 if __name__ == "__main__":
