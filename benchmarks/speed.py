@@ -6,7 +6,7 @@ the medians, sb3_contrib's over ours, so more than 1 means faster. Shared machin
 absolute times. Memory is the peak beyond what the filled rollout buffer takes, each measured in a
 process of its own. On a GPU, section ``gpu``, times and memory are absolute, with the card's name.
 
-    python benchmarks/speed.py update rollout learn floor shares memory scaling recurrent
+    python benchmarks/speed.py update rollout learn floor shares memory large scaling recurrent
     python benchmarks/speed.py gpu --repeats 5
     python benchmarks/speed.py --table
 """
@@ -519,6 +519,14 @@ def peak_memory(kind: str, case: tuple[str, str, Any, dict[str, Any]]) -> int:
     return _status("VmHWM") - before
 
 
+def large(repeats: int) -> list[Entry]:
+    """Measure the same for a large rollout of images, with few products and one critic epoch."""
+    few = {"n_steps": 8192, "cg_max_steps": 2, "n_critic_updates": 1, "batch_size": 1024}
+    envs = partial(random_envs, 8, None, ATARI)
+    case = "CnnPolicy, 65,536 states of 84x84x4", "CnnPolicy", envs, few
+    return [{"work": f"train(), {case[0]}", "bytes": isolated(peak_memory, "sb3_trpo", case)}]
+
+
 def _status(key: str) -> int:
     """Read a number of bytes from the kernel's report on this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -691,7 +699,8 @@ def peak_on_gpu(action: Callable[[], Any]) -> int | None:
 
 
 SECTIONS = {
-    f.__name__: f for f in (update, rollout, learn, floor, shares, memory, scaling, recurrent, gpu)
+    f.__name__: f
+    for f in (update, rollout, learn, floor, shares, memory, large, scaling, recurrent, gpu)
 }
 
 
@@ -746,6 +755,8 @@ def row(entry: Entry) -> str:
         times, peaks = entry["milliseconds"], entry["peak_mb"]
         cells = (f"{kind} {times[kind]} ms, {peaks[kind]} MB" for kind in times)
         figure = f"{'; '.join(cells)} ({entry['device']})"
+    elif "bytes" in entry and "share" not in entry:
+        figure = f"{entry['bytes'] / 1e6:.0f} MB beyond the rollout buffer"
     elif "share" in entry:
         peak = entry["bytes"]["sb3_trpo"] / 1e6
         figure = f"{entry['share']:.0%} of sb3_contrib's peak memory ({peak:.0f} MB)"

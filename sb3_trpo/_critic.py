@@ -62,6 +62,8 @@ class Critic:
         ``None``
     :param mlp: the value network if it is a plain one and its parameters are all that the fit
         moves, else ``None``; the fit then needs no autograd
+    :param max_states_per_chunk: number of states of a minibatch that are evaluated at a time;
+        ``None`` for all, as batch normalisation needs it
     """
 
     policy: ActorCriticPolicy
@@ -69,6 +71,7 @@ class Critic:
     modules: tuple[nn.Module, ...]
     trunk: nn.Module | None
     mlp: Mlp | None
+    max_states_per_chunk: int | None = None
 
     @property
     def least_states(self) -> int:
@@ -113,6 +116,7 @@ def read_critic(
     policy: ActorCriticPolicy,
     actor_parameters: Iterable[nn.Parameter],
     actor_modules: frozenset[nn.Module],
+    max_states_per_chunk: int | None = None,
 ) -> Critic:
     """
     Find the parameters and modules that only the critic uses.
@@ -123,6 +127,7 @@ def read_critic(
     :param policy: a policy in evaluation mode
     :param actor_parameters: the parameters that must not move
     :param actor_modules: the modules that the actor uses
+    :param max_states_per_chunk: number of states that fit into memory; ``None`` for any
     :return: the critic
     """
     held = set(actor_parameters)
@@ -133,7 +138,11 @@ def read_critic(
     plain = read_plain(policy)
     mlp = None if plain is None else plain.critic
     is_whole = mlp is not None and set(mlp.parameters) == set(parameters)
-    return Critic(policy, parameters, modules, trunk, mlp if is_whole else None)
+    if any(isinstance(module, _NormBase) for module in modules):
+        max_states_per_chunk = None
+    return Critic(
+        policy, parameters, modules, trunk, mlp if is_whole else None, max_states_per_chunk
+    )
 
 
 def _fixed_trunk(
@@ -225,7 +234,51 @@ def _loss_by_autograd(critic: Critic) -> Loss:
                 parameter.grad = slope
         return error.detach()
 
-    return loss
+    return loss if critic.max_states_per_chunk is None else _in_chunks(loss, critic)
+
+
+def _in_chunks(loss: Loss, critic: Critic) -> Loss:
+    """Return the loss that evaluates no more states at a time than fit; sequences are not cut."""
+    most = cast(int, critic.max_states_per_chunk)
+
+    def mean(features: Features, returns: th.Tensor) -> th.Tensor:
+        n = len(returns)
+        if n <= most or isinstance(features, tuple):
+            return loss(features, returns)
+        total, gradients = returns.new_zeros(()), _Gradients(critic.parameters)
+        for start in range(0, n, most):
+            part = slice(start, start + most)
+            share = len(returns[part]) / n
+            total += share * loss(select(features, part), returns[part])
+            gradients.add(share)
+        gradients.write()
+        return total
+
+    return mean
+
+
+class _Gradients:
+    """
+    A weighted sum of the parameters' gradients.
+
+    :param parameters: whose ``grad`` is read and written
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._sums: dict[nn.Parameter, th.Tensor] = {}
+
+    def add(self, weight: float) -> None:
+        """Add the present gradients, multiplied by a weight."""
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                start = self._sums.get(parameter, th.zeros_like(parameter))
+                self._sums[parameter] = start.add_(parameter.grad, alpha=weight)
+
+    def write(self) -> None:
+        """Make the sums the parameters' gradients."""
+        for parameter, gradient in self._sums.items():
+            parameter.grad = gradient
 
 
 def _loss_in_closed_form(mlp: Mlp) -> Loss:

@@ -700,7 +700,9 @@ class TRPO(OnPolicyAlgorithm):
         :param rollout: the collected rollout
         :param actor: at its new parameters
         """
-        critic = read_critic(self.policy, actor.parameters, actor.modules)
+        critic = read_critic(
+            self.policy, actor.parameters, actor.modules, actor.max_states_in_memory
+        )
         fit = fit_critic(critic, self._minibatches(rollout, critic), self._processes)
         self._log_critic(rollout, fit)
 

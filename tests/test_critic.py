@@ -126,6 +126,35 @@ def test_fit_with_any_optimizer_equals_sb3s_plain_loop(name: str, optimizer: str
     assert_same_models(ours, theirs)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+@pytest.mark.parametrize("name", ["cnn_box_separate", "dict_box", "box_shared", "beta"])
+def test_minibatches_that_do_not_fit_are_evaluated_in_parts(name: str, optimizer: str) -> None:
+    whole, cut = (collected(name, float64=True, **with_optimizer(optimizer)) for _ in range(2))
+    critic = replace(critic_of(cut), mlp=None, max_states_per_chunk=3)
+    largest: list[int] = []
+    values = critic.values
+
+    def noting(self: Critic, features: Any) -> th.Tensor:
+        result = values(features)
+        largest.append(len(result))
+        return result
+
+    with mock.patch.object(Critic, "values", noting):
+        result = fit_critic(critic, minibatches_of(cut, critic))
+    assert max(largest) == 3
+    other = replace(critic_of(whole), mlp=None)
+    expected = fit_critic(other, minibatches_of(whole, other))
+    assert result.loss == pytest.approx(expected.loss, rel=1e-9)
+    assert_same_models(whole, cut)
+
+
+def test_batch_normalisation_sees_whole_minibatches() -> None:
+    model = collected("batch_norm_separate")
+    actor, _ = actor_and_batch(model)
+    critic = read_critic(model.policy, actor.parameters, actor.modules, max_states_per_chunk=3)
+    assert critic.max_states_per_chunk is None
+
+
 def minibatches_of(model: TRPO, critic: Critic) -> list[Minibatch]:
     np.random.seed(3)
     rollout = rollout_of(model)

@@ -240,3 +240,11 @@ def test_scaling_the_advantages_scales_the_gradient(case: str) -> None:
     plain = surrogate_of(actor, (batch,)).gradient
     scaled = surrogate_of(actor, (replace(batch, advantages=1e6 * batch.advantages),)).gradient
     th.testing.assert_close(scaled, 1e6 * plain, rtol=1e-12, atol=1e-9)
+
+
+def test_what_stays_of_all_chunks_is_in_one_block_of_memory() -> None:
+    actor, batch = actor_and_batch(collected("cnn"))
+    old = surrogate_of(actor, batch.chunks(5)).old
+    assert len(old) == 5
+    for tensors in zip(*((each.ratio, each.entropy, *each.outputs) for each in old), strict=True):
+        assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
