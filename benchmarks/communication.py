@@ -7,6 +7,7 @@ The tables take the messages and the time of one process from ``scaling.py``'s r
 network from its latency and bandwidth.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -211,24 +212,102 @@ class Training:
         alone = self.rollout_seconds + self.update_seconds
         return alone / (alone + seconds_of(self.update, network, processes, reduce))
 
-    def with_more_states(self, times: int) -> "Training":
-        """
-        Collect a longer rollout, and use larger minibatches, as many as before.
 
-        :param times: factor
-        :return: the training
-        """
-        rollout, update = times * self.rollout_seconds, times * self.update_seconds
-        return replace(self, rollout_seconds=rollout, update_seconds=update)
+NETWORKS = {
+    "10 Gbit/s, 50 µs": Network(50e-6, 10e9 / 8),
+    "100 Gbit/s, 10 µs": Network(10e-6, 100e9 / 8),
+}
+PROCESSES = (2, 8, 64, 1000)
+ALGORITHMS: dict[str, AllReduce] = {"ring": ring, "tree": tree}
 
-    def with_fewer_minibatches(self, times: int, share: float) -> "Training":
-        """
-        Send fewer gradients of the critic.
 
-        :param times: factor
-        :param share: of the critic's fit in the update, which shrinks as much
-        :return: the training
-        """
-        update = replace(self.update, minibatches=self.update.minibatches / times)
-        seconds = self.update_seconds * (1 - share + share / times)
-        return replace(self, update=update, update_seconds=seconds)
+def changed(
+    training: Training, states: int = 1, minibatches: int = 1, products: int = 1
+) -> Training:
+    """
+    Change what a training computes and sends.
+
+    :param training: the training; the time of its updates is proportional to the states
+    :param states: factor by which rollouts, and with them minibatches, grow
+    :param minibatches: factor by which there are fewer minibatches, each larger
+    :param products: factor by which there are fewer Fisher products; what this saves is left out
+    :return: the changed training
+    """
+    update = training.update
+    return Training(
+        replace(
+            update,
+            minibatches=update.minibatches / minibatches,
+            products=update.products / products,
+        ),
+        states * training.rollout_seconds,
+        states * training.update_seconds,
+    )
+
+
+def read_training(env: str) -> Training:
+    """
+    Take a training from the result, with rollouts and minibatches of the same size per process.
+
+    :param env: name of the environment
+    :return: the training
+    """
+    entries = json.loads(RESULT.read_text())["entries"]
+    entry = next(e for e in entries if e["env"] == env and e["scaling"].startswith("weak"))
+    seconds = (entry[f"{part}_seconds"]["alone"] for part in ("rollout", "update"))
+    return Training(Update(**entry["update"]), *seconds)
+
+
+def efficiency_table(env: str) -> str:
+    """
+    Carry the model to many processes.
+
+    :param env: name of the environment
+    :return: Markdown; efficiency by network, algorithm and number of processes
+    """
+    training = read_training(env)
+    rows = [
+        [network, algorithm] + [f"{training.efficiency(which, n, reduce):.0%}" for n in PROCESSES]
+        for network, which in NETWORKS.items()
+        for algorithm, reduce in ALGORITHMS.items()
+    ]
+    return _markdown(["network", "all-reduce", *(f"{n:,} processes" for n in PROCESSES)], rows)
+
+
+def remedies_table(env: str, processes: int = 1000) -> str:
+    """
+    Show what a change helps.
+
+    :param env: name of the environment
+    :param processes: their number
+    :return: Markdown; efficiency by change and algorithm, on the slower network
+    """
+    training = read_training(env)
+    network = NETWORKS["10 Gbit/s, 50 µs"]
+    changes = {
+        "as it is": training,
+        "half as many Fisher products": changed(training, products=2),
+        "a fifth of the critic's minibatches": changed(training, minibatches=5),
+        "4 times the rollout, as many minibatches": changed(training, states=4),
+        "both of the last two": changed(training, states=4, minibatches=5),
+    }
+    rows = [
+        [name] + [f"{each.efficiency(network, processes, r):.0%}" for r in ALGORITHMS.values()]
+        for name, each in changes.items()
+    ]
+    return _markdown([f"{processes:,} processes", *ALGORITHMS], rows)
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Write a table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    """Print the tables."""
+    print(efficiency_table("Hopper-v5"), remedies_table("Hopper-v5"), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
