@@ -32,6 +32,8 @@ _ONE = th.ones(())
 
 # Computes a minibatch's loss and writes its gradient into the parameters' ``grad``.
 Loss = Callable[[Features, th.Tensor], th.Tensor]
+# Room for what a minibatch sends, and the part of every parameter's gradient in it.
+_Message = tuple[th.Tensor, tuple[th.Tensor, ...]]
 Closure = Callable[[], float]
 
 
@@ -306,18 +308,26 @@ def _loss_in_closed_form(mlp: Mlp) -> Loss:
 
 def _loss_of_all(loss: Loss, parameters: Sequence[nn.Parameter], processes: Processes) -> Loss:
     """Return the loss whose states, and those of its gradient, are shared among processes."""
+    messages: dict[tuple[nn.Parameter, ...], _Message] = {}
 
     def mean(features: Features, returns: th.Tensor) -> th.Tensor:
-        own = loss(features, returns)
-        moved = [parameter for parameter in parameters if parameter.grad is not None]
-        slopes = [cast(th.Tensor, parameter.grad).flatten() for parameter in moved]
-        n = len(returns)
-        average = processes.mean(n * th.cat([own.reshape(1), *slopes]), n)
-        for parameter, slope in zip(moved, unflatten(average[1:], moved), strict=True):
+        own = loss(features, returns).reshape(1)
+        moved = tuple(parameter for parameter in parameters if parameter.grad is not None)
+        message, slopes = messages.get(moved) or messages.setdefault(moved, _message_of(own, moved))
+        gradient = [cast(th.Tensor, parameter.grad).flatten() for parameter in moved]
+        th.cat([own, *gradient, own.new_ones(1)], out=message).mul_(len(returns))
+        processes.average(message)
+        for parameter, slope in zip(moved, slopes, strict=True):
             parameter.grad = slope
-        return average[0]
+        return message[0].clone()
 
     return mean
+
+
+def _message_of(loss: th.Tensor, parameters: Sequence[nn.Parameter]) -> _Message:
+    """Make room for a loss, its gradient and the number of states, and views of the gradient."""
+    message = loss.new_empty(sum(parameter.numel() for parameter in parameters) + 2)
+    return message, unflatten(message[1:-1], parameters)
 
 
 @contextmanager

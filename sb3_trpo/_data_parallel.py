@@ -133,7 +133,7 @@ def merged_statistics(env: VecEnv | None, processes: Processes) -> Iterator[None
     statistics = running_statistics(env)
     before = [copy(each) for each in statistics]
     yield
-    if processes.size == 1:
+    if processes.size == 1 or not statistics:
         return
     seen = [_since(old, new) for old, new in zip(before, statistics, strict=True)]
     for owner, old, *parts in zip(statistics, before, *processes.gather(seen), strict=True):
@@ -221,12 +221,8 @@ def explained_variance(values: np.ndarray, returns: np.ndarray, processes: Proce
     """
     if processes.size == 1:
         return float(utils.explained_variance(values, returns))
-    variance = _variance(returns, processes)
-    return 1 - _variance(returns - values, processes) / variance if variance > 0 else np.nan
-
-
-def _variance(numbers: np.ndarray, processes: Processes) -> float:
-    """Compute the variance over all processes, in two passes."""
-    own = th.as_tensor(numbers, dtype=th.float64)
-    deviation = own - processes.mean(own.sum(), len(own))
-    return float(processes.mean(deviation.square().sum(), len(own)))
+    own = th.as_tensor(np.stack([returns, returns - values]), dtype=th.float64)
+    n = own.shape[1]
+    deviation = own - processes.mean(own.sum(1), n)[:, None]
+    variance, unexplained = processes.mean(deviation.square().sum(1), n).tolist()
+    return 1 - unexplained / variance if variance > 0 else np.nan

@@ -26,6 +26,15 @@ class Processes:
         """
         return total / weight
 
+    def average(self, sums: th.Tensor) -> None:
+        """
+        Divide, in place, sums over the states of all processes by the last of them.
+
+        :param sums: vector of this process, of one length in all; the last entry is a sum of
+            weights, and is undefined afterwards
+        """
+        sums[:-1].div_(sums[-1])
+
     def total(self, number: float) -> float:
         """
         Add a number of every process.
@@ -97,9 +106,16 @@ class ProcessGroup(Processes):
 
     def mean(self, total: th.Tensor, weight: float) -> th.Tensor:
         """Add sum and weight in one message, then divide."""
-        flat = th.cat([total.flatten(), total.new_tensor([weight])])
-        flat = self._sum(flat.to(self._device)).to(total.device)
-        return (flat[:-1] / flat[-1]).reshape(total.shape)
+        sums = th.cat([total.flatten(), total.new_tensor([weight])])
+        self.average(sums)
+        return sums[:-1].reshape(total.shape)
+
+    def average(self, sums: th.Tensor) -> None:
+        """Add in one message, then divide."""
+        added = self._sum(sums.to(self._device))
+        th.div(added[:-1], added[-1], out=added[:-1])
+        if added is not sums:
+            sums.copy_(added)
 
     def total(self, number: float) -> float:
         """Add in double precision, exact for integers."""

@@ -135,8 +135,9 @@ def minibatches_per_epoch(
     n_states = len(rollout.returns)
     sequences = rollout.critic_sequences
     shares = n_states // least if sequences is None else len(sequences.lengths)
-    most = min(processes.gather(shares))
-    return max(1, min(math.ceil(processes.total(n_states) / batch_size), most))
+    everyone = processes.gather((shares, n_states))
+    most, total = min(each[0] for each in everyone), sum(each[1] for each in everyone)
+    return max(1, min(math.ceil(total / batch_size), most))
 
 
 def _read_in_place(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> Rollout:
