@@ -84,7 +84,7 @@ def test_interrupted_run_goes_on_as_if_nothing_had_happened(
     whole.mkdir()
     folder.mkdir()
     assert start(whole, *words).wait(timeout=300) == 0
-    checkpoints = str(RUN / "checkpoints" / "checkpoint_{}*_steps.zip")
+    checkpoints = str(RUN / "checkpoints" / "checkpoint_{}*_steps_*.zip")
 
     command = start(folder, *words)
     message = end(command, folder, signal.SIGINT, checkpoints.format(4))
@@ -107,7 +107,7 @@ def test_interrupted_run_goes_on_as_if_nothing_had_happened(
     status = command.wait(timeout=300)
     output = (folder / OUTPUT).read_text()
     assert status == 0, output
-    assert re.search(r"Resuming from .*_steps\.zip: \d+ of 30000 steps left", output)
+    assert re.search(r"Resuming from .*_steps_\w+\.zip: \d+ of 30000 steps left", output)
     assert "Final evaluation" in output
     models = [TRPO.load(each / RUN / "CartPole-v1.zip") for each in (whole, folder)]
     parameters = [model.policy.state_dict() for model in models]
