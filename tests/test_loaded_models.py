@@ -223,6 +223,10 @@ def normalized(case: str) -> VecNormalize:
     return envs
 
 
+class OwnNormalize(VecNormalize):
+    """A user's."""
+
+
 class TestVecNormalize:
     def test_comes_back_as_sb3_loads_it(self, tmp_path: Path) -> None:
         path = tmp_path / "vecnormalize.pkl"
@@ -291,6 +295,33 @@ class TestVecNormalize:
         envs.save(str(path))
         with pytest.raises(ValueError, match=message):
             load_vec_normalize(path, toy_envs(CASES["box"], 2))
+
+    @pytest.mark.parametrize("name", ["training", "norm_reward", "norm_obs"])
+    @pytest.mark.parametrize("value", [0, 1, np.False_, np.True_])
+    def test_flags_of_0_and_1_are_taken(self, name: str, value: Any, tmp_path: Path) -> None:
+        path = tmp_path / "vecnormalize.pkl"
+        envs = normalized("box")
+        vars(envs)[name] = value
+        envs.save(str(path))
+        loaded = load_vec_normalize(path, toy_envs(CASES["box"], 2))
+        assert getattr(loaded, name) is bool(value)
+
+    @pytest.mark.parametrize("value", [2, -1, "yes", 0.5])
+    def test_other_flags_are_refused_by_name(self, value: Any, tmp_path: Path) -> None:
+        path = tmp_path / "vecnormalize.pkl"
+        envs = normalized("box")
+        vars(envs)["training"] = value
+        envs.save(str(path))
+        with pytest.raises(ValueError, match=f"training is '{value}'"):
+            load_vec_normalize(path, toy_envs(CASES["box"], 2))
+
+    def test_a_subclass_needs_trust_and_is_told_so(self, tmp_path: Path) -> None:
+        path = tmp_path / "vecnormalize.pkl"
+        OwnNormalize(toy_envs(CASES["box"], 2)).save(str(path))
+        with pytest.raises(ValueError, match=r"OwnNormalize.*trust_checkpoint=True"):
+            load_vec_normalize(path, toy_envs(CASES["box"], 2))
+        loaded = load_vec_normalize(path, toy_envs(CASES["box"], 2), trust_checkpoint=True)
+        assert type(loaded) is OwnNormalize
 
     def test_of_other_environments_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "vecnormalize.pkl"

@@ -118,8 +118,10 @@ def test_interrupted_run_goes_on_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
-def test_second_interruption_exits_at_once(tmp_path: Path) -> None:
-    command = start(tmp_path, *TRAIN, "--hyperparams", "n_steps:1000000")
+@pytest.mark.parametrize("environments", ["dummy", "subproc"])
+def test_second_interruption_exits_at_once_and_quietly(environments: str, tmp_path: Path) -> None:
+    words = ["--vec-env", environments, "--hyperparams", "n_steps:1000000"]
+    command = start(tmp_path, *TRAIN, *words)
     # The first evaluation is in the middle of the only rollout.
     await_file(command, tmp_path, str(RUN / "evaluations.npz"))
     os.killpg(command.pid, signal.SIGINT)
@@ -127,6 +129,10 @@ def test_second_interruption_exits_at_once(tmp_path: Path) -> None:
         time.sleep(0.05)
     os.killpg(command.pid, signal.SIGINT)
     assert command.wait(timeout=20) == 130
+    time.sleep(1)  # for what processes of environments would print
+    output = (tmp_path / OUTPUT).read_text()
+    assert "Traceback" not in output
+    assert "Error" not in output
     assert not (tmp_path / RUN / "CartPole-v1.zip").exists()
 
 
