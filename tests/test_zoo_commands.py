@@ -545,7 +545,9 @@ def test_model_in_play_asks_the_environment_that_was_made_last() -> None:
     envs = [
         DummyVecEnv([lambda: InvalidActionEnvDiscrete(dim=6, n_invalid_actions=5)]) for _ in "ab"
     ]
-    script = SimpleNamespace(create_test_env=lambda which: envs[which], ALGOS=ALGOS)
+    script = SimpleNamespace(
+        get_saved_hyperparams=None, create_test_env=lambda which: envs[which], ALGOS=ALGOS
+    )
 
     class Answer(SimpleNamespace):
         pass

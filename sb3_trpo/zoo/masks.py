@@ -75,7 +75,7 @@ def playing(module: Any, algo: str, is_trusted: bool = False) -> Iterator[None]:
     only. A model loaded within this block asks the environment for its masks, and neither model nor
     statistics run code of their files unless these are trusted.
 
-    :param module: where the script finds ``create_test_env`` and ``ALGOS``
+    :param module: where the script finds these functions of the Zoo, and ``ALGOS``
     :param algo: the algorithm's key in ``rl_zoo3.ALGOS``
     :param is_trusted: whether files may run code
     """
