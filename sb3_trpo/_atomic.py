@@ -34,6 +34,24 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     _sync_folder(target.parent)
 
 
+def is_being_written(temporary: pathlib.Path) -> bool:
+    """
+    Return whether the process that writes a temporary file may be alive.
+
+    :param temporary: of :func:`write_atomically`
+    :return: whether it is; always so on Windows, where nobody can be asked without harm
+    """
+    try:
+        pid = int(temporary.name.removesuffix(TEMPORARY).rpartition(".")[2])
+        if os.name != "nt":
+            os.kill(pid, 0)  # sends nothing
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
+
+
 def saving_path(path: pathlib.Path, suffix: str) -> pathlib.Path:
     """
     Choose the path at which SB3 saves, and make its folder.
@@ -41,8 +59,11 @@ def saving_path(path: pathlib.Path, suffix: str) -> pathlib.Path:
     :param path: that the user gave
     :param suffix: is added to a path that has none
     :return: the path; if it is a folder, one beside it
+    :raises ValueError: if it can only be a folder
     :raises OSError: if the folder cannot be made
     """
+    if path.name in ("", ".."):
+        raise ValueError(f"{str(path)!r} is a folder. Pass the path of a file in it.")
     if not path.suffix:
         path = path.with_name(f"{path.name}.{suffix}")
     if path.is_dir():

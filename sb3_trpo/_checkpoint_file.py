@@ -9,15 +9,18 @@ import hashlib
 import io
 import os
 import pathlib
+import uuid
 import zipfile
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sb3_trpo._atomic import TEMPORARY, write_atomically
+from sb3_trpo._atomic import TEMPORARY, is_being_written, write_atomically
 from sb3_trpo._plain_data import plain_dumps, plain_loads
+from sb3_trpo._training_state import check_state
 
-PATTERN = "checkpoint_*_steps.zip"
+PATTERN = "checkpoint_*_steps_*.zip"
 _MODEL, _STATE = "model.zip", "state"
 _DIGEST = 64  # hexadecimal digits of SHA-256
 _FORMAT = 1
@@ -50,15 +53,25 @@ def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).hexdigest().encode()
 
 
-def path_in(folder: pathlib.Path, num_timesteps: int) -> pathlib.Path:
+def new_run() -> str:
+    """
+    Name a training, so that those that share a folder know their own files.
+
+    :return: a name that no other training has
+    """
+    return uuid.uuid4().hex[:8]
+
+
+def path_in(folder: pathlib.Path, num_timesteps: int, run: str) -> pathlib.Path:
     """
     Name a checkpoint.
 
     :param folder: of the checkpoints
     :param num_timesteps: of the model
+    :param run: from :func:`new_run`
     :return: its path
     """
-    return folder / PATTERN.replace("*", str(num_timesteps))
+    return folder / f"checkpoint_{num_timesteps}_steps_{run}.zip"
 
 
 def write_checkpoint(path: pathlib.Path, content: bytes) -> None:
@@ -76,14 +89,16 @@ def write_checkpoint(path: pathlib.Path, content: bytes) -> None:
         raise OSError(f"{path} did not contain what was written to it")
 
 
-def remove_older(newest: pathlib.Path, keep: int) -> None:
+def remove_older(newest: pathlib.Path, keep: int, runs: Collection[str]) -> None:
     """
-    Remove all but some checkpoints of a folder.
+    Remove all but some of a training's checkpoints; those of other trainings stay.
 
     :param newest: is kept
     :param keep: how many to keep
+    :param runs: the training, and those that it continues
     """
-    others = [path for path in newest.parent.glob(PATTERN) if path != newest]
+    found = [path for run in runs for path in newest.parent.glob(f"checkpoint_*_steps_{run}.zip")]
+    others = [path for path in found if path != newest]
     others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in others[keep - 1 :]:
         path.unlink()
@@ -96,8 +111,9 @@ def remove_temporary(folder: pathlib.Path) -> None:
     :param folder: of the checkpoints
     """
     for path in folder.glob(f".{PATTERN}.*{TEMPORARY}"):
-        with suppress(OSError):
-            path.unlink()
+        if not is_being_written(path):
+            with suppress(OSError):
+                path.unlink()
 
 
 def read_checkpoint(path: pathlib.Path) -> Checkpoint:
@@ -119,6 +135,7 @@ def read_checkpoint(path: pathlib.Path) -> Checkpoint:
     values = plain_loads(state)
     if not isinstance(values, dict) or values.get("format") != _FORMAT:
         raise ValueError("it is not a checkpoint of this version of sb3_trpo")
+    check_state(values)
     return Checkpoint(model, values)
 
 
@@ -154,18 +171,18 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Found:
     """
     path = pathlib.Path(path)
     paths = sorted(path.glob(PATTERN)) if path.is_dir() else [path]
-    whole: dict[pathlib.Path, Checkpoint] = {}
+    times: dict[pathlib.Path, int] = {}
     skipped: dict[pathlib.Path, str] = {}
-    for candidate in paths:
+    for candidate in paths:  # one in memory at a time
         try:
-            whole[candidate] = read_checkpoint(candidate)
+            times[candidate] = read_checkpoint(candidate).state["saved_at"]
         except (ValueError, OSError) as error:
             skipped[candidate] = str(error)
-    if not whole:
+    if not times:
         reasons = "".join(f"; {name}: {reason}" for name, reason in skipped.items())
         raise ValueError(
             f"There is no checkpoint to resume from in {path}{reasons}. Pass a file that "
             f"TrainingCheckpoint wrote, or its folder."
         )
-    newest = max(whole, key=lambda name: int(whole[name].state["saved_at"]))
-    return Found(newest, whole[newest], skipped)
+    newest = max(times, key=lambda name: times[name])
+    return Found(newest, read_checkpoint(newest), skipped)

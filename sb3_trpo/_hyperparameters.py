@@ -1,5 +1,6 @@
 """Allowed hyperparameter values."""
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,19 +12,23 @@ from stable_baselines3.common.utils import LinearSchedule
 
 KL_REDUCTIONS = ("sum", "mean")
 
+# What a value has to be, by name: in words, and as a test.
+Ranges = Mapping[str, tuple[str, Callable[[Any], bool]]]
+
 # Largest number of single precision, in which the update computes. No NaN is below it.
 _LARGEST: float = th.finfo(th.float32).max
 
 
-def check_values(**values: Any) -> None:
+def check_values(ranges: Ranges, values: Mapping[str, Any]) -> None:
     """
-    Refuse a hyperparameter that is out of its range.
+    Refuse a value that is out of its range.
 
-    :param values: hyperparameters by name
+    :param ranges: allowed values by name
+    :param values: values by name
     :raises ValueError: naming the first one that is not allowed, its value and its range
     """
     for name, value in values.items():
-        allowed, is_allowed = RANGES[name]
+        allowed, is_allowed = ranges[name]
         if not is_allowed(value):
             raise ValueError(f"{name} has to be {allowed}, but it is {value!r}.")
 
@@ -36,7 +41,7 @@ def check_ranges(model: object) -> None:
     :raises ValueError: naming the first one that is not allowed, its value and its range
     """
     # SB3 keeps some arguments under other names.
-    check_values(**{name: getattr(model, name) for name in RANGES if hasattr(model, name)})
+    check_values(RANGES, {name: getattr(model, name) for name in RANGES if hasattr(model, name)})
 
 
 def shared_settings(model: object) -> dict[str, Any]:
@@ -117,15 +122,28 @@ def _linear_start(name: str, text: str) -> float:
     raise ValueError(f"{name}={text!r} is no schedule: a string has to be like 'lin_0.02'.")
 
 
-def _is_integer(least: int) -> Callable[[Any], bool]:
-    """Return a test for an integer of at least ``least``."""
+def is_integer(least: int, most: float = math.inf) -> Callable[[Any], bool]:
+    """
+    Return a test for an integer in a range.
+
+    :param least: smallest
+    :param most: largest
+    :return: the test, which NumPy's integers pass and truth values fail
+    """
     return lambda value: (
-        isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= least
+        isinstance(value, (int, np.integer))
+        and not isinstance(value, bool)
+        and least <= int(value) <= most
     )
 
 
-def _is_number(is_allowed: Callable[[float], bool]) -> Callable[[Any], bool]:
-    """Return a test for a finite number in a range."""
+def is_number(is_allowed: Callable[[float], bool] = lambda _: True) -> Callable[[Any], bool]:
+    """
+    Return a test for a finite number of single precision.
+
+    :param is_allowed: further test of the number
+    :return: the test, which NumPy's numbers pass and truth values fail
+    """
 
     def check(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
@@ -135,10 +153,13 @@ def _is_number(is_allowed: Callable[[float], bool]) -> Callable[[Any], bool]:
     return check
 
 
+_is_no_less_than_0 = is_number(lambda number: number >= 0)
+
+
 def _is_number_or_schedule(value: Any) -> bool:
     """Return whether a value is a number of at least 0, a schedule, a string or None."""
-    is_number = _is_number(lambda number: number >= 0)
-    return value is None or isinstance(value, str) or callable(value) or is_number(value)
+    is_schedule = callable(value) and not isinstance(value, type)
+    return value is None or isinstance(value, str) or is_schedule or _is_no_less_than_0(value)
 
 
 def _is_flag(value: Any) -> bool:
@@ -171,8 +192,7 @@ _OF_A_PROCESS = {
     *("stats_window_size", "max_states_per_chunk"),
 }
 
-# Hyperparameter -> the allowed values in words, and as a test.
-RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+RANGES: Ranges = {
     "learning_rate": (
         "a number of at least 0, a schedule, or a string like 'lin_0.001'",
         lambda value: value is not None and _is_number_or_schedule(value),
@@ -181,54 +201,54 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "rollout_buffer_class": ("None or a class like SB3's RolloutBuffer", _is_buffer_class),
     "rollout_buffer_kwargs": ("None or a dict of keyword arguments", _is_options),
     "use_sde": ("True or False", _is_flag),
-    "sde_sample_freq": ("an integer of at least -1", _is_integer(-1)),
+    "sde_sample_freq": ("an integer of at least -1", is_integer(-1)),
     "normalize_advantage": ("True or False", _is_flag),
-    "stats_window_size": ("an integer of at least 1", _is_integer(1)),
+    "stats_window_size": ("an integer from 1 to 2**63 - 1", is_integer(1, 2**63 - 1)),
     "tensorboard_log": (
         "None or a path",
         lambda value: value is None or isinstance(value, (str, os.PathLike)),
     ),
-    "verbose": ("0, 1 or 2", lambda value: _is_flag(value) or _is_integer(0)(value)),
+    "verbose": ("0, 1 or 2", lambda value: _is_flag(value) or is_integer(0)(value)),
     "seed": (
         "None or an integer from 0 to 2**32 - 1",
-        lambda value: value is None or (_is_integer(0)(value) and value < 2**32),
+        lambda value: value is None or (is_integer(0)(value) and value < 2**32),
     ),
     "device": ("'auto' or a device of torch, like 'cpu' or 'cuda:0'", _is_device),
-    "n_steps": ("an integer of at least 1", _is_integer(1)),
-    "batch_size": ("an integer of at least 1", _is_integer(1)),
-    "gamma": ("a number from 0 to 1", _is_number(lambda number: 0 <= number <= 1)),
-    "gae_lambda": ("a number from 0 to 1", _is_number(lambda number: 0 <= number <= 1)),
-    "cg_max_steps": ("an integer of at least 1", _is_integer(1)),
+    "n_steps": ("an integer of at least 1", is_integer(1)),
+    "batch_size": ("an integer of at least 1", is_integer(1)),
+    "gamma": ("a number from 0 to 1", is_number(lambda number: 0 <= number <= 1)),
+    "gae_lambda": ("a number from 0 to 1", is_number(lambda number: 0 <= number <= 1)),
+    "cg_max_steps": ("an integer of at least 1", is_integer(1)),
     "cg_damping": (
         "None, a number of at least 0, a schedule, or a string like 'lin_0.1'",
         _is_number_or_schedule,
     ),
-    "cg_residual_tol": ("a number from 0 to below 1", _is_number(lambda number: 0 <= number < 1)),
+    "cg_residual_tol": ("a number from 0 to below 1", is_number(lambda number: 0 <= number < 1)),
     "data_parallel": ("True or False", _is_flag),
     "damped_step_size": ("True or False", lambda value: isinstance(value, (bool, np.bool_))),
     "line_search_shrinking_factor": (
         "a number between 0 and 1",
-        _is_number(lambda number: 0 < number < 1),
+        is_number(lambda number: 0 < number < 1),
     ),
-    "line_search_max_iter": ("an integer of at least 0", _is_integer(0)),
+    "line_search_max_iter": ("an integer of at least 0", is_integer(0)),
     "line_search_accept_ratio": (
         "a number from 0 to below 1",
-        _is_number(lambda number: 0 <= number < 1),
+        is_number(lambda number: 0 <= number < 1),
     ),
-    "n_critic_updates": ("an integer of at least 0", _is_integer(0)),
+    "n_critic_updates": ("an integer of at least 0", is_integer(0)),
     "target_kl": (
         "None, a number of at least 0, a schedule, or a string like 'lin_0.02'",
         _is_number_or_schedule,
     ),
-    "sub_sampling_factor": ("an integer of at least 1", _is_integer(1)),
-    "fisher_sub_sampling_factor": ("an integer of at least 1", _is_integer(1)),
-    "ent_coef": ("a finite number", _is_number(lambda number: True)),
+    "sub_sampling_factor": ("an integer of at least 1", is_integer(1)),
+    "fisher_sub_sampling_factor": ("an integer of at least 1", is_integer(1)),
+    "ent_coef": ("a finite number", is_number()),
     "kl_reduction": (
         f"one of {KL_REDUCTIONS}",
         lambda value: isinstance(value, str) and value in KL_REDUCTIONS,
     ),
     "max_states_per_chunk": (
         "None or an integer of at least 1",
-        lambda value: value is None or _is_integer(1)(value),
+        lambda value: value is None or is_integer(1)(value),
     ),
 }

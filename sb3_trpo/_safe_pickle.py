@@ -4,7 +4,8 @@ Load values from a pickle that nobody vouches for.
 :mod:`~sb3_trpo._pickle_tree` reads what the pickle describes; this module makes values of it. Of
 what a pickle can name, only two kinds exist here. A few types of values each have a function in
 ``_MAKERS`` that checks what it is given and calls the type's own constructor; ``__reduce__``,
-``__setstate__`` and ``__new__`` are not used. Classes may occur as values: of a module that the
+``__setstate__`` and ``__new__`` are not used. Spaces of the program's own classes are made of
+values alone. Classes may occur as values: of a module that the
 program has already imported, derived from a class that saved models have use for. Functions do
 not exist.
 """
@@ -69,18 +70,23 @@ class FromState:
     Makes an object of its attributes alone.
 
     :param make: makes the object of a dictionary of attributes
-    :param attributes: those that are read; the others may be anything
+    :param attributes: those that are read; the others may be anything. ``None`` for all but the
+        random generator of a space
     """
 
     make: Callable[[dict[str, Any]], Any]
-    attributes: tuple[str, ...]
+    attributes: tuple[str, ...] | None
 
     def of(self, node: Node) -> Node:
         """Return the dictionary of the attributes that are read, of what a pickle describes."""
         state = node.state
         if node.arguments or node.items or node.pairs or not isinstance(state, Node):
             raise UntrustedError("an object that is not made of its attributes")
-        return replace(state, pairs=[pair for pair in state.pairs if pair[0] in self.attributes])
+        return replace(state, pairs=[pair for pair in state.pairs if self._reads(pair[0])])
+
+    def _reads(self, name: Any) -> bool:
+        """Return whether an attribute is read."""
+        return name != "_np_random" if self.attributes is None else name in self.attributes
 
 
 Makers = Mapping[tuple[str, str], Maker | FromState]
@@ -137,7 +143,7 @@ class _Loader:
             return node
         if isinstance(node.kind, str):
             return _CONTAINERS[node.kind](self._parts(node, depth + 1))
-        maker = self.makers.get(_today(node.kind))
+        maker = self.makers.get(_today(node.kind)) or _own_space(node.kind)
         if maker is None:
             raise _refusal(node.kind, "an object made by")
         if isinstance(maker, FromState):
@@ -199,14 +205,19 @@ def class_of(name: Name) -> Any:
     :return: the class
     :raises UntrustedError: if it is not there, or is not one of those that may occur
     """
-    module_name, attribute = _today(name)
-    module = sys.modules.get(module_name)
-    found = module.__dict__.get(attribute) if isinstance(module, ModuleType) else None
+    found = _imported(name)
     if isinstance(found, th.dtype) or (isinstance(found, type) and _may_occur(found)):
         return found
-    if module is None:
+    if _today(name)[0] not in sys.modules:
         raise _refusal(name, "the name of something that this program has not imported:")
     raise _refusal(name, "the name")
+
+
+def _imported(name: Name) -> Any:
+    """Look up what a module that is loaded already has by a name."""
+    module_name, attribute = _today(name)
+    module = sys.modules.get(module_name)
+    return module.__dict__.get(attribute) if isinstance(module, ModuleType) else None
 
 
 def _may_occur(kind: type) -> bool:
@@ -372,7 +383,38 @@ def _dict_space(state: dict[str, Any]) -> spaces.Dict:
     return space
 
 
+def _own_space(name: Name) -> FromState | None:
+    """
+    Find how a space of a class of the program is made, which is derived from one of gymnasium's.
+
+    Gymnasium's part of its attributes is checked, the others are values. No method of it is called.
+    """
+    kind = _imported(name)
+    parents = kind.__mro__ if isinstance(kind, type) else ()
+    base = next((each for each in parents if each in _SPACES), None)
+    if base is None:
+        return None
+
+    def make(state: dict[str, Any]) -> Any:
+        methods = [key for key in state if any(callable(vars(each).get(key)) for each in parents)]
+        if methods:
+            raise UntrustedError(f"a {name} whose method {methods[0]} is replaced")
+        made = object.__new__(kind)
+        vars(made).update({**state, **vars(_SPACES[base].make(state))})
+        return made
+
+    return FromState(make, None)
+
+
 _SHAPED = ("_shape", "shape", "dtype")
+
+_SPACES: dict[type, FromState] = {
+    spaces.Box: FromState(_box, ("low", "high", *_SHAPED)),
+    spaces.Discrete: FromState(_discrete, ("n", "start", *_SHAPED)),
+    spaces.MultiDiscrete: FromState(_multi_discrete, ("nvec", "start", *_SHAPED)),
+    spaces.MultiBinary: FromState(_multi_binary, _SHAPED),
+    spaces.Dict: FromState(_dict_space, ("spaces",)),
+}
 
 # What may be made, by today's module and name.
 _MAKERS: Makers = {
@@ -389,11 +431,7 @@ _MAKERS: Makers = {
     ("pathlib", "PosixPath"): _path,
     ("pathlib", "WindowsPath"): _path,
     ("torch", "Size"): lambda parts: tuple(parts.arguments[0]),
-    ("gymnasium.spaces", "Box"): FromState(_box, ("low", "high", *_SHAPED)),
-    ("gymnasium.spaces", "Discrete"): FromState(_discrete, ("n", "start", *_SHAPED)),
-    ("gymnasium.spaces", "MultiDiscrete"): FromState(_multi_discrete, ("nvec", "start", *_SHAPED)),
-    ("gymnasium.spaces", "MultiBinary"): FromState(_multi_binary, _SHAPED),
-    ("gymnasium.spaces", "Dict"): FromState(_dict_space, ("spaces",)),
+    **{("gymnasium.spaces", kind.__name__): maker for kind, maker in _SPACES.items()},
     ("stable_baselines3.common.utils", "ConstantSchedule"): FromState(_constant_schedule, ("val",)),
     ("stable_baselines3.common.utils", "LinearSchedule"): FromState(
         _linear_schedule, ("start", "end", "end_fraction")

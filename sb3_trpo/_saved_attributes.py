@@ -15,7 +15,7 @@ from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_trpo._hyperparameters import RANGES
+from sb3_trpo._hyperparameters import RANGES, Ranges, is_integer, is_number
 from sb3_trpo._safe_pickle import ByValueError, safe_loads
 
 # Rollout buffers of more bytes are refused.
@@ -165,17 +165,7 @@ def _is_taken(kind: type, name: str) -> bool:
     return owner is None or owner.__module__.partition(".")[0] in _LIBRARIES
 
 
-def _is_integer(least: int, most: int = 2**63 - 1) -> Callable[[Any], bool]:
-    return lambda value: (
-        isinstance(value, (int, np.integer))
-        and not isinstance(value, bool)
-        and least <= int(value) <= most
-    )
-
-
-def _is_number(value: Any) -> bool:
-    is_number = isinstance(value, (float, np.floating)) or _is_integer(-(2**63))(value)
-    return is_number and math.isfinite(value)
+_is_number = is_number()
 
 
 def _is_class_of(base: type) -> Callable[[Any], bool]:
@@ -189,7 +179,7 @@ def _is_mapping(value: Any) -> bool:
 def _are_episodes(value: Any) -> bool:
     """Return whether episode statistics can be averaged."""
     return isinstance(value, collections.deque) and all(
-        isinstance(episode, dict) and _is_number(episode.get("r")) and _is_number(episode.get("l"))
+        isinstance(episode, dict) and all(_is_number(episode.get(name)) for name in "rl")
         for episode in value
     )
 
@@ -217,13 +207,14 @@ def _are_policy_kwargs(value: Any) -> bool:
     )
 
 
-_COUNT = ("a whole number of at least 0", _is_integer(0))
+_COUNT = ("a whole number of at least 0", is_integer(0, 2**63 - 1))
+_HYPERPARAMETERS = "learning_rate", "verbose", "seed", "use_sde", "sde_sample_freq"
 _SPACE = ("a space", lambda value: isinstance(value, spaces.Space))
 _NUMBER = ("a finite number", _is_number)
 
-# Attribute -> what it has to be, in words and as a test. Hyperparameters that are missing here are
+# What an attribute has to be. Hyperparameters that are missing here are
 # checked where the model is built.
-_EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_EXPECTED: Ranges = {
     **dict.fromkeys(
         (
             *("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_episode_num"),
@@ -233,15 +224,11 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     **dict.fromkeys(("observation_space", "action_space"), _SPACE),
     **dict.fromkeys(("start_time", "ent_coef", "vf_coef", "max_grad_norm"), _NUMBER),
-    "n_envs": ("a whole number from 1 to 2**20", _is_integer(1, 2**20)),
-    "_stats_window_size": ("a whole number of at least 1", _is_integer(1)),
+    "n_envs": ("a whole number from 1 to 2**20", is_integer(1, 2**20)),
+    "_stats_window_size": RANGES["stats_window_size"],
     "_current_progress_remaining": _NUMBER,
-    **{name: RANGES[name] for name in ("verbose", "seed", "use_sde", "sde_sample_freq")},
+    **{name: RANGES[name] for name in _HYPERPARAMETERS},
     "_needs_learning_rate": ("True or False", lambda value: isinstance(value, bool)),
-    "learning_rate": (
-        "a number or a schedule",
-        lambda value: (callable(value) and not isinstance(value, type)) or _is_number(value),
-    ),
     "tensorboard_log": (
         "None or a folder",
         lambda value: (
@@ -277,7 +264,7 @@ def check_rollout(attributes: Mapping[str, Any], n_envs: int) -> None:
     :raises ValueError: naming ``n_steps``
     """
     n_steps = attributes.get("n_steps", 1)
-    if not _is_integer(1)(n_steps):
+    if not RANGES["n_steps"][1](n_steps):
         return  # refused where the model is built, as in the constructor
     step = sum(_bytes_of(attributes[f"{name}_space"]) for name in ("observation", "action"))
     size = int(n_steps) * n_envs * (step + 24)

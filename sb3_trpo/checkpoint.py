@@ -12,11 +12,12 @@ import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo._checkpoint_file import (
     Checkpoint,
+    Found,
     find_checkpoint,
+    new_run,
     path_in,
     remove_older,
     remove_temporary,
@@ -24,6 +25,7 @@ from sb3_trpo._checkpoint_file import (
 )
 from sb3_trpo._data_parallel import seed_of
 from sb3_trpo._environment_state import Resumable
+from sb3_trpo._hyperparameters import Ranges, check_values, is_integer, is_number
 from sb3_trpo._plain_data import NotPlainError
 from sb3_trpo._processes import processes_of
 from sb3_trpo._random_states import random_states
@@ -44,6 +46,15 @@ __all__ = ["Resumable", "TrainingCheckpoint", "resume_training"]
 _ALGORITHMS = {kind.__name__: kind for kind in (TRPO, MaskableTRPO, RecurrentTRPO)}
 _ALGORITHMS[MaskableRecurrentTRPO.__name__] = MaskableRecurrentTRPO
 
+_RANGES: Ranges = {
+    "save_path": ("a path", lambda value: isinstance(value, (str, os.PathLike))),
+    "save_freq": (
+        "a number of environment steps of at least 1",
+        lambda value: value == math.inf or is_number(lambda number: number >= 1)(value),
+    ),
+    "keep": ("an integer of at least 1, as the newest file is kept", is_integer(1)),
+}
+
 # Arguments of the interrupted `learn` that the resumed one gets, too.
 _LEARN_ARGUMENTS = ("log_interval", "tb_log_name", "progress_bar", "use_masking")
 
@@ -62,8 +73,8 @@ class TrainingCheckpoint(BaseCallback):
         update's end writes a file
     :param keep: how many files to keep; older ones are removed
     :param verbose: 1 to print the path of each file
-    :raises ValueError: if ``save_freq`` or ``keep`` is below 1, or, when training starts, the
-        folder cannot be made or the model cannot be saved
+    :raises ValueError: if an argument has a wrong value, or, when training starts, the model is of
+        another package, the folder cannot be made or the model cannot be saved
     """
 
     def __init__(
@@ -74,14 +85,12 @@ class TrainingCheckpoint(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        if not save_freq >= 1:
-            raise ValueError(f"save_freq={save_freq} has to be at least 1 environment step.")
-        if keep < 1:
-            raise ValueError(f"keep={keep} has to be at least 1: the newest file is kept.")
+        check_values(_RANGES, {"save_path": save_path, "save_freq": save_freq, "keep": keep})
         self.save_path = pathlib.Path(save_path)
         self.save_freq = save_freq
         self.keep = keep
         self.latest: pathlib.Path | None = None  # the latest file of this object
+        self._runs = [new_run()]  # whose files are removed; those that it continues come first
         self._due = math.inf
         self._in_rollout = False
         self._rollouts = 0  # of this `learn`, those before it was interrupted included
@@ -89,6 +98,12 @@ class TrainingCheckpoint(BaseCallback):
 
     def _init_callback(self) -> None:
         """Make the folder, before training starts."""
+        if not isinstance(self.model, TRPO):
+            raise ValueError(
+                f"TrainingCheckpoint cannot save a {type(self.model).__name__}: it supports "
+                f"{', '.join(_ALGORITHMS)} and classes derived from them. SB3's CheckpointCallback "
+                f"saves the models of other algorithms."
+            )
         try:
             self.save_path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -162,10 +177,10 @@ class TrainingCheckpoint(BaseCallback):
         """
         if self._is_of_another_process():
             return None
-        path = path_in(self.save_path, self.model.num_timesteps)
+        path = path_in(self.save_path, self.model.num_timesteps, self._runs[-1])
         try:
             write_checkpoint(path, self._checkpoint().to_bytes())
-            remove_older(path, self.keep)
+            remove_older(path, self.keep, self._runs)
         except (OSError, NotPlainError) as error:
             latest = f"The latest is {self.latest}." if self.latest else "There is none yet."
             warnings.warn(
@@ -189,12 +204,12 @@ class TrainingCheckpoint(BaseCallback):
 
     def _checkpoint(self) -> Checkpoint:
         """Copy the training."""
-        assert isinstance(self.model, TRPO), f"{type(self.model).__name__} is no TRPO"
+        assert isinstance(self.model, TRPO)
         model = io.BytesIO()
         self.model.save(model)
         learn = {"arguments": self._learn_arguments, "n_calls": self.n_calls}
         state = training_state(self.model) | learn | {"rollouts": self._rollouts}
-        state["extra"] = self._extra()
+        state |= {"runs": self._runs, "extra": self._extra()}
         return Checkpoint(model.getvalue(), state)
 
 
@@ -222,6 +237,7 @@ class _Restore(BaseCallback):
             callback.n_calls = state["n_calls"]
             if isinstance(callback, TrainingCheckpoint):
                 callback._rollouts = state["rollouts"]
+                callback._runs = [*state["runs"], callback._runs[-1]]
         reason = put_training_state(self.model, state)
         if reason is not None:
             warnings.warn(
@@ -262,29 +278,69 @@ def resume_training(
         The ``n_calls`` of callbacks continue from the checkpoint; anything else that they count
         starts anew
     :param device: where to put the policy
-    :param algorithm: class of the model, if it is not one of this package
+    :param algorithm: class of the model; needed if it is not one of this package
     :param load_options: further arguments of ``load``, such as ``data_parallel=True`` in every
         process of a group. Only process 0 continues its episodes
     :return: the trained model
-    :raises ValueError: if there is no checkpoint that is whole, or ``env`` is another one
+    :raises ValueError: if there is no checkpoint that is whole, it is of another class or
+        environment, or it would write its log elsewhere and is not trusted
     """
     found = find_checkpoint(path)
     for skipped, why in found.skipped.items():
         warnings.warn(f"Skipped the checkpoint {skipped}: {why}.", stacklevel=2)
+    model = load_training(found, env, device, algorithm, **load_options)
+    return finish_training(model, found, callback)
+
+
+def load_training(
+    found: Found,
+    env: GymEnv | str,
+    device: th.device | str,
+    algorithm: type[TRPO] | None,
+    **load_options: Any,
+) -> TRPO:
+    """
+    Load the model of a checkpoint, and the states of its environment's wrappers.
+
+    :param found: the checkpoint
+    :param env: as for :func:`resume_training`
+    :param device: as for :func:`resume_training`
+    :param algorithm: as for :func:`resume_training`
+    :param load_options: as for :func:`resume_training`
+    :return: the model, for :func:`finish_training`
+    :raises ValueError: as :func:`resume_training` does
+    """
     state = found.checkpoint.state
-    kind = algorithm or _algorithm(state["algorithm"])
+    kind = _algorithm(found, algorithm)
+    _check_log_name(found, load_options.get("trust_checkpoint", False))
     venv = kind._wrap_env(maybe_make_env(env, 0))
     rank = processes_of(load_options.get("data_parallel", False), th.device("cpu")).rank
-    if rank > 0:
-        state = _in_another_process(state, venv, rank)
-    check_environment(venv, state["environments"])
+    environments = _environments(state, venv, rank)
+    check_environment(venv, environments)
     file = _NamedStream(found.checkpoint.model, str(found.path))
     model = kind.load(file, venv, device, **load_options)
-    left = state["total_timesteps"] - state["num_timesteps"]
-    print(f"Resuming from {found.path}: {max(left, 0)} of {state['total_timesteps']} steps left")
-    put_wrapper_states(venv, state["environments"])
+    model._check_learning_rate()
+    put_wrapper_states(venv, environments)
     if model.seed is not None:  # for new episodes that are not those of the training's start
         venv.seed(seed_of(rank, (model.seed + model.num_timesteps) % 2**32))
+    return model
+
+
+def finish_training(model: TRPO, found: Found, callback: MaybeCallback) -> TRPO:
+    """
+    Finish the ``learn`` of a checkpoint.
+
+    :param model: from :func:`load_training`
+    :param found: the checkpoint
+    :param callback: as for :func:`resume_training`
+    :return: the trained model
+    """
+    state, rank = found.checkpoint.state, model._processes.rank
+    if rank > 0:
+        environments = _environments(state, model.env, rank)
+        state = state | {"environments": environments, "noise": {}, "random": random_states()}
+    left = state["total_timesteps"] - state["num_timesteps"]
+    print(f"Resuming from {found.path}: {max(left, 0)} of {state['total_timesteps']} steps left")
     callbacks = list(_callbacks(callback))
     restore = _Restore(state, callbacks)
     return model.learn(
@@ -305,22 +361,42 @@ class _NamedStream(io.BytesIO):
         self.name = name
 
 
-def _in_another_process(state: dict[str, Any], venv: VecEnv, rank: int) -> dict[str, Any]:
+def _environments(state: dict[str, Any], venv: Any, rank: int) -> dict[str, Any]:
     """Leave out what only the process that wrote a checkpoint can continue with."""
-    environments = state["environments"] | {
+    environments: dict[str, Any] = state["environments"]
+    if rank == 0:
+        return environments
+    return environments | {
         "num_envs": venv.num_envs,
-        "wrappers": [None] * len(state["environments"]["wrappers"]),
+        "wrappers": [None] * len(environments["wrappers"]),
         "reason": f"those of the checkpoint are of process 0, and this is process {rank}",
     }
-    return state | {"environments": environments, "noise": {}, "random": random_states()}
 
 
-def _algorithm(name: str) -> type[TRPO]:
+def _check_log_name(found: Found, is_trusted: bool) -> None:
+    """Refuse a name with which TensorBoard's log would leave its folder."""
+    name = pathlib.PurePath(found.checkpoint.state["arguments"].get("tb_log_name", ""))
+    if not is_trusted and (name.is_absolute() or ".." in name.parts):
+        raise ValueError(
+            f"{found.path} was not resumed: its tb_log_name={str(name)[:80]!r} leaves the folder "
+            f"of the log. If the file is your own, pass trust_checkpoint=True."
+        )
+
+
+def _algorithm(found: Found, given: Any) -> type[TRPO]:
     """Find the class of a checkpoint's model."""
+    name = found.checkpoint.state["algorithm"]
+    if given is not None:
+        if not (isinstance(given, type) and issubclass(given, TRPO) and given.__name__ == name):
+            raise ValueError(
+                f"{found.path} was not resumed: it is of a {name}, and algorithm={given!r} is "
+                f"another class, or not derived from TRPO. Pass the class of that model."
+            )
+        return given
     if name not in _ALGORITHMS:
         raise ValueError(
-            f"The checkpoint is of a {name}, which sb3_trpo does not have. Pass its class as "
-            f"algorithm."
+            f"{found.path} was not resumed: it is of a {name}, which sb3_trpo does not have. Pass "
+            f"its class as algorithm."
         )
     return _ALGORITHMS[name]
 

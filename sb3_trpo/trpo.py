@@ -39,6 +39,7 @@ from sb3_trpo._finite import NormalizationStatistics, Reading, check_finite
 from sb3_trpo._fisher import FisherProduct, for_one_solve
 from sb3_trpo._hyperparameters import (
     KL_REDUCTIONS,
+    RANGES,
     check_ranges,
     check_values,
     parse_schedule,
@@ -239,15 +240,16 @@ class TRPO(OnPolicyAlgorithm):
         data_parallel: bool = False,
     ) -> None:
         # SB3 uses these before `_setup_model` checks all.
-        check_values(
-            policy_kwargs=policy_kwargs,
-            rollout_buffer_kwargs=rollout_buffer_kwargs,
-            use_sde=use_sde,
-            stats_window_size=stats_window_size,
-            verbose=verbose,
-            device=device,
-            data_parallel=data_parallel,
-        )
+        early: dict[str, Any] = {
+            "policy_kwargs": policy_kwargs,
+            "rollout_buffer_kwargs": rollout_buffer_kwargs,
+            "use_sde": use_sde,
+            "stats_window_size": stats_window_size,
+            "verbose": verbose,
+            "device": device,
+            "data_parallel": data_parallel,
+        }
+        check_values(RANGES, early)
         is_first = processes_of(data_parallel, th.device("cpu")).rank == 0
         super().__init__(
             policy,
@@ -427,6 +429,16 @@ class TRPO(OnPolicyAlgorithm):
                 f"{fewest}."
             )
 
+    def _check_learning_rate(self) -> None:
+        """Refuse to train with what stands for a learning rate that was left in its file."""
+        if self._needs_learning_rate:
+            raise ValueError(
+                "The learning_rate of this model was a function, which is not taken from a file "
+                "that is not trusted. To train on, pass learning_rate=... to load or "
+                "resume_training (a number, SB3's LinearSchedule or 'lin_0.001') or, if you made "
+                "the file yourself, trust_checkpoint=True, which lets the file run any code."
+            )
+
     def _setup_learn(
         self,
         total_timesteps: int,
@@ -436,13 +448,7 @@ class TRPO(OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         """Prepare training as SB3 does, with no step pending and finite VecNormalize statistics."""
-        if self._needs_learning_rate:
-            raise ValueError(
-                "The learning_rate of this model was a function, which is not taken from a file "
-                "that is not trusted. To train on, pass learning_rate=... to load or "
-                "resume_training (a number, SB3's LinearSchedule or 'lin_0.001') or, if you made "
-                "the file yourself, trust_checkpoint=True, which lets the file run any code."
-            )
+        self._check_learning_rate()
         self._iterations_before = 0
         processes = self._processes
         settings = {"total_timesteps": total_timesteps, "reset_num_timesteps": reset_num_timesteps}
@@ -829,6 +835,7 @@ class TRPO(OnPolicyAlgorithm):
         :param path: path, to which ``.zip`` is added if it has no suffix, or a stream
         :param exclude: further attributes to leave out
         :param include: attributes to save that are left out by default
+        :raises ValueError: if ``path`` has no name, as ``"."`` has none
         :raises OSError: if the file cannot be written; the one that was there is as before
         """
         if not isinstance(path, (str, pathlib.Path)):

@@ -1,8 +1,13 @@
 """Training survives interruptions, and what is left of a killed process is never half a file."""
 
+import contextlib
 import errno
 import os
 import pathlib
+import re
+import subprocess
+import sys
+import weakref
 import zipfile
 from collections.abc import Callable
 from copy import deepcopy
@@ -14,6 +19,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, EvalCallback
 from stable_baselines3.common.logger import KVWriter
 from stable_baselines3.common.monitor import Monitor
@@ -33,8 +39,10 @@ from sb3_trpo import (
     MaskableTRPO,
     RecurrentTRPO,
     TrainingCheckpoint,
+    _checkpoint_file,
     resume_training,
 )
+from sb3_trpo._checkpoint_file import Checkpoint, find_checkpoint, read_checkpoint
 from sb3_trpo.checkpoint import Resumable
 from tests.environments import (
     DICT,
@@ -182,7 +190,14 @@ def assert_same_statistics(one: TRPO, other: TRPO) -> None:
 
 
 def checkpoints(folder: pathlib.Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """List a folder, without the part of the names that differs between trainings."""
+    return sorted(re.sub(r"_steps_\w+", "_steps", path.name) for path in folder.iterdir())
+
+
+def checkpoint_at(folder: pathlib.Path, steps: int) -> pathlib.Path:
+    """Find the one checkpoint of a step."""
+    (path,) = folder.glob(f"checkpoint_{steps}_steps_*.zip")
+    return path
 
 
 @by_case
@@ -269,6 +284,86 @@ def test_new_run_in_the_folder_of_a_longer_one_is_the_newest(tmp_path: pathlib.P
     make_model(TOY).learn(STEPS, TrainingCheckpoint(tmp_path, STEPS))
     make_model(TOY).learn(64, TrainingCheckpoint(tmp_path, 64, keep=5))
     assert resume_training(tmp_path, TOY[2](), device="cpu").num_timesteps == 64
+
+
+def test_trainings_that_share_a_folder_keep_each_others_files(tmp_path: pathlib.Path) -> None:
+    for _ in range(2):
+        make_model(TOY).learn(256, TrainingCheckpoint(tmp_path, 64, keep=1))
+    assert checkpoints(tmp_path) == ["checkpoint_256_steps.zip"] * 2
+
+
+def test_resumed_training_removes_the_files_that_it_continues(tmp_path: pathlib.Path) -> None:
+    interrupted(TOY, tmp_path)
+    for at in (400, STEPS):
+        checkpoint = TrainingCheckpoint(tmp_path, 64, keep=1)
+        with contextlib.suppress(InterruptionError):
+            resume_training(tmp_path, TOY[2](), [checkpoint, Interrupt(at + 1)], "cpu")
+    assert checkpoints(tmp_path) == [f"checkpoint_{STEPS}_steps.zip"]
+
+
+def test_only_one_checkpoint_is_kept_in_memory(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(TOY).learn(STEPS, TrainingCheckpoint(tmp_path, 64, keep=8))
+    found: list[weakref.ref[Any]] = []
+
+    def counted(path: pathlib.Path) -> Any:
+        assert sum(each() is not None for each in found) <= 1
+        checkpoint = read_checkpoint(path)
+        found.append(weakref.ref(checkpoint))
+        return checkpoint
+
+    monkeypatch.setattr(_checkpoint_file, "read_checkpoint", counted)
+    assert find_checkpoint(tmp_path).checkpoint.state["num_timesteps"] == STEPS
+    assert len(found) == 9  # the newest again
+
+
+def rewritten(path: pathlib.Path, **changes: Any) -> pathlib.Path:
+    """Change the state in a checkpoint, with a checksum that fits."""
+    checkpoint = read_checkpoint(path)
+    path.write_bytes(Checkpoint(checkpoint.model, checkpoint.state | changes).to_bytes())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("arguments", {"tb_log_name": value}) for value in ("../out", "/tmp/out", "a/../..", 3)),
+        *(("arguments", {"log_interval": value}) for value in ("1", 0, True, 1.5)),
+        ("arguments", {"progress_bar": "yes"}),
+        ("arguments", {"use_masking": 3}),
+        ("arguments", {"callback": None}),
+        ("arguments", [1]),
+        *(("algorithm", value) for value in (3, "PPO", "MaskableTRPO")),
+        *((name, "8") for name in ("num_timesteps", "total_timesteps", "rollouts", "n_calls")),
+        *(("total_timesteps", value) for value in (-1, 1.5, 2**63)),
+        *((name, [3]) for name in ("environments", "last", "noise", "random")),
+        ("environments", {"names": []}),
+    ],
+)
+def test_state_of_other_kinds_is_refused_by_name(
+    name: str, value: Any, tmp_path: pathlib.Path
+) -> None:
+    interrupted(TOY, tmp_path)
+    path = rewritten(checkpoint_at(tmp_path, 256), **{name: value})
+    names = value if name == "arguments" and isinstance(value, dict) else [name]
+    with pytest.raises(ValueError, match=rf"{path.name}.*{next(iter(names))}"):
+        resume_training(path, TOY[2](), device="cpu", algorithm=TRPO)
+
+
+def test_log_name_of_an_own_run_needs_trust_to_leave_its_folder(tmp_path: pathlib.Path) -> None:
+    interrupted(TOY, tmp_path)
+    path = rewritten(checkpoint_at(tmp_path, 256), arguments={"tb_log_name": "../own"})
+    resume_training(path, TOY[2](), device="cpu", trust_checkpoint=True)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, MaskableTRPO, "TRPO"])
+def test_class_that_is_not_that_of_the_checkpoint_is_refused(
+    algorithm: Any, tmp_path: pathlib.Path
+) -> None:
+    interrupted(TOY, tmp_path)
+    with pytest.raises(ValueError, match=r"algorithm"):
+        resume_training(tmp_path, TOY[2](), algorithm=algorithm)
 
 
 def test_callbacks_count_on(tmp_path: pathlib.Path) -> None:
@@ -471,19 +566,19 @@ def test_environments_in_processes_resume_if_they_are_resumable(
 def test_damaged_files_are_skipped_and_named(tmp_path: pathlib.Path) -> None:
     whole = make_model(TOY).learn(STEPS)
     interrupted(TOY, tmp_path)
-    newest = tmp_path / "checkpoint_320_steps.zip"
+    newest = tmp_path / "checkpoint_320_steps_of_it.zip"
     interrupted(TOY, tmp_path / "other", at=200)
-    content = (tmp_path / "checkpoint_256_steps.zip").read_bytes()
+    content = checkpoint_at(tmp_path, 256).read_bytes()
     for size in (0, 10, len(content) // 2, len(content) - 1):
         newest.write_bytes(content[:size])
-        with pytest.warns(UserWarning, match=r"Skipped .*_320_steps\.zip: its checksum is wrong"):
+        with pytest.warns(UserWarning, match=r"Skipped .*_of_it\.zip: its checksum is wrong"):
             resumed = resume_training(tmp_path, TOY[2](), device="cpu")
         assert_same(whole, resumed)
 
 
 def test_every_flipped_byte_is_noticed(tmp_path: pathlib.Path) -> None:
     interrupted(TOY, tmp_path)
-    path = tmp_path / "checkpoint_256_steps.zip"
+    path = checkpoint_at(tmp_path, 256)
     content = path.read_bytes()
     for position in np.random.default_rng(0).integers(len(content), size=50):
         damaged = bytearray(content)
@@ -593,9 +688,15 @@ def test_older_file_is_kept_when_the_new_one_reads_back_differently(
 def test_folder_is_made_and_what_killed_processes_left_is_removed(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
-    (folder / ".checkpoint_64_steps.zip.123.tmp").write_bytes(b"half")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    living = f".checkpoint_64_steps_b.zip.{os.getppid()}.tmp"
+    for name in (f".checkpoint_64_steps_a.zip.{ended.pid}.tmp", living):
+        (folder / name).write_bytes(b"half")
     make_model(TOY).learn(64, TrainingCheckpoint(folder, 64))
-    assert checkpoints(folder) == ["checkpoint_64_steps.zip"]
+    assert len(list(folder.iterdir())) == 2
+    assert (folder / living).is_file()
+    assert checkpoint_at(folder, 64).is_file()
 
 
 def test_folder_that_cannot_be_made_is_refused_before_training(tmp_path: pathlib.Path) -> None:
@@ -607,15 +708,37 @@ def test_folder_that_cannot_be_made_is_refused_before_training(tmp_path: pathlib
     assert model.num_timesteps == 0
 
 
-@pytest.mark.parametrize(("name", "value"), [("save_freq", 0), ("save_freq", -5), ("keep", 0)])
-def test_numbers_below_one_are_refused(name: str, value: int) -> None:
-    with pytest.raises(ValueError, match=f"{name}={value} has to be at least 1"):
-        TrainingCheckpoint("folder", **{"save_freq": 10, name: value})
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("save_freq", value) for value in (0, -5, float("nan"), "16", None, True)),
+        *(("keep", value) for value in (0, 1.5, "3", None, True)),
+        *(("save_path", value) for value in (None, 3, b"folder")),
+    ],
+)
+def test_arguments_of_wrong_values_are_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name} has to be .*, but it is {value!r}"):
+        TrainingCheckpoint(**{"save_path": "folder", "save_freq": 10, name: value})
+
+
+def test_numbers_of_numpy_are_taken(tmp_path: pathlib.Path) -> None:
+    numbers: dict[str, Any] = {"save_freq": np.int64(64), "keep": np.int32(1)}
+    checkpoint = TrainingCheckpoint(tmp_path, **numbers)
+    make_model(TOY).learn(128, checkpoint)
+    assert checkpoints(tmp_path) == ["checkpoint_128_steps.zip"]
+
+
+def test_algorithms_of_others_are_refused_before_they_train(tmp_path: pathlib.Path) -> None:
+    model = PPO("MlpPolicy", TOY[2](), n_steps=32, batch_size=32)
+    with pytest.raises(ValueError, match=r"PPO.*TRPO, MaskableTRPO, RecurrentTRPO"):
+        model.learn(64, TrainingCheckpoint(tmp_path / "new", 64))
+    assert model.num_timesteps == 0
+    assert not (tmp_path / "new").exists()
 
 
 def test_checkpoint_holds_no_pickle_outside_of_the_model(tmp_path: pathlib.Path) -> None:
     interrupted(TOY, tmp_path)
-    with zipfile.ZipFile(tmp_path / "checkpoint_256_steps.zip") as archive:
+    with zipfile.ZipFile(checkpoint_at(tmp_path, 256)) as archive:
         assert archive.namelist() == ["model.zip", "state"]
         state = archive.read("state")
     assert state[8:9] == b"{"
@@ -678,6 +801,16 @@ def test_saved_file_is_named_as_sb3_names_it(tmp_path: pathlib.Path) -> None:
         model.save(tmp_path / "d")
     for name in ("a.zip", "b.model", "new/c.zip", "d.zip_2.zip"):
         assert not changed(state_of(model), state_of(TRPO.load(tmp_path / name)))
+
+
+@pytest.mark.parametrize("path", [".", "..", "", "new/..", pathlib.Path(), "/"])
+def test_folder_without_a_name_is_refused_before_anything_is_written(
+    path: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"is a folder.*Pass the path of a file"):
+        make_model(TOY).save(path)
+    assert checkpoints(tmp_path) == []
 
 
 def test_symbolic_link_stays_one(tmp_path: pathlib.Path) -> None:

@@ -1,22 +1,24 @@
 """Models that are worth loading do load without trust, predict the same and train on."""
 
 import os
+import subprocess
 import warnings
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import sb3_contrib
 import torch as th
-from stable_baselines3 import PPO
+from gymnasium import spaces
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_trpo import TRPO, load_vec_normalize
 from tests.cases import CASES, toy_envs, toy_model
-from tests.environments import changed, state_of
+from tests.environments import ToyEnv, changed, state_of
 from tests.hostile import GADGETS, Call, unpack
 from tests.hostile import changed as with_attributes
 from tests.published import (
@@ -141,6 +143,71 @@ def test_a_learning_rate_that_is_a_function_serves_prediction(protocol: int) -> 
     assert chosen.learning_rate == 0.1
 
 
+class NamedBox(spaces.Box):
+    """A space of the program's own, whose methods note that they were called."""
+
+    calls: ClassVar[list[str]] = []
+
+    def __init__(self, *arguments: Any, names: list[str]) -> None:
+        self.calls.append("__init__")
+        super().__init__(*arguments)
+        self.names = names
+
+    def __setstate__(self, state: Any) -> None:
+        self.calls.append("__setstate__")
+        super().__setstate__(state)
+
+
+class NamedActions(spaces.Discrete):
+    """Actions of the program's own."""
+
+
+def own_envs() -> DummyVecEnv:
+    box = NamedBox(-np.ones(3, np.float32), np.ones(3, np.float32), names=["a", "b", "c"])
+    return DummyVecEnv([lambda: ToyEnv(box, NamedActions(2, start=0))] * 2)
+
+
+def test_spaces_of_the_programs_own_classes_are_made_without_calling_them() -> None:
+    envs, file = own_envs(), BytesIO()
+    model = TRPO("MlpPolicy", envs, n_steps=32, batch_size=32, device="cpu").learn(64)
+    envs.observation_space.sample()  # which makes a random generator
+    model.save(file)
+    file.seek(0)
+    NamedBox.calls.clear()
+    loaded = TRPO.load(file, device="cpu")
+    assert NamedBox.calls == []
+    assert type(loaded.observation_space) is NamedBox
+    assert type(loaded.action_space) is NamedActions
+    assert (loaded.observation_space, loaded.action_space) == (
+        envs.observation_space,
+        envs.action_space,
+    )
+    assert loaded.observation_space.names == ["a", "b", "c"]
+    assert loaded.observation_space.contains(loaded.observation_space.sample())
+    loaded.set_env(envs)
+    loaded.learn(64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"names": subprocess.Popen}, "Popen"),
+        ({"sample": 3}, "method sample is replaced"),
+        ({"low": np.zeros(7, np.float32)}, "damaged"),
+        ({"low": "low"}, "bounds are not arrays"),
+    ],
+    ids=str,
+)
+def test_a_space_of_the_programs_own_class_is_checked(changes: dict[str, Any], told: str) -> None:
+    envs, file = own_envs(), BytesIO()
+    model = TRPO("MlpPolicy", envs, n_steps=32, batch_size=32, device="cpu")
+    vars(model.observation_space).update(changes)
+    model.save(file)
+    file.seek(0)
+    with pytest.raises(ValueError, match=told):
+        TRPO.load(file, device="cpu")
+
+
 def test_layers_that_actor_and_critic_shared_are_named() -> None:
     contrib = toy_model("box", kind=sb3_contrib.TRPO)
     content = published(contrib, 4, policy_kwargs={"net_arch": [8, {"pi": [8], "vf": [8]}]})
@@ -154,6 +221,10 @@ def normalized(case: str) -> VecNormalize:
     for _ in range(20):
         envs.step(np.stack([envs.action_space.sample() for _ in range(2)]))
     return envs
+
+
+class OwnNormalize(VecNormalize):
+    """A user's."""
 
 
 class TestVecNormalize:
@@ -225,6 +296,33 @@ class TestVecNormalize:
         with pytest.raises(ValueError, match=message):
             load_vec_normalize(path, toy_envs(CASES["box"], 2))
 
+    @pytest.mark.parametrize("name", ["training", "norm_reward", "norm_obs"])
+    @pytest.mark.parametrize("value", [0, 1, np.False_, np.True_])
+    def test_flags_of_0_and_1_are_taken(self, name: str, value: Any, tmp_path: Path) -> None:
+        path = tmp_path / "vecnormalize.pkl"
+        envs = normalized("box")
+        vars(envs)[name] = value
+        envs.save(str(path))
+        loaded = load_vec_normalize(path, toy_envs(CASES["box"], 2))
+        assert getattr(loaded, name) is bool(value)
+
+    @pytest.mark.parametrize("value", [2, -1, "yes", 0.5])
+    def test_other_flags_are_refused_by_name(self, value: Any, tmp_path: Path) -> None:
+        path = tmp_path / "vecnormalize.pkl"
+        envs = normalized("box")
+        vars(envs)["training"] = value
+        envs.save(str(path))
+        with pytest.raises(ValueError, match=f"training is '{value}'"):
+            load_vec_normalize(path, toy_envs(CASES["box"], 2))
+
+    def test_a_subclass_needs_trust_and_is_told_so(self, tmp_path: Path) -> None:
+        path = tmp_path / "vecnormalize.pkl"
+        OwnNormalize(toy_envs(CASES["box"], 2)).save(str(path))
+        with pytest.raises(ValueError, match=r"OwnNormalize.*trust_checkpoint=True"):
+            load_vec_normalize(path, toy_envs(CASES["box"], 2))
+        loaded = load_vec_normalize(path, toy_envs(CASES["box"], 2), trust_checkpoint=True)
+        assert type(loaded) is OwnNormalize
+
     def test_of_other_environments_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "vecnormalize.pkl"
         normalized("box").save(str(path))
@@ -263,3 +361,39 @@ def test_other_on_policy_models_are_as_safe_on_the_command_line(tmp_path: Path) 
     assert not canary.exists()
     with pytest.raises(UsageError, match="--trust-checkpoint"):
         Builder("sac").load(path)
+
+
+@pytest.mark.parametrize(
+    ("algo", "kind", "name"),
+    [
+        *(("ppo", PPO, name) for name in ("learning_rate", "clip_range", "clip_range_vf")),
+        ("a2c", A2C, "learning_rate"),
+        ("trpo", TRPO, "learning_rate"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The saved learning_rate is a function")
+def test_a_function_is_replaced_or_trusted_before_training_on(
+    algo: str, kind: Any, name: str, tmp_path: Path
+) -> None:
+    from sb3_trpo.zoo.builder import Builder
+    from sb3_trpo.zoo.errors import UsageError
+
+    envs, path = toy_envs(CASES["box"], 2), tmp_path / "model.zip"
+    options: dict[str, Any] = {} if kind is A2C else {"batch_size": 32}
+    options[name] = lambda progress: 0.1 * progress
+    model: Any = kind("MlpPolicy", envs, n_steps=32, **options)
+    model.learn(64).save(path)
+    predicting: Any = Builder(algo).load(path)
+    observation = envs.reset()
+    np.testing.assert_array_equal(
+        *(m.predict(observation, deterministic=True)[0] for m in (model, predicting))
+    )
+    assert kind is TRPO or "_needs_learning_rate" not in vars(predicting)
+    with pytest.raises(UsageError, match=rf"--hyperparams {name}:.*--trust-checkpoint"):
+        Builder(algo).load(path, env=envs)
+    chosen: Any = Builder(algo).load(path, env=envs, **{name: 0.05})
+    trusted: Any = Builder(algo, is_trusted=True).load(path, env=envs)
+    schedule = "lr_schedule" if name == "learning_rate" else name
+    assert getattr(chosen, schedule)(0.5) == 0.05
+    assert getattr(trusted, schedule)(0.5) == 0.05
+    chosen.learn(64)

@@ -124,7 +124,7 @@ def test_package_of_the_user_is_found_in_the_current_folder(
 def test_continue_trains_the_chosen_model_with_the_settings_of_its_run(
     packages: list[str], normalized_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sb3_trpo.zoo import resume
+    from sb3_trpo.zoo import continuing
 
     seen: list[Any] = []
 
@@ -132,9 +132,9 @@ def test_continue_trains_the_chosen_model_with_the_settings_of_its_run(
         config = Path(words[words.index("--conf-file") + 1])
         seen.extend([words, yaml.safe_load(config.read_text())])
 
-    monkeypatch.setattr(resume, "train_one", train_one)
+    monkeypatch.setattr(continuing, "train_one", train_one)
     options = ["--gym-packages", *packages] if packages else []
-    resume.continue_training(["--load-best", "-n", "64", *options])
+    continuing.continue_training(["--load-best", "-n", "64", *options])
     words, config = seen
     assert Path(words[words.index("-i") + 1]).resolve() == normalized_run / "best_model.zip"
     assert config["CartPole-v1"] == yaml.safe_load(
@@ -545,7 +545,9 @@ def test_model_in_play_asks_the_environment_that_was_made_last() -> None:
     envs = [
         DummyVecEnv([lambda: InvalidActionEnvDiscrete(dim=6, n_invalid_actions=5)]) for _ in "ab"
     ]
-    script = SimpleNamespace(create_test_env=lambda which: envs[which], ALGOS=ALGOS)
+    script = SimpleNamespace(
+        get_saved_hyperparams=None, create_test_env=lambda which: envs[which], ALGOS=ALGOS
+    )
 
     class Answer(SimpleNamespace):
         pass

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import huggingface_hub
 import numpy as np
@@ -44,7 +44,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     client = LocalHub(tmp_path / "hub")
     monkeypatch.setattr(hub, "HfApi", lambda: client)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", client.hf_hub_download)
-    monkeypatch.setenv("TRUST_REMOTE_CODE", "True")
     monkeypatch.chdir(tmp_path)
     return client.folder / "me" / "trpo-CartPole-v1"
 
@@ -89,7 +88,8 @@ def test_downloaded_run_is_the_one_that_was_pushed(hub: Path, normalized: bool) 
     )
 
 
-def test_zoo_reads_what_was_pushed(hub: Path) -> None:
+def test_zoo_reads_what_was_pushed(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "True")
     from huggingface_sb3 import EnvironmentName
     from rl_zoo3.load_from_hub import download_from_hub
 
@@ -131,21 +131,55 @@ def test_mistakes_are_one_line_and_leave_no_run(
     assert not Path("logs").exists()
 
 
-def test_model_that_is_not_trusted_is_not_downloaded(
-    hub: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv("TRUST_REMOTE_CODE")
-    assert main(["download", "--organization", "me"]) == 2
-    assert "TRUST_REMOTE_CODE" in capsys.readouterr().err
+METRICS = "train_eval_metrics.zip"
 
 
-def test_results_that_would_be_written_elsewhere_are_refused(
-    hub: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("../outside.csv", "points outside"),
+        ("folder/inside.csv", "folder/inside.csv"),
+        ("bomb.csv", "inflate"),
+        ("", "damaged"),
+    ],
+)
+def test_results_that_are_no_results_are_refused_and_leave_no_run(
+    name: str, told: str, hub: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(normalized=False)
     assert main(["push", "--organization", "me"]) == 0
-    with ZipFile(hub / "train_eval_metrics.zip", "a") as archive:
-        archive.writestr("../outside.csv", "")
+    if name:
+        with ZipFile(hub / METRICS, "a", ZIP_DEFLATED) as archive:
+            archive.writestr(name, b"0" * (5 * 2**20 if name == "bomb.csv" else 1))
+    else:
+        (hub / METRICS).write_bytes(b"PK")
     assert main(["download", "--organization", "me"]) == 2
-    assert "has folders in it" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert METRICS in message
+    assert told in message
+    assert message.count("\n") == 1
     assert [path.name for path in Path("logs/trpo").iterdir()] == ["CartPole-v1_1"]
+    assert not Path("logs/outside.csv").exists()
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_download_that_fails_leaves_no_run(
+    error: BaseException, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(normalized=False)
+    assert main(["push", "--organization", "me"]) == 0
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    assert main(["download", "--organization", "me"]) in (2, 130)
+    assert [path.name for path in Path("logs/trpo").iterdir()] == ["CartPole-v1_1"]
+
+
+def test_help_says_what_is_run_of_a_download(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["download", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "run no code of what was downloaded" in text
+    assert "TRUST_REMOTE_CODE" not in text

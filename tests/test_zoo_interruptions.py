@@ -18,8 +18,7 @@ from stable_baselines3.common.callbacks import ConvertCallback
 
 from sb3_trpo import TRPO
 from sb3_trpo.zoo.errors import UsageError
-from sb3_trpo.zoo.resumed import shorten_log
-from sb3_trpo.zoo.stored import stored_options
+from sb3_trpo.zoo.resume import shorten_logs, stored_options
 
 REPOSITORY = Path(__file__).parents[1]
 TRAIN = [
@@ -84,7 +83,7 @@ def test_interrupted_run_goes_on_as_if_nothing_had_happened(
     whole.mkdir()
     folder.mkdir()
     assert start(whole, *words).wait(timeout=300) == 0
-    checkpoints = str(RUN / "checkpoints" / "checkpoint_{}*_steps.zip")
+    checkpoints = str(RUN / "checkpoints" / "checkpoint_{}*_steps_*.zip")
 
     command = start(folder, *words)
     message = end(command, folder, signal.SIGINT, checkpoints.format(4))
@@ -107,7 +106,7 @@ def test_interrupted_run_goes_on_as_if_nothing_had_happened(
     status = command.wait(timeout=300)
     output = (folder / OUTPUT).read_text()
     assert status == 0, output
-    assert re.search(r"Resuming from .*_steps\.zip: \d+ of 30000 steps left", output)
+    assert re.search(r"Resuming from .*_steps_\w+\.zip: \d+ of 30000 steps left", output)
     assert "Final evaluation" in output
     models = [TRPO.load(each / RUN / "CartPole-v1.zip") for each in (whole, folder)]
     parameters = [model.policy.state_dict() for model in models]
@@ -119,8 +118,10 @@ def test_interrupted_run_goes_on_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
-def test_second_interruption_exits_at_once(tmp_path: Path) -> None:
-    command = start(tmp_path, *TRAIN, "--hyperparams", "n_steps:1000000")
+@pytest.mark.parametrize("environments", ["dummy", "subproc"])
+def test_second_interruption_exits_at_once_and_quietly(environments: str, tmp_path: Path) -> None:
+    words = ["--vec-env", environments, "--hyperparams", "n_steps:1000000"]
+    command = start(tmp_path, *TRAIN, *words)
     # The first evaluation is in the middle of the only rollout.
     await_file(command, tmp_path, str(RUN / "evaluations.npz"))
     os.killpg(command.pid, signal.SIGINT)
@@ -128,6 +129,10 @@ def test_second_interruption_exits_at_once(tmp_path: Path) -> None:
         time.sleep(0.05)
     os.killpg(command.pid, signal.SIGINT)
     assert command.wait(timeout=20) == 130
+    time.sleep(1)  # for what processes of environments would print
+    output = (tmp_path / OUTPUT).read_text()
+    assert "Traceback" not in output
+    assert "Error" not in output
     assert not (tmp_path / RUN / "CartPole-v1.zip").exists()
 
 
@@ -184,7 +189,7 @@ def test_signals_are_blocked_while_environments_are_started(handlers: Any) -> No
 
 
 def test_evaluations_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
-    from sb3_trpo.zoo.resumed import continue_evaluations
+    from sb3_trpo.zoo.resume import continue_evaluations
 
     path = tmp_path / "evaluations.npz"
     results = [[1.0, 3.0], [9.0, 9.0], [5.0, 6.0]]
@@ -220,7 +225,7 @@ def test_run_that_cannot_be_resumed_is_named(
 
 
 def test_run_without_checkpoints_is_told_so(tmp_path: Path) -> None:
-    from sb3_trpo.zoo.resumed import ResumedRun
+    from sb3_trpo.zoo.resume import ResumedRun
 
     args = SimpleNamespace(conf_file=None, resume=tmp_path / "CartPole-v1_1")
     with pytest.raises(UsageError, match="no checkpoint to resume from"):
@@ -233,8 +238,17 @@ STARTED = ["--env", "CartPole-v1", "-n", "1e4", "--hyperparams", "target_kl:lin_
 def test_options_that_a_run_was_started_with_are_taken_again() -> None:
     assert stored_options(STARTED, is_trusted=False) == STARTED
     assert stored_options([*STARTED, "--trust-checkpoint"], is_trusted=False) == STARTED
-    packages = [*STARTED, "--gym-packages", "own_package"]
-    assert stored_options(packages, is_trusted=True) == packages
+    for option in (["--gym-packages", "own_package"], ["-tb", "own_folder"]):
+        words = [*STARTED, *option]
+        assert stored_options(words, is_trusted=True) == words
+        assert stored_options(words, is_trusted=False, given=option) == words
+        with pytest.raises(UsageError, match=r"repeat --[a-z-]+ own_\w+ beside --resume"):
+            stored_options(words, is_trusted=False)
+
+
+def test_arguments_of_environments_may_be_tuples() -> None:
+    words = [*STARTED, "--env-kwargs", "shape:(3, 4)", "name:-x", "--progress"]
+    assert stored_options(words, is_trusted=False) == words
 
 
 @pytest.mark.parametrize(
@@ -242,6 +256,7 @@ def test_options_that_a_run_was_started_with_are_taken_again() -> None:
     [
         ["--gym-packages", "pdb"],
         ["--gym-packages=pdb"],
+        ["--tensorboard-log", "/etc"],
         ["--trust-check"],
         ["-i", "model.zip"],
         ["--track"],
@@ -284,8 +299,13 @@ def test_a_checkpoint_shortens_only_its_runs_logs(name: Any, size: Any, tmp_path
     for path in paths:
         path.write_text("content")
     (run / "link.monitor.csv").symlink_to(paths[0])
-    with pytest.raises(UsageError):
-        shorten_log(run, str(paths[0]) if name == "{victim}" else name, size)
-    assert [path.read_text() for path in paths] == ["content"] * 3
-    shorten_log(run, "0.monitor.csv", 3)
+    (run / "5.monitor.csv").write_text("content")
+    with pytest.raises(UsageError, match="log"):
+        # The first is a log, and is not shortened either.
+        shorten_logs(run, {"5.monitor.csv": 3, str(paths[0]) if name == "{victim}" else name: size})
+    paths.append(run / "5.monitor.csv")
+    assert [path.read_text() for path in paths] == ["content"] * 4
+    shorten_logs(run, {"0.monitor.csv": 3})
     assert paths[2].read_text() == "con"
+    with pytest.raises(UsageError, match="log"):
+        shorten_logs(run, [3])

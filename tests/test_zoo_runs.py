@@ -352,7 +352,7 @@ def test_masks_are_passed_in_evaluations_and_in_play(
         assert vars(rl_zoo3.exp_manager)["EvalCallback"] is not MaskableEvalCallback
 
     model.save(tmp_path / "model")
-    script = SimpleNamespace(create_test_env=lambda: env, ALGOS=ALGOS)
+    script = SimpleNamespace(get_saved_hyperparams=None, create_test_env=lambda: env, ALGOS=ALGOS)
     with playing(script, kind):
         playground = script.create_test_env()
         player: Any = script.ALGOS[kind].load(tmp_path / "model", device="cpu")

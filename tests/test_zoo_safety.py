@@ -1,17 +1,21 @@
 """No command runs code of a downloaded model: of its zip file, statistics or settings."""
 
 import contextlib
+import shutil
 from collections import OrderedDict
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch as th
 import yaml
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_trpo import TRPO
+from sb3_trpo._checkpoint_file import Checkpoint, find_checkpoint
 from tests.hostile import GADGETS, changed, unpack
 
 # As the RL Zoo writes them.
@@ -67,6 +71,21 @@ CODE = {
     "no text": "a: \x00\n",
     "deep": "a: " + "[" * 5000,
 }
+
+
+def npz(**arrays: Any) -> bytes:
+    """Write arrays as NumPy does."""
+    file = BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def bomb() -> bytes:
+    """Write arrays that are much larger than their file."""
+    file = BytesIO()
+    results = np.zeros((2, 2_000_000))
+    np.savez_compressed(file, timesteps=[1, 2], results=results, ep_lengths=results)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize("text", PLAIN.values(), ids=PLAIN)
@@ -168,6 +187,202 @@ def test_harmless_files_are_played(run: Path, capsys: Any) -> None:
 
     assert main(["enjoy", "--env", "CartPole-v1", *COMMANDS["enjoy"]]) == 0
     assert "Loading running average" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a run with a checkpoint, as far as --resume reads it, and return its logs."""
+    from sb3_trpo.zoo.commands import main
+
+    folder = tmp_path_factory.mktemp("trained") / "logs"
+    words = ["-n", "64", "--hyperparams", "n_steps:32", "n_envs:1", "batch_size:32"]
+    options = ["--checkpoint-freq", "32", "--verbose", "0", "--eval-freq", "32"]
+    place = ["--env", "CartPole-v1", "--log-folder", str(folder)]
+    assert main(["train", *place, *words, *options]) == 0
+    return folder
+
+
+@pytest.fixture
+def interrupted(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy the trained run, and return its folder."""
+    shutil.copytree(trained, tmp_path / "logs")
+    monkeypatch.chdir(tmp_path)
+    return Path("logs/trpo/CartPole-v1_1")
+
+
+def rewrite(run: Path, gadget: bytes | None = None, **state: Any) -> None:
+    """Change the newest checkpoint of a run: its state, and its model's code."""
+    from sb3_trpo._checkpoint_file import Checkpoint, find_checkpoint
+
+    found = find_checkpoint(run / "checkpoints")
+    model = found.checkpoint.model
+    if gadget is not None:
+        model = changed(unpack(model), target_kl=gadget)
+    found.path.write_bytes(Checkpoint(model, found.checkpoint.state | state).to_bytes())
+
+
+def rewrite_arguments(run: Path, words: list[str], **changes: Any) -> None:
+    """Change the stored options of a run, and the stored command line."""
+    from sb3_trpo.zoo.settings import read_mapping
+
+    path = run / "CartPole-v1" / "args.yml"
+    stored = read_mapping(path)
+    path.write_text(yaml.dump(stored | changes | {"words": [*stored["words"], *words]}))
+
+
+# What the owner of a run's folder may write into its args.yml.
+STORED: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "trust": (["--trust-checkpoint"], {"trust_checkpoint": True}),
+    "package": (["--gym-packages", "armed"], {"gym_packages": ["armed"]}),
+    "configuration": (["--conf-file", "armed"], {"conf_file": "armed"}),
+    "hyperparameter": (["--hyperparams", "normalize:__import__('os').mkdir('canary')"], {}),
+    "other algorithm": (["--algo", "ppo"], {"algo": "ppo"}),
+    "model": (["-i", "logs/trpo/CartPole-v1_1/armed.zip", "--trust-checkpoint"], {}),
+}
+
+
+# A command that ends with an error leaves the closing of its monitor files to the process's end.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("name", STORED)
+def test_no_stored_option_makes_a_resumed_run_run_code(
+    name: str, interrupted: Path, capsys: Any
+) -> None:
+    from sb3_trpo.zoo.commands import main
+
+    Path("armed.py").write_text("import os\nos.mkdir('canary')\nhyperparams = {}\n")
+    rewrite(interrupted, GADGETS["os.mkdir"](str(Path("canary").absolute())))
+    (interrupted / "armed.zip").write_bytes((interrupted / "CartPole-v1.zip").read_bytes())
+    attack(interrupted, "armed.zip")
+    rewrite_arguments(interrupted, STORED[name][0], **STORED[name][1])
+    assert main(["train", "--resume", str(interrupted)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not Path("canary").exists()
+
+
+def test_trust_on_the_command_line_lets_a_checkpoint_run_code(interrupted: Path) -> None:
+    from sb3_trpo.zoo.commands import main
+
+    rewrite(interrupted, GADGETS["os.mkdir"](str(Path("canary").absolute())))
+    with contextlib.suppress(Exception):  # the code's result is no model
+        main(["train", "--resume", str(interrupted), "--trust-checkpoint"])
+    assert Path("canary").exists()
+
+
+def test_a_resumed_run_is_one_of_ours(interrupted: Path, capsys: Any) -> None:
+    from sb3_trpo.zoo.commands import main
+
+    rewrite_arguments(interrupted, ["--algo", "ppo"])
+    assert main(["train", "--resume", str(interrupted), "--trust-checkpoint"]) == 2
+    assert "not of 'ppo'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["progress.csv", "CartPole-v1.zip", "CartPole-v1/link"])
+def test_a_resumed_run_writes_through_no_link(name: str, interrupted: Path, capsys: Any) -> None:
+    from sb3_trpo.zoo.commands import main
+
+    victim = Path("victim.txt").absolute()
+    victim.write_text("precious")
+    (interrupted / name).unlink(missing_ok=True)
+    (interrupted / name).symlink_to(victim)
+    assert main(["train", "--resume", str(interrupted)]) == 2
+    assert "is a symbolic link" in capsys.readouterr().err
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.filterwarnings("ignore:rich is experimental")
+def test_an_untouched_run_is_resumed_and_logs_where_its_user_says(
+    interrupted: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sb3_trpo import checkpoint
+    from sb3_trpo.zoo.commands import main
+
+    folders: list[Any] = []
+
+    def load(*arguments: Any, **options: Any) -> TRPO:
+        model = checkpoint.load_training(*arguments, **options)
+        folders.append(model.tensorboard_log)
+        return model
+
+    monkeypatch.setattr("sb3_trpo.zoo.resume.load_training", load)
+    file = BytesIO()
+    TRPO.load(interrupted / "CartPole-v1.zip", tensorboard_log="theirs").save(file)
+    found = find_checkpoint(interrupted / "checkpoints")
+    found.path.write_bytes(Checkpoint(file.getvalue(), found.checkpoint.state).to_bytes())
+    assert main(["train", "--resume", str(interrupted), "--verbose", "1"]) == 0
+    assert "Resuming from" in capsys.readouterr().out
+    assert folders == [None]
+    assert not Path("theirs").exists()
+
+
+MALFORMED: dict[str, tuple[str, bytes]] = {
+    "no archive": ("evaluations.npz", b"PK damaged"),
+    "no arrays": ("evaluations.npz", npz(timesteps=[1])),
+    "empty arrays": ("evaluations.npz", npz(timesteps=[], results=[], ep_lengths=[])),
+    "text": ("evaluations.npz", npz(timesteps=["a"], results=[["b"]], ep_lengths=[[1]])),
+    "objects": (
+        "evaluations.npz",
+        npz(timesteps=[1], results=np.array([[None]]), ep_lengths=[[1]]),
+    ),
+    "scalars": ("evaluations.npz", npz(timesteps=1, results=2, ep_lengths=3)),
+    "bomb": ("evaluations.npz", bomb()),
+    "no final archive": ("final_evaluation.npz", b""),
+    "no returns": ("final_evaluation.npz", npz(other=[1])),
+    "damaged arguments": ("CartPole-v1/args.yml", b"a: [1\n"),
+    "binary arguments": ("CartPole-v1/args.yml", b"\xff\x00\x01"),
+    "arguments in a list": ("CartPole-v1/args.yml", b"- 1\n- 2\n"),
+    "empty pairs": ("CartPole-v1/args.yml", b"!!python/object/apply:collections.OrderedDict []\n"),
+    "arguments without names": ("CartPole-v1/args.yml", b"3\n"),
+    "number as the environment's arguments": (
+        "CartPole-v1/args.yml",
+        b"env_kwargs: 3\nwords: []\nenv: a\n",
+    ),
+    "damaged settings": ("CartPole-v1/config.yml", b"a: [1\n"),
+    "settings in a list": ("CartPole-v1/config.yml", b"- 1\n- 2\n"),
+    "settings without names": ("CartPole-v1/config.yml", b"3\n"),
+    "unknown name": ("CartPole-v1/config.yml", b"normalize: unknown\n"),
+    "number as arguments": ("CartPole-v1/config.yml", b"env_kwargs: 3\nnormalize: false\n"),
+}
+# The commands that read a file; `compare` makes no environment.
+READ = {
+    "evaluations.npz": ("compare", "resume"),
+    "final_evaluation.npz": ("compare",),
+    "CartPole-v1/args.yml": ("compare", "resume", "enjoy", "continue"),
+    "CartPole-v1/config.yml": ("resume", "enjoy", "continue", "export"),
+}
+
+
+# A command that ends with an error leaves the closing of its monitor files to the process's end.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (command, name)
+        for name, (file, _) in MALFORMED.items()
+        for command in READ[file]
+        if (command, name) != ("compare", "number as the environment's arguments")
+    ],
+)
+def test_malformed_files_of_a_run_are_named_in_one_line(
+    command: str, name: str, interrupted: Path, capsys: Any
+) -> None:
+    from sb3_trpo.zoo.commands import main
+
+    file, content = MALFORMED[name]
+    (interrupted / file).write_bytes(content)
+    if command == "resume":
+        words = ["train", "--resume", str(interrupted)]
+    elif command == "compare":
+        words = ["compare", str(interrupted)]
+    else:
+        words = [command, "--env", "CartPole-v1", *COMMANDS[command]]
+    capsys.readouterr()
+    assert main(words) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert file in message
+    assert "would run code" not in message
 
 
 def test_a_key_of_the_settings_does_not_become_code(

@@ -1,5 +1,7 @@
 """Build and load models, raising what they refuse as errors of the user."""
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from rl_zoo3 import ALGOS
@@ -66,19 +68,51 @@ def load_model(
     :return: the model
     :raises ValueError: if the file is not trusted, and damaged or of an off-policy algorithm
     """
-    if issubclass(algorithm, TRPO):
-        return algorithm.load(path, env=env, trust_checkpoint=is_trusted, **options)
     if is_trusted:
-        return algorithm.load(path, env=env, **options)
+        trust: dict[str, Any] = {"trust_checkpoint": True} if issubclass(algorithm, TRPO) else {}
+        return algorithm.load(path, env=env, **trust, **options)
     if not issubclass(algorithm, OnPolicyAlgorithm):
         raise ValueError(
             f"a file of {algorithm.__name__} may run any code: add --trust-checkpoint if you made "
             f"it yourself"
         )
-    objects = options.pop("custom_objects", None)
-    model = read_model(path, algorithm, objects, options, is_trusted)
-    with fitting(path, model, env, options):
-        return algorithm.load(model.file, env=env, custom_objects=model.objects, **options)
+    if issubclass(algorithm, TRPO):
+        loaded: BaseAlgorithm = algorithm.load(path, env=env, **options)
+        taken = vars(loaded)
+    else:
+        model = read_model(path, algorithm, options.pop("custom_objects", None), options, False)
+        taken = model.objects or {}
+        with fitting(path, model, env, options):
+            loaded = algorithm.load(model.file, env=env, custom_objects=model.objects, **options)
+        vars(loaded).pop("_needs_learning_rate", None)  # which only ours know
+    if env is not None:  # to train on
+        check_functions(path, algorithm, taken, options)
+    return loaded
+
+
+def check_functions(
+    path: Any,
+    algorithm: type[BaseAlgorithm],
+    taken: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> None:
+    """Refuse to train on without the schedules that are functions in a file that is not trusted.
+
+    :param path: the model's file
+    :param algorithm: the algorithm's class
+    :param taken: attributes that were taken from the file
+    :param options: arguments of the algorithm's ``load``
+    :raises ValueError: naming the first one, and the remedy
+    """
+    clipping = {"clip_range", "clip_range_vf"} & inspect.signature(algorithm).parameters.keys()
+    rate = {"learning_rate"} if taken.get("_needs_learning_rate") else set()
+    missing = sorted((clipping - taken.keys() | rate) - options.keys())
+    if missing:
+        raise ValueError(
+            f"the {missing[0]} in {path} is a function, which is not taken from a file that is not "
+            f"trusted: give a number or 'lin_...' with --hyperparams {missing[0]}:... or, if you "
+            f"made the file yourself, --trust-checkpoint"
+        )
 
 
 class Normalization:

@@ -20,8 +20,17 @@ class RunCheckpoint(TrainingCheckpoint):
 
     def _extra(self) -> dict[str, int]:
         """Measure the files to which a run appends: bytes by their names."""
-        paths = [*self._run.glob("*.monitor.csv"), *self._run.glob(PROGRESS)]
-        return {path.name: path.stat().st_size for path in paths}
+        return {name: path.stat().st_size for name, path in log_files(self._run).items()}
+
+
+def log_files(run: Path) -> dict[str, Path]:
+    """List the files to which a run appends.
+
+    :param run: the run's folder
+    :return: paths by their names; no symbolic links
+    """
+    paths = [*run.glob("*.monitor.csv"), *run.glob(PROGRESS)]
+    return {path.name: path for path in paths if path.is_file() and not path.is_symlink()}
 
 
 def checkpoint_folder(run: Path) -> Path:

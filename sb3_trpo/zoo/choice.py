@@ -153,8 +153,7 @@ def find_model(choice: argparse.Namespace) -> Path:
         )
     except (AssertionError, ValueError) as error:
         raise UsageError(f"{error}: {remedy(choice)}") from error
-    if not choice.trust_checkpoint:
-        check_settings(settings_folder(Path(path), choice.env))
+    check_settings(settings_folder(Path(path), choice.env), choice.trust_checkpoint)
     return Path(path)
 
 

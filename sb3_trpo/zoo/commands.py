@@ -28,7 +28,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("train", "train", "train one or several agents, evaluate and draw them"),
-    "continue": Command("resume", "continue_training", "continue training a model"),
+    "continue": Command("continuing", "continue_training", "continue training a model"),
     "enjoy": Command("enjoy", "enjoy", "watch a trained agent"),
     "record-video": Command("record_video", "record_video", "record a trained agent", "zoo,video"),
     "plot": Command("plot", "plot", "draw all runs of an environment"),

@@ -8,6 +8,8 @@ import yaml
 from rl_zoo3.utils import get_saved_hyperparams
 from torch import nn
 
+from sb3_trpo.zoo.errors import CONFIGURATION_ERRORS, UsageError, explain
+
 
 def entry_text(env: str, hyperparameters: Mapping[str, Any]) -> str:
     """Write hyperparameters so that ``train --conf-file`` reads them.
@@ -20,6 +22,24 @@ def entry_text(env: str, hyperparameters: Mapping[str, Any]) -> str:
     return yaml.safe_dump({env: plain})
 
 
+def saved_settings(folder: str, *arguments: Any, **options: Any) -> tuple[dict[str, Any], Any]:
+    """Read the hyperparameters of a run as the RL Zoo does.
+
+    :param folder: of the run's settings
+    :param arguments: of the Zoo's function
+    :param options: of the Zoo's function
+    :return: what the Zoo's function returns
+    :raises UsageError: if it cannot read them
+    """
+    try:
+        found: tuple[dict[str, Any], Any] = get_saved_hyperparams(folder, *arguments, **options)
+    except CONFIGURATION_ERRORS as error:
+        raise UsageError(
+            f"the settings in {folder}/config.yml cannot be read: {explain(error)}"
+        ) from error
+    return found
+
+
 def write_entry(settings: Path, env: str, folder: Path) -> Path:
     """Write the hyperparameters of a run as a configuration file.
 
@@ -28,7 +48,7 @@ def write_entry(settings: Path, env: str, folder: Path) -> Path:
     :param folder: where to write
     :return: path of the file
     """
-    hyperparameters, _ = get_saved_hyperparams(str(settings))
+    hyperparameters, _ = saved_settings(str(settings))
     hyperparameters.pop("normalize_kwargs", None)  # the Zoo's reading of `normalize`
     path = folder / "run.yml"
     path.write_text(entry_text(env, hyperparameters))

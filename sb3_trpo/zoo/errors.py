@@ -10,10 +10,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
+import yaml
 
 # What a library raises when it refuses a hyperparameter, and when it cannot read a model's file.
 REFUSED = (ValueError, TypeError, AssertionError)
 BROKEN = (zipfile.BadZipFile, pickle.UnpicklingError, EOFError)
+
+# What the Zoo raises for a configuration that is missing, broken or incomplete.
+CONFIGURATION_ERRORS = (
+    OSError,
+    yaml.YAMLError,
+    ImportError,
+    AttributeError,
+    KeyError,
+    NameError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 
 # Keys of a configuration that the RL Zoo removes before it builds the model.
 ZOO_KEYS = ("n_envs", "n_timesteps", "normalize", "frame_stack", "env_wrapper", "callback")

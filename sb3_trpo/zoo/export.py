@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rl_zoo3.utils
-from rl_zoo3 import create_test_env, get_saved_hyperparams
+from rl_zoo3 import create_test_env
 from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
@@ -15,6 +15,7 @@ from sb3_trpo.evaluation import takes_masks
 from sb3_trpo.export import Observations, export_onnx
 from sb3_trpo.zoo.builder import Builder, Normalization
 from sb3_trpo.zoo.choice import add_choice, find_model, settings_folder
+from sb3_trpo.zoo.entry import saved_settings
 from sb3_trpo.zoo.errors import UsageError, user_errors
 from sb3_trpo.zoo.script import Parser, replaced
 
@@ -61,7 +62,7 @@ def make_env(name: str, settings: Path) -> VecEnv:
     :return: one environment with the run's wrappers and normalisation
     :raises UsageError: if the policy was trained on stacks of normalised observations
     """
-    hyperparameters, stats_path = get_saved_hyperparams(str(settings), test_mode=True)
+    hyperparameters, stats_path = saved_settings(str(settings), test_mode=True)
     if hyperparameters.get("frame_stack") and hyperparameters.get("normalize"):
         raise UsageError(
             f"{name} was trained on stacks of normalised frames, which this command cannot export: "

@@ -12,13 +12,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import ZipFile
 
+import huggingface_hub
 import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.repocard import metadata_eval_result
-from huggingface_sb3 import EnvironmentName, ModelName, ModelRepoId, load_from_hub
+from huggingface_sb3 import EnvironmentName, ModelName, ModelRepoId
 from rl_zoo3.utils import get_latest_run_id
 
+from sb3_trpo._archive import read_entries
 from sb3_trpo.zoo.choice import add_choice, add_environment, check_environment, find_model
 from sb3_trpo.zoo.errors import UsageError, user_errors
 from sb3_trpo.zoo.runs import EVALUATIONS_FILE, Run, read_run
@@ -34,8 +36,8 @@ example:
 DOWNLOAD_HELP = """\
 Download a trained agent from the Hugging Face hub into a new run, which the other commands take.
 
-Loading a model runs code that is in it. Download only what you trust, and say so with
-'export TRUST_REMOTE_CODE=True'.
+The commands of sb3-trpo run no code of what was downloaded, unless --trust-checkpoint says so.
+Other programs do, the RL Zoo's own scripts among them.
 
 example:
   sb3-trpo download --env CartPole-v1 --organization my-name
@@ -57,7 +59,7 @@ Trained with [sb3_trpo](https://github.com/sb3-trpo/sb3_trpo), Trust Region Poli
 Mean return {score} over {count} episodes.
 
 ```bash
-TRUST_REMOTE_CODE=True sb3-trpo download --algo {algo} --env {env} --organization {organization}
+sb3-trpo download --algo {algo} --env {env} --organization {organization}
 sb3-trpo enjoy --algo {algo} --env {env}
 ```
 
@@ -97,7 +99,7 @@ def download(words: list[str]) -> None:
     """Download a model into a new run.
 
     :param words: command-line options
-    :raises UsageError: if there is no such model, or if it is not or should not be trusted
+    :raises UsageError: if there is no such model, or its results cannot be unpacked
     """
     parser = Parser("sb3-trpo download", DOWNLOAD_HELP)
     add_environment(parser)
@@ -106,14 +108,28 @@ def download(words: list[str]) -> None:
     check_environment(choice)
     with user_errors(OSError, ValueError, EntryNotFoundError):
         files = fetch(choice)
-        metrics = Path(files.pop(METRICS))
-        check_archive(metrics)
+        results = read_results(Path(files.pop(METRICS)))
         run = new_run(choice)
-        for name, path in files.items():
-            (run / name).parent.mkdir(exist_ok=True)
-            shutil.copy(path, run / name)
-        shutil.unpack_archive(metrics, run, "zip")
+        try:
+            write_run(run, files, results)
+        except BaseException:
+            shutil.rmtree(run)
+            raise
     print(f"Run: {run}")
+
+
+def write_run(run: Path, files: dict[str, str], results: dict[str, bytes]) -> None:
+    """Write a run that was downloaded.
+
+    :param run: its folder
+    :param files: local copies by their places in it
+    :param results: contents by their names
+    """
+    for name, path in files.items():
+        (run / name).parent.mkdir(exist_ok=True)
+        shutil.copy(path, run / name)
+    for name, content in results.items():
+        (run / name).write_bytes(content)
 
 
 def add_repository(parser: Parser) -> None:
@@ -203,7 +219,7 @@ def fetch(choice: argparse.Namespace) -> dict[str, str]:
     :return: local copies by their places in a run's folder
     """
     env = EnvironmentName(choice.env)
-    get: Callable[[str], str] = partial(load_from_hub, repository_of(choice))
+    get: Callable[[str], str] = partial(huggingface_hub.hf_hub_download, repository_of(choice))
     files = {f"{env}.zip": get(model_name(choice).filename), METRICS: get(METRICS)}
     files |= {f"{env}/{place}": get(name) for name, place in SETTINGS.items()}
     name, place = NORMALIZATION
@@ -226,12 +242,18 @@ def new_run(choice: argparse.Namespace) -> Path:
     return run
 
 
-def check_archive(path: Path) -> None:
-    """Refuse results that would be unpacked outside of a run's folder.
+def read_results(path: Path) -> dict[str, bytes]:
+    """Read the results of a run, within the limits of a model's file.
 
     :param path: a zip file
-    :raises UsageError: if it has folders
+    :return: contents by their names
+    :raises UsageError: if it is damaged or much larger than it seems, or has folders
     """
-    with ZipFile(path) as archive:
-        if any(Path(name).name != name for name in archive.namelist()):
-            raise UsageError(f"{METRICS} has folders in it, which no run has: do not trust it")
+    try:
+        results = read_entries(path.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{METRICS} cannot be unpacked: {error}") from error
+    folder = next((name for name in results if not name or Path(name).name != name), None)
+    if folder is not None:
+        raise UsageError(f"{METRICS} has a folder in it, which no run has: {folder!r:.80}")
+    return results

@@ -55,6 +55,7 @@ class Interruptions(BaseCallback):
     def _receive(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal."""
         if self.received is not None:
+            _kill_children()  # before they miss this process, and print that they do
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, SHOW_CURSOR)
             os._exit(128 + number)
         self.received = number
@@ -109,6 +110,6 @@ def left_to_this_process() -> Iterator[None]:
 
 
 def _kill_children() -> None:
-    """End the processes of environments that nobody closed, when this one ends."""
+    """End the processes of environments that nobody closed, before this one ends."""
     for process in multiprocessing.active_children():
         process.kill()

@@ -1,5 +1,6 @@
 """The RL Zoo's ``ExperimentManager`` with our configuration, evaluations, folders and report."""
 
+import argparse
 import inspect
 import math
 import shutil
@@ -15,7 +16,6 @@ import numpy.typing as npt
 import optuna
 import rl_zoo3.exp_manager
 import rl_zoo3.train
-import yaml
 from rl_zoo3 import ALGOS
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -28,7 +28,13 @@ from sb3_trpo.zoo.builder import Builder, Normalization
 from sb3_trpo.zoo.checkpoints import RunCheckpoint
 from sb3_trpo.zoo.choice import add_environment, check_environment, check_model
 from sb3_trpo.zoo.entry import entry_text
-from sb3_trpo.zoo.errors import UsageError, making_errors, missing_package, user_errors
+from sb3_trpo.zoo.errors import (
+    CONFIGURATION_ERRORS,
+    UsageError,
+    making_errors,
+    missing_package,
+    user_errors,
+)
 from sb3_trpo.zoo.interruptions import Interruptions, left_to_this_process
 from sb3_trpo.zoo.learning_curve import draw_learning_curve
 from sb3_trpo.zoo.masks import evaluate_policy, masks_in_evaluations
@@ -37,18 +43,6 @@ from sb3_trpo.zoo.runs import save_final_evaluation
 from sb3_trpo.zoo.script import AddOptions, Parser, asks_for_help, replaced, run_script
 from sb3_trpo.zoo.trust_region_figure import draw_trust_region
 
-# What the Zoo raises for a configuration that is missing, broken or incomplete.
-CONFIGURATION_ERRORS = (
-    OSError,
-    yaml.YAMLError,
-    ImportError,
-    AttributeError,
-    KeyError,
-    NameError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
 CONFIGURATION = "configuration"  # of a trial: the hyperparameters that are not searched for
 NO_TRIALS = "no trial finished: add trials, or see with --jobs 1 --verbose 2 why they stop"
 RUN_NUMBER = "--run-number"
@@ -276,7 +270,8 @@ class RunManager(ExperimentManager):
         """
         if self.checkpoint is None or self.checkpoint.latest is None:
             return ""
-        return f"; resume with 'sb3-trpo train --resume {self.save_path}'"
+        options = "".join(f" {option}" for option in repeated(self.args))
+        return f"; resume with 'sb3-trpo train --resume {self.save_path}{options}'"
 
     def draw(self, title: str, result: str) -> None:
         """Draw the run and print where the pictures are.
@@ -352,6 +347,16 @@ def check_words(prog: str, words: list[str]) -> None:
         check_model(choice.trained_agent)
     if choice.track and find_spec("wandb") is None:
         raise UsageError(missing_package(f"{prog} --track", "wandb", "zoo,wandb"))
+
+
+def repeated(args: argparse.Namespace) -> list[str]:
+    """Write the options that are not taken from a run's folder when it is resumed.
+
+    :param args: of the run
+    :return: part of a command line
+    """
+    given = {"--gym-packages": args.gym_packages, "--tensorboard-log": [args.tensorboard_log]}
+    return [word for option, values in given.items() if any(values) for word in (option, *values)]
 
 
 def packaged_config(algo: str) -> str | None:

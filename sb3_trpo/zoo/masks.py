@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.evaluation import MaskableEvalCallback, Masking, takes_masks
 from sb3_trpo.zoo.builder import Builder, Normalization, check_masks
+from sb3_trpo.zoo.entry import saved_settings
 from sb3_trpo.zoo.errors import making_errors, user_errors
 from sb3_trpo.zoo.script import replaced
 
@@ -74,7 +75,7 @@ def playing(module: Any, algo: str, is_trusted: bool = False) -> Iterator[None]:
     only. A model loaded within this block asks the environment for its masks, and neither model nor
     statistics run code of their files unless these are trusted.
 
-    :param module: where the script finds ``create_test_env`` and ``ALGOS``
+    :param module: where the script finds these functions of the Zoo, and ``ALGOS``
     :param algo: the algorithm's key in ``rl_zoo3.ALGOS``
     :param is_trusted: whether files may run code
     """
@@ -94,6 +95,7 @@ def playing(module: Any, algo: str, is_trusted: bool = False) -> Iterator[None]:
     with (
         replaced(module, "create_test_env", create_and_remember),
         replaced(module, "ALGOS", algorithms),
+        replaced(module, "get_saved_hyperparams", saved_settings),
         replaced(rl_zoo3.utils, "VecNormalize", Normalization(is_trusted)),
     ):
         yield

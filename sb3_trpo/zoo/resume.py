@@ -1,63 +1,215 @@
-"""``sb3-trpo continue``: continue training a model with the settings of its run."""
+"""``sb3-trpo train --resume``: a run that continues from its latest checkpoint.
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
-from sb3_trpo.zoo.choice import add_choice, check_model, find_model, settings_folder
-from sb3_trpo.zoo.entry import write_entry
-from sb3_trpo.zoo.errors import UsageError
-from sb3_trpo.zoo.script import Parser
-from sb3_trpo.zoo.settings import check_settings
-from sb3_trpo.zoo.train import train_one
-
-HELP = """\
-Continue training a model, in a new run, with the hyperparameters and normalisation of its run.
-
-examples:
-  sb3-trpo continue --env CartPole-v1 --n-timesteps 20000
-  sb3-trpo continue --env CartPole-v1 --exp-id 2 --load-best --hyperparams target_kl:0.005
-  sb3-trpo continue --env CartPole-v1 -i logs/trpo/CartPole-v1_1/CartPole-v1.zip
-
-Other options are those of 'sb3-trpo train'. --hyperparams changes some of the run's
-hyperparameters, --conf-file replaces all of them; both override those saved in the model.
+The run's folder may have been downloaded. Of what it says, nothing may run code, import anything or
+write outside of the folder, unless the user's own command line allows it.
 """
 
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-def continue_training(words: list[str]) -> None:
-    """Continue training a model.
+import numpy as np
+import yaml
+from rl_zoo3 import ALGOS
+from stable_baselines3.common.callbacks import EvalCallback
 
-    :param words: options that choose a model, and command-line options of ``rl_zoo3.train``
+from sb3_trpo import TRPO
+from sb3_trpo._checkpoint_file import find_checkpoint
+from sb3_trpo.checkpoint import finish_training, load_training
+from sb3_trpo.zoo.checkpoints import checkpoint_folder, log_files
+from sb3_trpo.zoo.choice import add_gym_packages
+from sb3_trpo.zoo.errors import UsageError, user_errors
+from sb3_trpo.zoo.manager import RunManager, repeated
+from sb3_trpo.zoo.progress import ProgressFile
+from sb3_trpo.zoo.register import ALGORITHMS
+from sb3_trpo.zoo.runs import EVALUATIONS_FILE, read_arrays
+from sb3_trpo.zoo.script import Parser
+from sb3_trpo.zoo.settings import find_code
+
+# Options with one value that is a number, a name of ours, or replaced when the run is resumed.
+VALUES = (
+    *("--algo", "--env", "-n", "--n-timesteps", "--num-threads", "--log-interval", "--eval-freq"),
+    *("--eval-episodes", "--n-eval-envs", "--save-freq", "--seed", "--vec-env", "--device"),
+    *("--verbose", "--checkpoint-freq", "--run-number", "-f", "--log-folder"),
+    *("-conf", "--conf-file"),
+)
+FLAGS = ("-P", "--progress", "-uuid", "--uuid", "--trust-checkpoint")
+ABSENT: dict[str, Any] = {"gym_packages": [], "tensorboard_log": ""}
+ASSIGNMENTS = (("--env-kwargs",), ("--eval-env-kwargs",), ("--hyperparams", "-params"))
+
+
+def add_given_again(parser: Parser) -> None:
+    """Add the options that are not taken from a run's folder: what is imported, where to write.
+
+    :param parser: parser of a command line
     """
-    parser = Parser("sb3-trpo continue", HELP)
-    add_choice(parser)
-    parser.add_argument("-i", "--trained-agent", type=Path, help="a model's zip file")
-    parser.add_argument("--conf-file", "-conf", help="hyperparameters in place of the run's")
-    choice, rest = parser.parse_known_args(words)
-    model = choice.trained_agent or find_model(choice)
-    if not choice.trust_checkpoint:
-        check_settings(settings_folder(model, choice.env))
-    with TemporaryDirectory() as scratch:
-        config = choice.conf_file or write_settings(model, choice.env, Path(scratch))
-        chosen = ["--algo", choice.algo, "--env", choice.env, "--log-folder", choice.folder]
-        packages = ["--gym-packages", *choice.gym_packages] if choice.gym_packages else []
-        trust = ["--trust-checkpoint"] if choice.trust_checkpoint else []
-        train_one([*chosen, *packages, *trust, "-i", str(model), "--conf-file", str(config), *rest])
+    add_gym_packages(parser)
+    parser.add_argument("-tb", "--tensorboard-log", default="")
 
 
-def write_settings(model: Path, env: str, folder: Path) -> Path:
-    """Write the hyperparameters of a model's run as a configuration file.
+def stored_options(words: Any, is_trusted: bool, given: Sequence[str] = ()) -> list[str]:
+    """Take the options that a run was started with.
 
-    :param model: a model's file in a run's folder
-    :param env: name of the environment
-    :param folder: where to write
-    :return: path of the file
-    :raises UsageError: if the run's hyperparameters are not beside the model
+    :param words: from the run's folder
+    :param is_trusted: whether the user trusts the run
+    :param given: the user's command line, which stands after the stored one
+    :return: the options, without the trust that the run was given then
+    :raises UsageError: if they are damaged, one of them may run code, or has to be given again
     """
-    check_model(model)
-    settings = settings_folder(model, env)
-    if not (settings / "config.yml").is_file():
+    if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+        raise UsageError(f"the run's options are damaged: {words!r:.80}")
+    if not is_trusted:
+        check_options(words, given)
+    return [word for word in words if word != "--trust-checkpoint"]
+
+
+def check_options(words: list[str], given: Sequence[str]) -> None:
+    """Refuse options that may run code, or that have to be given again.
+
+    :param words: from the run's folder
+    :param given: the user's command line
+    :raises UsageError: naming the first one, and the remedy
+    """
+    parser = Parser("the run's options", "", add_help=False)
+    add_given_again(parser)
+    again = parser.parse_known_args(given)[0]
+    for option in VALUES:
+        parser.add_argument(option)
+    for option in FLAGS:
+        parser.add_argument(option, action="store_true")
+    for names in ASSIGNMENTS:
+        parser.add_argument(*names, nargs="+")
+    known, unknown = parser.parse_known_args(words)
+    code = " ".join(unknown) or code_in(known)
+    if code:
         raise UsageError(
-            f"there are no hyperparameters in {settings / 'config.yml'}: choose a model in "
-            "the folder of its run, or give --conf-file"
+            f"the run was started with {code}, which may run code: --trust-checkpoint allows it "
+            f"for a run of your own"
         )
-    return write_entry(settings, env, folder)
+    left = {name: vars(known)[name] for name, value in vars(again).items() if not value}
+    if missing := repeated(argparse.Namespace(**{**ABSENT, **left})):
+        raise UsageError(
+            f"a run's folder does not choose what is imported and where logs go: repeat "
+            f"{' '.join(missing)} beside --resume, or add --trust-checkpoint"
+        )
+
+
+def code_in(known: argparse.Namespace) -> str | None:
+    """Find an option that may run code.
+
+    :param known: the run's options
+    :return: the option; None if all are data
+    """
+    if known.algo not in (None, *ALGORITHMS):
+        return f"--algo {known.algo}"  # whose own loader runs what a file holds
+    assigned = known.env_kwargs, known.eval_env_kwargs, known.hyperparams
+    texts = [yaml.safe_dump(each) for each in assigned if each]
+    return next((code for code in map(find_code, texts) if code), None)
+
+
+def check_links(run: Path) -> None:
+    """Refuse a folder through which a resumed run would write elsewhere.
+
+    :param run: the run's folder
+    :raises UsageError: if there is a symbolic link in it
+    """
+    link = next((path for path in run.rglob("*") if path.is_symlink()), None)
+    if link is not None:
+        raise UsageError(
+            f"{link} is a symbolic link, and the resumed run might write where it points: "
+            f"--trust-checkpoint allows it for a run of your own"
+        )
+
+
+class ResumedRun(RunManager):
+    """
+    The manager of a run that was interrupted: it continues in the run's folder.
+
+    :param arguments: as for ``ExperimentManager``
+    :param options: as for ``ExperimentManager``
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if not issubclass(ALGOS[self.algo], TRPO):
+            raise UsageError(f"--resume continues runs of sb3_trpo, and not of '{self.algo}'")
+        run = Path(self.args.resume)
+        self.save_path, self.params_path = str(run), str(run / self.env_name)
+        with user_errors(ValueError, OSError):
+            self.found = find_checkpoint(checkpoint_folder(run))
+
+    def create_log_folder(self) -> None:
+        """Remove from the run's logs what came after the checkpoint, and append to them."""
+        with user_errors(OSError):
+            shorten_logs(Path(self.save_path), self.found.checkpoint.state.get("extra"))
+        self.monitor_kwargs["override_existing"] = False
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        """Leave the settings of the run as they are."""
+
+    def create_callbacks(self) -> None:
+        """Let the evaluations and the log continue those of the run."""
+        super().create_callbacks()
+        steps = int(self.found.checkpoint.state["num_timesteps"])
+        for callback in self.callbacks:
+            if isinstance(callback, EvalCallback):
+                continue_evaluations(callback, Path(self.save_path) / EVALUATIONS_FILE, steps)
+            if isinstance(callback, ProgressFile):
+                callback.continue_file()
+
+    def train(self, model: Any, *arguments: Any, **options: Any) -> Any:
+        """Resume in place of a model that was just built, with its environments.
+
+        :param model: gives the environments and the class
+        :param arguments: of ``learn``, which the checkpoint has as well
+        :param options: of ``learn``
+        :return: the resumed model
+        """
+        # The checkpoint's own folder for logs may be any one.
+        given = {"trust_checkpoint": self.is_trusted, "tensorboard_log": self.tensorboard_log}
+        with user_errors(ValueError):
+            loaded = load_training(self.found, model.env, self.device, type(model), **given)
+        return finish_training(loaded, self.found, options.get("callback"))
+
+
+def shorten_logs(run: Path, sizes: Any) -> None:
+    """Remove from a run's logs what came after a checkpoint.
+
+    :param run: the run's folder
+    :param sizes: bytes of each log by its name, as the checkpoint has them
+    :raises UsageError: if one of them is no log of the run, or not that long; none is changed then
+    """
+    logs = log_files(run)
+    if not isinstance(sizes, dict):
+        raise UsageError(f"the checkpoint does not say how long the logs in {run} were")
+    for name, size in sizes.items():
+        is_log = name in logs and type(size) is int
+        if not is_log or not 0 <= size <= logs[name].stat().st_size:
+            raise UsageError(
+                f"the checkpoint names a log {name!r:.80} of {size!r:.80} bytes, and there is no "
+                f"such log of that length in {run}"
+            )
+    for name, size in sizes.items():
+        os.truncate(logs[name], size)
+
+
+def continue_evaluations(callback: EvalCallback, path: Path, num_timesteps: int) -> None:
+    """Give a callback the evaluations of its run up to a step.
+
+    :param callback: that will add its own
+    :param path: file that it writes; it may be missing
+    :param num_timesteps: the step
+    """
+    if not path.is_file():
+        return
+    saved = read_arrays(path, {"timesteps": 1, "results": 2, "ep_lengths": 2}, {"successes": 2})
+    count = int((saved["timesteps"] <= num_timesteps).sum())
+    callback.evaluations_timesteps = saved["timesteps"][:count].tolist()
+    callback.evaluations_results = saved["results"][:count].tolist()
+    callback.evaluations_length = saved["ep_lengths"][:count].tolist()
+    successes = saved.get("successes", np.empty((0, 0)))
+    callback.evaluations_successes = successes[:count].tolist()
+    means = np.mean(callback.evaluations_results, axis=1) if count else [-np.inf]
+    callback.best_mean_reward = float(max(means))

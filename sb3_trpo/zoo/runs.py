@@ -1,17 +1,21 @@
 """Read the results in a run's folder."""
 
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import yaml
 from huggingface_sb3 import EnvironmentName
 
-from sb3_trpo.zoo.errors import UsageError
+from sb3_trpo._archive import check_entries
+from sb3_trpo.zoo.errors import BROKEN, UsageError, one_line
 from sb3_trpo.zoo.progress import PROGRESS, STEPS, read_progress
+from sb3_trpo.zoo.settings import read_mapping
 
 Array = npt.NDArray[np.float64]
 
@@ -65,29 +69,6 @@ class Run:
         return read_mapping(self.folder / self.env / "args.yml")
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Read the hyperparameters or the arguments that the RL Zoo saved.
-
-    :param path: of the YAML file
-    :return: values by their names; empty if there is no file
-    """
-    return dict(yaml.load(path.read_text(), ArgumentsLoader)) if path.is_file() else {}
-
-
-class ArgumentsLoader(yaml.SafeLoader):
-    """Reads the ``OrderedDict`` that the RL Zoo writes, without running code from the file."""
-
-
-ArgumentsLoader.add_multi_constructor(
-    "tag:yaml.org,2002:python/",
-    lambda loader, _, node: (
-        loader.construct_sequence(node, deep=True)[0]
-        if isinstance(node, yaml.SequenceNode)
-        else None
-    ),
-)
-
-
 def save_final_evaluation(folder: Path, returns: Array) -> None:
     """Keep the final evaluation with the run.
 
@@ -109,8 +90,7 @@ def read_run(folder: Path) -> Run:
     else:
         steps, returns, last = read_training(folder)
     if (folder / FINAL_FILE).is_file():
-        with np.load(folder / FINAL_FILE) as saved:
-            last = saved["returns"]
+        last = read_arrays(folder / FINAL_FILE, {"returns": 1})["returns"]
     return Run(folder, steps, returns, last, (folder / EVALUATIONS_FILE).is_file())
 
 
@@ -135,9 +115,47 @@ def read_evaluations(path: Path) -> tuple[Array, Array, Array]:
     :param path: file written by SB3's ``EvalCallback``
     :return: steps, mean return of each evaluation, and the returns of the last evaluation
     """
-    with np.load(path) as saved:
-        results = saved["results"]
-        return saved["timesteps"].astype(float), results.mean(axis=1), results[-1]
+    saved = read_arrays(path, {"timesteps": 1, "results": 2})
+    results = saved["results"]
+    return saved["timesteps"].astype(float), results.mean(axis=1), results[-1]
+
+
+def read_arrays(
+    path: Path, needed: Mapping[str, int], others: Mapping[str, int] | None = None
+) -> dict[str, Array]:
+    """Read arrays of numbers, all of one length, of a run that may have been downloaded.
+
+    :param path: file that NumPy wrote
+    :param needed: names of arrays, and how many dimensions they have
+    :param others: those that may be missing
+    :return: the arrays by their names
+    :raises UsageError: if the file is damaged
+    """
+    dimensions = {**needed, **(others or {})}
+    try:
+        content = path.read_bytes()
+        check_entries(content)  # NumPy inflates without limits
+        with np.load(BytesIO(content)) as saved:
+            arrays = {name: saved[name] for name in dimensions if name in needed or name in saved}
+        check_arrays(arrays, dimensions)
+    except (*BROKEN, ValueError, LookupError, OSError, MemoryError, zlib.error) as error:
+        raise UsageError(f"{path} is damaged: {one_line(error)}: choose another run") from error
+    return arrays
+
+
+def check_arrays(arrays: Mapping[str, Any], dimensions: Mapping[str, int]) -> None:
+    """Check that arrays are numbers of the same points.
+
+    :param arrays: by name
+    :param dimensions: of each
+    :raises ValueError: if one is not
+    """
+    for name, array in arrays.items():
+        is_numeric = np.issubdtype(array.dtype, np.number) or array.dtype == bool
+        if not is_numeric or array.ndim != dimensions[name] or array.size == 0:
+            raise ValueError(f"{name} holds no numbers in {dimensions[name]} dimensions")
+    if len({len(array) for name, array in arrays.items() if name != "successes"}) > 1:
+        raise ValueError(f"{', '.join(arrays)} are of different lengths")
 
 
 def read_training(folder: Path) -> tuple[Array, Array, Array]:

@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -19,18 +20,54 @@ WRAPPERS = re.compile(
 )
 
 
-def check_settings(folder: Path) -> None:
+def check_settings(folder: Path, is_trusted: bool) -> None:
     """Check the settings of a run, which may have been downloaded with its model.
 
     :param folder: the run's folder of hyperparameters; it may be missing
-    :raises UsageError: if a file there would run code when the RL Zoo reads it
+    :param is_trusted: whether they may run code
+    :raises UsageError: if a file there is damaged, or would run code when the RL Zoo reads it
     """
-    for name in FILES:
-        path = folder / name
-        if path.is_file() and (code := find_code(path.read_bytes())):
+    for path in (folder / name for name in FILES if (folder / name).is_file()):
+        values = read_mapping(path)
+        if not isinstance(values.get("env_kwargs"), dict | None):
+            raise UsageError(f"env_kwargs in {path} has to name values: restore the file")
+        code = None if is_trusted else find_code(path.read_bytes())
+        if code:
             raise UsageError(
                 f"{path} would run code: {code}: --trust-checkpoint allows it for a run of your own"
             )
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read the hyperparameters or the arguments that the RL Zoo saved, and run no code of the file.
+
+    :param path: of the YAML file
+    :return: values by their names; empty if there is no file, or nothing in it
+    :raises UsageError: if it is damaged
+    """
+    try:
+        content = path.read_bytes() if path.is_file() else b""
+        return dict(yaml.load(content, ArgumentsLoader) or {})
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise UsageError(
+            f"{path} is damaged: it does not name values ({type(error).__name__}): restore the "
+            f"file, or choose another run"
+        ) from error
+
+
+class ArgumentsLoader(yaml.SafeLoader):
+    """Reads the containers that the RL Zoo writes, without running code from the file."""
+
+
+def _container(loader: yaml.SafeLoader, kind: str, node: yaml.Node) -> Any:
+    """Read the pairs of an ``OrderedDict``, or a tuple; anything else is left out."""
+    if not isinstance(node, yaml.SequenceNode):
+        return None
+    values = loader.construct_sequence(node, deep=True)
+    return tuple(values) if kind == "tuple" else values[0]
+
+
+ArgumentsLoader.add_multi_constructor("tag:yaml.org,2002:python/", _container)
 
 
 def find_code(text: str | bytes) -> str | None:

@@ -11,12 +11,10 @@ from sb3_trpo.zoo.choice import add_trust
 from sb3_trpo.zoo.entry import write_entry
 from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.manager import RUN_NUMBER, UNSET_EVAL_FREQ, RunManager, run_manager
-from sb3_trpo.zoo.resumed import ResumedRun
-from sb3_trpo.zoo.runs import read_mapping
+from sb3_trpo.zoo.resume import ResumedRun, add_given_again, check_links, stored_options
 from sb3_trpo.zoo.script import Parser, asks_for_help, positive, verbosity
 from sb3_trpo.zoo.seeds import parse_seeds, train_seeds
-from sb3_trpo.zoo.settings import check_settings
-from sb3_trpo.zoo.stored import stored_options
+from sb3_trpo.zoo.settings import check_settings, read_mapping
 
 PROG = "sb3-trpo train"
 RESUME = "--resume"
@@ -110,23 +108,25 @@ def resume(own: argparse.Namespace, words: list[str]) -> None:
     parser = Parser(PROG, HELP, add_help=False)
     parser.add_argument(RESUME)
     add_trust(parser)
+    add_given_again(parser)
     parser.add_argument("--verbose")
     parser.add_argument("--device")
     _, others = parser.parse_known_args(words)
     if others:
         raise UsageError(f"--resume takes all options from the run: leave out {' '.join(others)}")
     settings = settings_of(own.resume)
+    check_settings(settings, own.trust_checkpoint)
     arguments = read_mapping(settings / "args.yml")
-    if "words" not in arguments:
+    if not {"words", "env", "seed"} <= arguments.keys():
         raise UsageError(
             f"{own.resume} is no folder of a run of 'sb3-trpo train', like logs/trpo/CartPole-v1_1"
         )
     if not own.trust_checkpoint:
-        check_settings(settings)
+        check_links(own.resume)
     with TemporaryDirectory() as scratch:
-        config = write_entry(settings, arguments["env"], Path(scratch))
+        config = write_entry(settings, str(arguments["env"]), Path(scratch))
         fixed = ["--conf-file", str(config), "--seed", str(arguments["seed"])]
-        stored = stored_options(arguments["words"], own.trust_checkpoint)
+        stored = stored_options(arguments["words"], own.trust_checkpoint, words)
         train_one([*stored, *words, *fixed], ResumedRun)
 
 

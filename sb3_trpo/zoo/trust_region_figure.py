@@ -18,7 +18,7 @@ from sb3_trpo.zoo.figure_style import (
     set_style,
 )
 from sb3_trpo.zoo.progress import PROGRESS, STEPS, UPDATE_STEPS, read_progress
-from sb3_trpo.zoo.runs import read_mapping
+from sb3_trpo.zoo.settings import read_mapping
 
 # Explained variance has no lower bound, and only values near 1 are informative.
 LEAST_EXPLAINED = -1.0
