@@ -60,8 +60,20 @@ class ResumedRun(RunManager):
         :return: the resumed model
         """
         path, callbacks, kind = self.found.path.parent, options.get("callback"), type(model)
-        trust = {"trust_checkpoint": self.is_trusted}
-        return resume_training(path, model.env, callbacks, self.device, algorithm=kind, **trust)
+        options = {"trust_checkpoint": self.is_trusted, **self.process_options()}
+        return resume_training(path, model.env, callbacks, self.device, algorithm=kind, **options)
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Return whether a run can be resumed.
+
+    :param run: the run's folder
+    """
+    try:
+        find_checkpoint(checkpoint_folder(run))
+    except ValueError:
+        return False
+    return True
 
 
 def shorten_log(run: Path, name: Any, size: Any) -> None:

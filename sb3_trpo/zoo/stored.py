@@ -14,7 +14,7 @@ from sb3_trpo.zoo.settings import find_code
 VALUES = (
     *("--algo", "--env", "-n", "--n-timesteps", "--num-threads", "--log-interval", "--eval-freq"),
     *("--eval-episodes", "--n-eval-envs", "--save-freq", "--seed", "--vec-env", "--device"),
-    *("--verbose", "--checkpoint-freq", "--run-number", "-f", "--log-folder"),
+    *("--verbose", "--process-timeout", "--checkpoint-freq", "--run-number", "-f", "--log-folder"),
     *("-tb", "--tensorboard-log", "-conf", "--conf-file"),
 )
 FLAGS = ("-P", "--progress", "-uuid", "--uuid", "--trust-checkpoint")
