@@ -13,6 +13,8 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.utils import get_device
 from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from sb3_trpo._processes import (
     ALONE,
@@ -39,7 +41,12 @@ def is_torchrun() -> bool:
 
 def is_restart() -> bool:
     """Return whether torchrun has started the processes anew after one failed."""
-    return is_torchrun() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return is_torchrun() and _restarts() > 0
+
+
+def _restarts() -> int:
+    """Count how often torchrun has started the processes anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def launch_name() -> str:
@@ -101,8 +108,7 @@ def joined_processes(words: list[str]) -> Iterator[Processes]:
         return
     options = _parse(words)
     device = _device(options.device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=options.process_timeout))
+    _join("nccl" if device.type == "cuda" else "gloo", options.process_timeout)
     try:
         processes = processes_of(True, device)
         with _one_report(processes):
@@ -110,6 +116,15 @@ def joined_processes(words: list[str]) -> Iterator[Processes]:
             yield processes
     finally:
         dist.destroy_process_group()
+
+
+def _join(backend: str, timeout: float) -> None:
+    """Join the process group."""
+    limit = timedelta(seconds=timeout)
+    store, rank, size = next(iter(rendezvous("env://", timeout=limit)))
+    # torchrun's store may still hold the addresses of the processes before a restart.
+    attempt = PrefixStore(f"attempt_{_restarts()}", store)
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=limit)
 
 
 def current_processes() -> Processes:
