@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import NoReturn
 
 import numpy as np
 import torch as th
@@ -67,18 +68,9 @@ def refuse_torchrun(what: str) -> None:
     if not is_torchrun():
         return
     if os.environ.get("RANK", "0") != "0":
-        exit_silently(2)
+        time.sleep(SECONDS_BEFORE_SILENT_EXIT)
+        raise SystemExit(2)
     raise UsageError(f"{what} does not run under torchrun: start it as usual, in one process")
-
-
-def exit_silently(status: int) -> None:
-    """End a process whose error another one reports.
-
-    :param status: exit status
-    :raises SystemExit: always, later than the other process ends
-    """
-    time.sleep(SECONDS_BEFORE_SILENT_EXIT)
-    raise SystemExit(status)
 
 
 def add_timeout(parser: Parser) -> None:
@@ -178,14 +170,22 @@ def _one_report(processes: Processes) -> Iterator[None]:
             raise SystemExit(getattr(interruption, "status", 130)) from None
         raise
     except OtherProcessError:
-        exit_silently(1)
+        _leave(SECONDS_BEFORE_SILENT_EXIT)
     except Exception as error:
         if not processes.is_first_to("report"):
-            exit_silently(1)
+            _leave(SECONDS_BEFORE_SILENT_EXIT)
         if not isinstance(error, LostContactError):
             raise
         print(f"sb3-trpo: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        _leave()
+
+
+def _leave(delay: float = 0.0) -> NoReturn:
+    """End this process, but not by the destructors of its group: these may wait for lost ones."""
+    time.sleep(delay)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(1)
 
 
 def words_of_process(words: list[str], processes: Processes) -> list[str]:
