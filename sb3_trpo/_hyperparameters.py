@@ -58,7 +58,9 @@ def _comparable(name: str, value: Any) -> Any:
     numbers = [value_at(name, value, progress) for progress in _MOMENTS]
     if len(set(numbers)) == 1:
         return numbers[0]
-    texts = (f"{number} at {progress}" for number, progress in zip(numbers, _MOMENTS, strict=True))
+    texts = (
+        f"{number:.6g} at {progress:g}" for number, progress in zip(numbers, _MOMENTS, strict=True)
+    )
     return f"{', '.join(texts)} of the remaining progress"
 
 
