@@ -1,5 +1,6 @@
 """What the processes of a data-parallel training share besides gradients."""
 
+import re
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -11,13 +12,20 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common import utils
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    ConvertCallback,
+    ProgressBarCallback,
+)
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_trpo._finite import running_statistics
+from sb3_trpo._hyperparameters import shared_settings
 from sb3_trpo._processes import Processes
 
 
@@ -42,13 +50,15 @@ def start_equal(
     Give all processes the weights, counters and VecNormalize statistics of rank 0.
 
     :param model: before training
-    :param settings: that have to be the same in all processes
+    :param settings: that have to be the same in all processes, besides the hyperparameters
     :param processes: that train together
     :raises ValueError: naming a setting, or another part of the model, that is not the same
     """
     if processes.size == 1:
         return
-    _check_same(processes.gather(dict(settings)))
+    with processes.together():
+        shared = {**settings, **shared_settings(model)}
+    _check_same(processes.gather(shared))
     progress = model.num_timesteps, model._n_updates
     weights, statistics, progress = processes.of_first(
         (_weights(model), running_statistics(model.env), progress)
@@ -72,16 +82,25 @@ def _check_same(settings: list[dict[str, Any]]) -> None:
 
 
 def _weights(model: OnPolicyAlgorithm) -> bytes:
-    """Write the weights and the optimizer's state."""
+    """Write the layers' descriptions, the weights and the optimizer's state."""
     stream = BytesIO()
-    th.save([model.policy.state_dict(), model.policy.optimizer.state_dict()], stream)
+    states = model.policy.state_dict(), model.policy.optimizer.state_dict()
+    th.save([_layers(model.policy), *states], stream)
     return stream.getvalue()
+
+
+def _layers(policy: nn.Module) -> str:
+    """Describe a policy's layers, without the addresses that differ between processes."""
+    return re.sub("0x[0-9a-f]+", "", repr(policy))
 
 
 def _put_weights(model: OnPolicyAlgorithm, weights: bytes) -> None:
     """Read the weights and the optimizer's state."""
-    policy, optimizer = th.load(BytesIO(weights), map_location=model.device, weights_only=True)
+    layers, *states = th.load(BytesIO(weights), map_location=model.device, weights_only=True)
+    policy, optimizer = states
     try:
+        if layers != _layers(model.policy):
+            raise ValueError("its layers differ")
         model.policy.load_state_dict(policy)
         model.policy.optimizer.load_state_dict(optimizer)
     except (RuntimeError, ValueError) as error:
@@ -94,6 +113,35 @@ def _put_weights(model: OnPolicyAlgorithm, weights: bytes) -> None:
 def silent_logger() -> Logger:
     """Make the logger of the processes that do not log."""
     return Logger(None, [])
+
+
+class ProgressBar(ProgressBarCallback):
+    """SB3's progress bar, which counts the steps of all processes."""
+
+    _shown = 0
+
+    def _on_training_start(self) -> None:
+        """Show the bar."""
+        super()._on_training_start()
+        self._shown = self.num_timesteps
+
+    def _on_step(self) -> bool:
+        """Move the bar."""
+        self.pbar.update(self.num_timesteps - self._shown)
+        self._shown = self.num_timesteps
+        return True
+
+
+def with_progress_bar(callback: MaybeCallback) -> list[BaseCallback]:
+    """
+    Add a progress bar to callbacks.
+
+    :param callback: as for ``learn``
+    :return: all of them
+    """
+    callbacks = callback if isinstance(callback, list) else [callback]
+    made = [each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in callbacks]
+    return [*made, ProgressBar()]
 
 
 @contextmanager

@@ -49,12 +49,24 @@ def shared_settings(model: object) -> dict[str, Any]:
     List the hyperparameters on which the processes of a data-parallel training have to agree.
 
     :param model: has the hyperparameters as attributes
-    :return: numbers and words by name; functions are left out, as they cannot be compared
+    :return: numbers and words by name; of a schedule, the numbers at some moments
     """
-    named = {name: getattr(model, name) for name in RANGES.keys() - _OF_A_PROCESS}
-    return {
-        name: value for name, value in sorted(named.items()) if isinstance(value, (int, float, str))
-    }
+    named = {name: getattr(model, name) for name in sorted(RANGES.keys() - _OF_A_PROCESS)}
+    shown = {name: _comparable(name, value) for name, value in named.items()}
+    return {name: value for name, value in shown.items() if isinstance(value, (int, float, str))}
+
+
+def _comparable(name: str, value: Any) -> Any:
+    """Read a schedule at some moments; a constant one is its number."""
+    if name not in _SCHEDULES or not callable(value):
+        return value
+    numbers = [value_at(name, value, progress) for progress in _MOMENTS]
+    if len(set(numbers)) == 1:
+        return numbers[0]
+    texts = (
+        f"{number:.6g} at {progress:g}" for number, progress in zip(numbers, _MOMENTS, strict=True)
+    )
+    return f"{', '.join(texts)} of the remaining progress"
 
 
 def parse_schedule(name: str, value: float | str | Schedule) -> float | Schedule:
@@ -185,6 +197,10 @@ def _is_device(value: Any) -> bool:
     except (RuntimeError, TypeError, ValueError):
         return False
 
+
+# Hyperparameters that may be schedules, and when those of two processes are compared.
+_SCHEDULES = {"learning_rate", "target_kl", "cg_damping"}
+_MOMENTS = (1.0, 0.7, 0.5, 0.3, 0.0)
 
 # Hyperparameters that may differ among the processes of a data-parallel training.
 _OF_A_PROCESS = {

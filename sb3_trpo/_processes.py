@@ -1,13 +1,26 @@
 """The processes of a data-parallel training: sums over all of them, and agreement."""
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch as th
 from torch import distributed as dist
 
 Anything = TypeVar("Anything")
+
+# Seconds to wait for the other processes to notice that one is lost. They notice at once, unless
+# they are collecting a rollout.
+NOTICING = 2.0
+
+
+class OtherProcessError(RuntimeError):
+    """Training has ended in this process because of an exception in another one."""
+
+
+class LostContactError(RuntimeError):
+    """Another process has ended, or did not answer within the process group's timeout."""
 
 
 class Processes:
@@ -82,12 +95,21 @@ class Processes:
     @contextmanager
     def together(self) -> Iterator[None]:
         """
-        Run a block without communication, whose exception ends it in all processes.
+        Run a block without communication, whose exception or interruption ends it in all processes.
 
         :return: context manager
-        :raises RuntimeError: if only other processes raised, naming them and their errors
+        :raises OtherProcessError: if only other processes raised, naming them and their errors
+        :raises KeyboardInterrupt: if only other processes raised, and nothing but this
         """
         yield
+
+    def is_first_to(self, act: str) -> bool:
+        """
+        Return whether no other process has asked the same, however few of them are left.
+
+        :param act: what only one process should do
+        """
+        return True
 
 
 ALONE = Processes()
@@ -140,14 +162,26 @@ class ProcessGroup(Processes):
     @contextmanager
     def together(self) -> Iterator[None]:
         """Ask after the block whether it raised in any process."""
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             yield
-        except Exception as raised:
+        except (Exception, KeyboardInterrupt) as raised:
             error = raised
         if not self.all(error is None):
-            texts = self.gather(None if error is None else f"{type(error).__name__}: {error}")
-            raise error or RuntimeError(_in_words(texts))
+            faults = self.gather(_fault(error))
+            if error is None:
+                raise _error_of_others(faults)
+            note = f"This happened in process {self.rank} of {self.size}, and ended all."
+            # The attribute that `add_note` writes, which Python 3.10 does not have.
+            vars(error)["__notes__"] = [*_notes(error), note]
+            raise error
+
+    def is_first_to(self, act: str) -> bool:
+        """Count in the group's store, which outlives connections between processes."""
+        try:
+            return bool(self._store().add(f"sb3_trpo/{act}", 1) == 1)
+        except RuntimeError:  # the store ended together with the process that had it
+            return True
 
     def _sum(self, tensor: th.Tensor) -> th.Tensor:
         """Add a tensor of every process, in place."""
@@ -159,12 +193,27 @@ class ProcessGroup(Processes):
         try:
             communicate()
         except RuntimeError as error:
-            raise RuntimeError(
-                f"Process {self.rank} of {self.size} lost contact with another process: one has "
-                f"ended, or did not answer within the timeout of init_process_group. The cause is "
-                f"in the output of the process that ended first. Training can be resumed from the "
-                f"latest checkpoint. Torch says: {error}"
+            raise LostContactError(
+                f"Process {self.rank} of {self.size} has lost contact: {self._lost()}. Training "
+                f"can be resumed from the latest checkpoint. Torch says: {error}"
             ) from error
+
+    def _lost(self) -> str:
+        """Name the processes that do not report that they have lost contact, too."""
+        store = self._store()
+        keys = [f"sb3_trpo/lost_contact/{rank}" for rank in range(self.size)]
+        with suppress(RuntimeError):
+            store.set(keys[self.rank], "")
+            time.sleep(NOTICING)
+            missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+            names = f"process {', '.join(missing)} has" if missing else "a connection has"
+            return f"{names} ended, or did not answer within the timeout of the process group"
+        return "the process that held the group's store, usually process 0, has ended"
+
+    @staticmethod
+    def _store() -> Any:
+        """Return the group's key-value store."""
+        return dist.distributed_c10d._get_default_store()
 
 
 def processes_of(data_parallel: bool, device: th.device) -> Processes:
@@ -187,7 +236,30 @@ def processes_of(data_parallel: bool, device: th.device) -> Processes:
     return ProcessGroup(device)
 
 
-def _in_words(texts: list[str | None]) -> str:
-    """Name the processes that raised."""
-    faults = [f"process {rank}: {text}" for rank, text in enumerate(texts) if text is not None]
-    return f"Training has ended in all {len(texts)} processes because of {'; '.join(faults)}"
+# The class of an interruption, and words for any exception.
+Fault = tuple[type[KeyboardInterrupt] | None, str]
+
+
+def _fault(error: BaseException | None) -> Fault | None:
+    """Describe an exception to the other processes."""
+    if error is None:
+        return None
+    kind = type(error) if isinstance(error, KeyboardInterrupt) else None
+    return kind, " ".join([f"{type(error).__name__}: {error}", *_notes(error)])
+
+
+def _notes(error: BaseException) -> list[str]:
+    """List the notes of an exception."""
+    return list(getattr(error, "__notes__", []))
+
+
+def _error_of_others(faults: list[Fault | None]) -> BaseException:
+    """Make the exception of a process that did not raise itself."""
+    raised = [(rank, fault) for rank, fault in enumerate(faults) if fault is not None]
+    interrupts = [kind for _, (kind, _) in raised if kind is not None]
+    if len(interrupts) == len(raised):
+        return interrupts[0]()
+    names = "; ".join(f"process {rank}: {text}" for rank, (kind, text) in raised if kind is None)
+    return OtherProcessError(
+        f"Training has ended in all {len(faults)} processes because of {names}"
+    )

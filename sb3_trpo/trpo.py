@@ -33,6 +33,7 @@ from sb3_trpo._data_parallel import (
     seed_of,
     silent_logger,
     start_equal,
+    with_progress_bar,
 )
 from sb3_trpo._environment import discard_interrupted_step, naming_the_place
 from sb3_trpo._finite import NormalizationStatistics, Reading, check_finite
@@ -43,7 +44,6 @@ from sb3_trpo._hyperparameters import (
     check_ranges,
     check_values,
     parse_schedule,
-    shared_settings,
     value_at,
 )
 from sb3_trpo._interrupts import deferring_interrupts
@@ -452,11 +452,13 @@ class TRPO(OnPolicyAlgorithm):
         self._iterations_before = 0
         processes = self._processes
         settings = {"total_timesteps": total_timesteps, "reset_num_timesteps": reset_num_timesteps}
-        start_equal(self, settings | shared_settings(self), processes)
+        start_equal(self, settings, processes)
         is_custom = self._custom_logger
         if processes.rank > 0:
             self.set_logger(silent_logger())
             is_custom = progress_bar = False
+        if progress_bar and processes.size > 1:
+            callback, progress_bar = with_progress_bar(callback), False
         options = callback, reset_num_timesteps, tb_log_name, progress_bar
         with merged_statistics(self.env, processes), processes.together():
             prepared = self._setup_own(total_timesteps, *options)

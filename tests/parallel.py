@@ -2,8 +2,9 @@
 
 import os
 import socket
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from multiprocessing import get_context
 from typing import Any
@@ -16,6 +17,7 @@ from torch.multiprocessing.spawn import spawn
 Work = Callable[..., None]
 
 TIMEOUT = timedelta(seconds=60)
+PATIENCE = 300.0  # seconds, on a busy machine
 
 
 def in_processes(size: int, work: Work, *arguments: Any) -> None:
@@ -31,22 +33,31 @@ def in_processes(size: int, work: Work, *arguments: Any) -> None:
     start(_run, (size, port, TIMEOUT, work, arguments), nprocs=size)
 
 
-def exit_codes(size: int, work: Work, *arguments: Any) -> list[int | None]:
+def exit_codes(
+    size: int,
+    work: Work,
+    *arguments: Any,
+    timeout: timedelta = TIMEOUT,
+    hanging: Collection[int] = (),
+) -> list[int | None]:
     """
     Run a function in processes that may end without the others.
 
     :param size: number of processes
     :param work: called with the rank and the arguments
     :param arguments: can be pickled
-    :return: exit code of each process; ``None`` for one that has not ended in time
+    :param timeout: of the group
+    :param hanging: ranks of processes that do not end; the end of the others is waited for
+    :return: exit code of each process; ``None`` for one that has not ended by then
     """
     context, port = get_context("spawn"), free_port()
-    options = [(rank, size, port, TIMEOUT, work, arguments, False) for rank in range(size)]
+    options = [(rank, size, port, timeout, work, arguments, False) for rank in range(size)]
     processes = [context.Process(target=_run, args=each) for each in options]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(60)
+    end = time.monotonic() + PATIENCE
+    for rank in set(range(size)).difference(hanging):
+        processes[rank].join(max(end - time.monotonic(), 0))
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()

@@ -120,7 +120,7 @@ def test_the_lowest_layer_knows_tensors_only(module: str) -> None:
     imported = {
         name.partition(".")[0] for name in imported_names((ROOT / f"{module}.py").read_text())
     }
-    standard = {"collections", "contextlib", "dataclasses", "enum", "math", "typing"}
+    standard = {"collections", "contextlib", "dataclasses", "enum", "math", "time", "typing"}
     assert imported <= standard | {"torch", "sb3_trpo"}
 
 

@@ -6,6 +6,9 @@ import math
 import os
 import pathlib
 import signal
+import time
+import warnings
+from datetime import timedelta
 from functools import partial
 from itertools import chain
 from typing import Any, cast
@@ -18,6 +21,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo import TRPO
+from sb3_trpo._checkpoint_file import find_checkpoint
 from sb3_trpo._critic import Critic, fit_critic, read_critic
 from sb3_trpo._data_parallel import check_equal_parameters
 from sb3_trpo._processes import processes_of
@@ -214,13 +218,69 @@ def end_together(rank: int) -> None:
     with pytest.raises(error, match=r"\(step, env\) = \(3, 1\)"):
         model.train()
 
-    model = cases.toy_model("box", data_parallel=True, target_kl=0.01 * (rank + 1))
-    with pytest.raises(ValueError, match=r"target_kl is 0\.01 in process 0 and 0\.02 in process 1"):
-        model.learn(64)
+    name_what_differs(rank)
+    model = cases.toy_model("box", data_parallel=True)
     with th.no_grad():
         next(model.policy.parameters()).add_(rank)
     with pytest.raises(RuntimeError, match="parameters of process 1 differ"):
         check_equal_parameters(model.policy, processes_of(True, th.device("cpu")))
+
+
+def lin(progress: float) -> float:
+    return 0.01 * progress
+
+
+def name_what_differs(rank: int) -> None:
+    differing: list[tuple[dict[str, tuple[Any, Any]], str]] = [
+        ({"target_kl": (0.01, 0.02)}, r"target_kl is 0\.01 in process 0 and 0\.02 in process 1"),
+        ({"target_kl": ("lin_0.01", lin)}, ""),  # the same numbers
+        ({"target_kl": ("lin_0.01", 0.01)}, r"target_kl is '0\.01 at 1, .* and 0\.01 in"),
+        ({"learning_rate": (lin, lambda _: 0.01)}, r"learning_rate is '0\.01 at 1, 0\.007 at"),
+        ({"cg_damping": (0.1, lin)}, "cg_damping is 0.1 in process 0 and '0.01 at"),
+        ({"batch_size": (64, 32)}, "batch_size is 64 in process 0 and 32 in process 1"),
+        ({"gamma": (0.9, 0.8)}, r"gamma is 0\.9 in process 0 and 0\.8 in process 1"),
+    ]
+    for settings, message in differing:
+        own = {name: values[rank] for name, values in settings.items()}
+        model = cases.toy_model("box", data_parallel=True, **own)
+        if not message:
+            model.learn(64)
+            continue
+        # The process whose layers are others knows what they are; the first one names it.
+        error = RuntimeError if "layers" in message and rank == 0 else ValueError
+        with pytest.raises(error, match=message):
+            model.learn(64)
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interruption with a class of its own."""
+
+
+def end_together_at_an_interruption(rank: int) -> None:
+    model = cases.toy_model("box", data_parallel=True)
+
+    def interrupt(local: dict[str, Any], _: dict[str, Any]) -> bool:
+        if rank == 1 and local["self"].num_timesteps > 400:
+            raise Interrupted
+        return True
+
+    with pytest.raises(Interrupted):
+        model.learn(10_000, interrupt)
+    first, second = gathered(flat(model))
+    assert th.equal(first, second)
+
+
+def show_the_progress_of_all(rank: int) -> None:
+    warnings.simplefilter("ignore")  # rich is new to tqdm
+    model = cases.toy_model("box", data_parallel=True)
+    bars: list[Any] = []
+
+    def note(local: dict[str, Any], _: dict[str, Any]) -> None:
+        bars.extend(getattr(local["callback"], "callbacks", [])[1:])
+
+    model.learn(192, note, progress_bar=True)
+    assert len(bars) == (model.num_timesteps // 4 if rank == 0 else 0)
+    assert all(bar.pbar.n == model.num_timesteps for bar in bars)
 
 
 def end_at_faults_of_the_environment(rank: int) -> None:
@@ -235,6 +295,7 @@ def end_at_faults_of_the_environment(rank: int) -> None:
             model.learn(200)
         if rank == 0:
             assert f"process 1: {error.__name__}" in str(caught.value)
+            assert "This happened in step" in str(caught.value)
             assert th.equal(flat(model), before)
 
 
@@ -264,13 +325,47 @@ def lose_a_process(rank: int, place: str) -> None:
             model.policy.optimizer.register_step_pre_hook(kill)
         model.learn(10_000, callback=Killing() if place == "rollout" else None)
     else:
-        with pytest.raises(RuntimeError, match="Process 0 of 2 lost contact"):
+        with pytest.raises(RuntimeError, match="has lost contact: process 1 has ended"):
             model.learn(10_000)
 
 
 @pytest.mark.parametrize("place", ["rollout", "update"])
 def test_the_others_end_when_a_process_is_killed(place: str) -> None:
     assert exit_codes(2, lose_a_process, place) == [0, -signal.SIGKILL]
+
+
+def lose_the_saving_process(rank: int, folder: str) -> None:
+    model = cases.toy_model("box", data_parallel=True)
+    replace = os.replace
+
+    def kill_at_the_third(source: Any, target: Any) -> None:
+        if len(list(pathlib.Path(folder).glob("*.zip"))) == 2:
+            kill()
+        replace(source, target)
+
+    os.replace = kill_at_the_third  # type: ignore[assignment]
+    checkpoint = TrainingCheckpoint(folder, save_freq=96)
+    with pytest.raises(RuntimeError, match=r"has lost contact.*process 0, has ended"):
+        model.learn(10_000, checkpoint)
+
+
+def test_a_process_killed_while_it_saves_leaves_the_last_checkpoint(tmp_path: pathlib.Path) -> None:
+    codes = exit_codes(2, lose_the_saving_process, str(tmp_path))
+    assert codes == [-signal.SIGKILL, 0]
+    assert find_checkpoint(tmp_path).checkpoint.state["num_timesteps"] == 256
+
+
+def wait_for_a_hanging_process(rank: int) -> None:
+    model = cases.toy_model("box", data_parallel=True)
+    if rank == 1:
+        model.env.envs[0].unwrapped.step = lambda action: time.sleep(1000)
+    with pytest.raises(RuntimeError, match="lost contact: process 1 has ended, or did not answer"):
+        model.learn(10_000)
+
+
+def test_a_hanging_process_is_named_within_the_timeout() -> None:
+    codes = exit_codes(3, wait_for_a_hanging_process, timeout=timedelta(seconds=10), hanging=[1])
+    assert codes == [0, None, 0]
 
 
 def resume_together(rank: int, folder: str) -> None:
@@ -294,7 +389,13 @@ def test_a_checkpoint_is_written_once_and_resumed_by_all(tmp_path: pathlib.Path)
     in_processes(2, resume_together, str(tmp_path))
 
 
-@pytest.mark.parametrize("work", [learn_together, fit_one_critic, end_together])
+@pytest.mark.parametrize(
+    "work",
+    [
+        *(learn_together, fit_one_critic, end_together),
+        *(end_together_at_an_interruption, show_the_progress_of_all),
+    ],
+)
 def test_two_processes(work: Any) -> None:
     in_processes(2, work)
 

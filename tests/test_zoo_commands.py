@@ -147,15 +147,6 @@ def test_continue_trains_the_chosen_model_with_the_settings_of_its_run(
 # export
 
 
-def test_torchrun_of_the_command_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sb3_trpo.zoo.train import train
-
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="data_parallel=True"):
-        train(["--env", "CartPole-v1"])
-
-
 def test_export_checks_the_policy_with_its_normalisation_on_what_the_environment_returns(
     normalized_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

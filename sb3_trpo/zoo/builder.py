@@ -21,11 +21,15 @@ class Builder:
 
     :param algo: the algorithm's key in ``rl_zoo3.ALGOS``
     :param is_trusted: whether the files of models may run code
+    :param options: further arguments of the constructor and of ``load``
     """
 
-    def __init__(self, algo: str, is_trusted: bool = False) -> None:
+    def __init__(
+        self, algo: str, is_trusted: bool = False, options: Mapping[str, Any] | None = None
+    ) -> None:
         self._algo = algo
         self._is_trusted = is_trusted
+        self._options = dict(options or {})
         self._algorithm = ALGOS[algo]
 
     def __call__(self, env: Any, **hyperparameters: Any) -> BaseAlgorithm:
@@ -38,7 +42,7 @@ class Builder:
         """
         check_masks(self._algo, env)
         with user_errors(*REFUSED):
-            return self._algorithm(env=env, **hyperparameters)
+            return self._algorithm(env=env, **hyperparameters, **self._options)
 
     def load(self, path: Any, env: Any = None, **options: Any) -> Any:
         """Load a model.
@@ -52,6 +56,7 @@ class Builder:
         if env is not None:
             check_masks(self._algo, env)
         with user_errors(*REFUSED, *BROKEN, OSError):
+            options = {**options, **self._options}
             return load_model(self._algorithm, path, env, self._is_trusted, options)
 
 

@@ -1,10 +1,12 @@
 """Let Ctrl-C and SIGTERM end a training between two updates."""
 
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker, util
@@ -14,8 +16,13 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_trpo.zoo.processes import is_torchrun
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOTICE = b"\nStopping after this update. Once more exits at once, without saving.\n"
+# Seconds within which two signals are one: torchrun passes on what its processes may have received
+# as well, from Slurm for example.
+ONE_SIGNAL = 1.0 if is_torchrun() else 0.0
 SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar hides
 
 
@@ -32,12 +39,15 @@ class Interruptions(BaseCallback):
     As a context manager, it handles the signals; a second one ends the process at once.
 
     :param save: is called before the training ends
+    :param is_announced: whether to print that the training will end
     """
 
-    def __init__(self, save: Callable[[], Any]) -> None:
+    def __init__(self, save: Callable[[], Any], is_announced: bool = True) -> None:
         super().__init__()
         self.received: int | None = None
+        self._received_at = -math.inf
         self._save = save
+        self._is_announced = is_announced
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruptions":
@@ -54,12 +64,16 @@ class Interruptions(BaseCallback):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal."""
+        if time.monotonic() - self._received_at < ONE_SIGNAL:
+            return
         if self.received is not None:
             _kill_children()  # before they miss this process, and print that they do
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, SHOW_CURSOR)
             os._exit(128 + number)
         self.received = number
-        os.write(2, NOTICE)  # a print may be what the signal interrupts
+        self._received_at = time.monotonic()
+        if self._is_announced:
+            os.write(2, NOTICE)  # not by print, which may be what the signal interrupts
 
     def _on_rollout_start(self) -> None:
         """End the training if a signal has arrived: the update before is complete."""

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, sync_envs_no
 
 import sb3_trpo.zoo.register  # noqa: F401 (imported for its effect)
 from sb3_trpo import TRPO
+from sb3_trpo._data_parallel import ProgressBar
 from sb3_trpo.checkpoint import Resumable
 from sb3_trpo.zoo.builder import Builder, Normalization
 from sb3_trpo.zoo.checkpoints import RunCheckpoint
@@ -38,14 +39,16 @@ from sb3_trpo.zoo.errors import (
 from sb3_trpo.zoo.interruptions import Interruptions, left_to_this_process
 from sb3_trpo.zoo.learning_curve import draw_learning_curve
 from sb3_trpo.zoo.masks import evaluate_policy, masks_in_evaluations
+from sb3_trpo.zoo.processes import current_processes, is_torchrun, launch_name
 from sb3_trpo.zoo.progress import ProgressFile
-from sb3_trpo.zoo.runs import save_final_evaluation
+from sb3_trpo.zoo.runs import PROCESSES, save_final_evaluation
 from sb3_trpo.zoo.script import AddOptions, Parser, asks_for_help, replaced, run_script
 from sb3_trpo.zoo.trust_region_figure import draw_trust_region
 
 CONFIGURATION = "configuration"  # of a trial: the hyperparameters that are not searched for
 NO_TRIALS = "no trial finished: add trials, or see with --jobs 1 --verbose 2 why they stop"
 RUN_NUMBER = "--run-number"
+LAUNCH = "launch"  # among the arguments that a run keeps: which call of torchrun started it
 EVALUATIONS = 20
 FINAL_EPISODES = 20
 # Stands for "no --eval-freq given"; every negative number means "never" to the Zoo.
@@ -61,8 +64,12 @@ class RunManager(ExperimentManager):
     :param options: as for ``ExperimentManager``
     """
 
+    # Whether this process prints, logs and saves for all.
+    reports: ClassVar[bool] = True
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.n_processes = current_processes().size
         if self.args.conf_file is None:
             self.config = packaged_config(self.algo) or self.config
         number = vars(self.args).get("run_number")
@@ -107,9 +114,12 @@ class RunManager(ExperimentManager):
 
     def _builder(self) -> AbstractContextManager[None]:
         """Let the Zoo build and load models with :class:`Builder`."""
-        return replaced(
-            rl_zoo3.exp_manager, "ALGOS", {self.algo: Builder(self.algo, self.is_trusted)}
-        )
+        builder = Builder(self.algo, self.is_trusted, self.process_options())
+        return replaced(rl_zoo3.exp_manager, "ALGOS", {self.algo: builder})
+
+    def process_options(self) -> dict[str, Any]:
+        """Return the arguments of a model that several processes train."""
+        return {"data_parallel": True} if is_torchrun() else {}
 
     def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
         """Normalise an environment, with the statistics of a model whose training continues."""
@@ -129,8 +139,9 @@ class RunManager(ExperimentManager):
             Path(self.params_path).mkdir()
 
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
-        """Save the run's settings and, among its arguments, the command line."""
-        self.args.words = sys.argv[1:]
+        """Save the run's settings and, among its arguments, how it was started."""
+        started = {"words": sys.argv[1:], PROCESSES: self.n_processes}
+        vars(self.args).update(started, **({LAUNCH: launch_name()} if is_torchrun() else {}))
         super()._save_config(saved_hyperparams)
 
     def _claim(self, folder: Path) -> None:
@@ -147,7 +158,10 @@ class RunManager(ExperimentManager):
         if self.eval_freq == UNSET_EVAL_FREQ:
             self.eval_freq = max(self.n_timesteps // EVALUATIONS, self.steps_per_rollout(), 1)
             self.args.eval_freq = self.eval_freq  # what args.yml will say
-        with masks_in_evaluations(self.algo):
+        # By which the Zoo divides a number of steps: its callbacks count those of one environment.
+        everywhere = replaced(self, "n_envs", self.n_envs * self.n_processes)
+        bar = replaced(rl_zoo3.exp_manager, "ProgressBarCallback", ProgressBar)
+        with masks_in_evaluations(self.algo), everywhere, bar:
             super().create_callbacks()  # type: ignore[no-untyped-call]
         self.callbacks.append(ProgressFile(Path(self.save_path)))
         if issubclass(ALGOS[self.algo], TRPO):
@@ -164,7 +178,7 @@ class RunManager(ExperimentManager):
         arguments = (inspect.signature(kind).parameters.get("n_steps") for kind in kinds)
         default = next((argument.default for argument in arguments if argument), 0)
         n_steps = self.given.get("n_steps", default)
-        return int(n_steps) * self.n_envs
+        return int(n_steps) * self.n_envs * self.n_processes
 
     def create_envs(self, *arguments: Any, **options: Any) -> VecEnv:
         """Create environments.
@@ -223,7 +237,8 @@ class RunManager(ExperimentManager):
                 self.trained = interruptions.model_or(model)
                 self.interruption = interruption
 
-        interruptions = Interruptions(self.checkpoint.write if self.checkpoint else lambda: None)
+        save = self.checkpoint.write if self.checkpoint else lambda: None
+        interruptions = Interruptions(save, self.reports)
         self.callbacks.append(interruptions)
         # The Zoo swallows the interruption; of the model it uses these three attributes.
         watched: Any = SimpleNamespace(learn=learn, env=model.env, policy=model.policy)

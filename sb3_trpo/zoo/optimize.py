@@ -28,6 +28,7 @@ from sb3_trpo.zoo.figure_style import (
 )
 from sb3_trpo.zoo.jobs import run_jobs, threads_per_job
 from sb3_trpo.zoo.manager import CONFIGURATION, NO_TRIALS, RunManager, run_manager
+from sb3_trpo.zoo.processes import refuse_torchrun
 from sb3_trpo.zoo.script import Parser, asks_for_help, positive
 
 N_TRIALS = 100
@@ -51,6 +52,7 @@ def optimize(words: list[str]) -> None:
     """
     if asks_for_help(words):
         run_manager(RunManager, PROG, HELP, words, add_search)
+    refuse_torchrun("sb3-trpo optimize")
     choice, rest = parse(words)
     folder = Path(choice.folder) / choice.algo
     with user_errors(OSError):

@@ -32,7 +32,7 @@ from sb3_trpo.zoo.settings import find_code
 VALUES = (
     *("--algo", "--env", "-n", "--n-timesteps", "--num-threads", "--log-interval", "--eval-freq"),
     *("--eval-episodes", "--n-eval-envs", "--save-freq", "--seed", "--vec-env", "--device"),
-    *("--verbose", "--checkpoint-freq", "--run-number", "-f", "--log-folder"),
+    *("--verbose", "--process-timeout", "--checkpoint-freq", "--run-number", "-f", "--log-folder"),
     *("-conf", "--conf-file"),
 )
 FLAGS = ("-P", "--progress", "-uuid", "--uuid", "--trust-checkpoint")
@@ -168,10 +168,23 @@ class ResumedRun(RunManager):
         :return: the resumed model
         """
         # The checkpoint's own folder for logs may be any one.
-        given = {"trust_checkpoint": self.is_trusted, "tensorboard_log": self.tensorboard_log}
+        folder = {"tensorboard_log": self.tensorboard_log}
+        given = {"trust_checkpoint": self.is_trusted, **folder, **self.process_options()}
         with user_errors(ValueError):
             loaded = load_training(self.found, model.env, self.device, type(model), **given)
         return finish_training(loaded, self.found, options.get("callback"))
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Return whether a run can be resumed.
+
+    :param run: the run's folder
+    """
+    try:
+        find_checkpoint(checkpoint_folder(run))
+    except ValueError:
+        return False
+    return True
 
 
 def shorten_logs(run: Path, sizes: Any) -> None:

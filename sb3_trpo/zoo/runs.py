@@ -15,11 +15,12 @@ from huggingface_sb3 import EnvironmentName
 from sb3_trpo._archive import check_entries
 from sb3_trpo.zoo.errors import BROKEN, UsageError, one_line
 from sb3_trpo.zoo.progress import PROGRESS, STEPS, read_progress
-from sb3_trpo.zoo.settings import read_mapping
+from sb3_trpo.zoo.settings import read_mapping, settings_of
 
 Array = npt.NDArray[np.float64]
 
 EVALUATIONS_FILE = "evaluations.npz"  # written by SB3's EvalCallback
+PROCESSES = "processes"  # how many trained, among the arguments that the Zoo saved
 FINAL_FILE = "final_evaluation.npz"
 
 # Points of a curve of training episodes, and the largest number of episodes that each averages.
@@ -66,7 +67,7 @@ class Run:
     @property
     def arguments(self) -> dict[str, Any]:
         """The training script's arguments; empty if the Zoo did not save them."""
-        return read_mapping(self.folder / self.env / "args.yml")
+        return read_mapping(settings_of(self.folder) / "args.yml")
 
 
 def save_final_evaluation(folder: Path, returns: Array) -> None:
@@ -194,7 +195,8 @@ def training_episodes(folder: Path) -> pd.DataFrame:
     """Read the episodes that the Monitor wrappers have logged.
 
     The environments of a run step together, so an episode of one environment ends at the sum of
-    its episodes' lengths times the number of environments.
+    its episodes' lengths times the number of environments. Of several processes, only the first
+    logs its episodes.
 
     :param folder: the run's folder
     :return: columns ``step`` (environment steps of all environments) and ``return``, in order;
@@ -202,9 +204,9 @@ def training_episodes(folder: Path) -> pd.DataFrame:
     """
     files = sorted(folder.glob("*.monitor.csv"))
     logs = [pd.read_csv(file, skiprows=1, usecols=["r", "l"], dtype=float) for file in files]
-    frames = [
-        pd.DataFrame({"step": len(files) * log["l"].cumsum(), "return": log["r"]}) for log in logs
-    ]
+    arguments = read_mapping(settings_of(folder) / "args.yml")
+    count = len(files) * int(arguments.get(PROCESSES, 1))
+    frames = [pd.DataFrame({"step": count * log["l"].cumsum(), "return": log["r"]}) for log in logs]
     none = pd.DataFrame({"step": [], "return": []}, dtype=float)
     episodes = pd.concat([none, *frames])
     return episodes.sort_values("step", kind="stable", ignore_index=True)

@@ -38,6 +38,15 @@ def check_settings(folder: Path, is_trusted: bool) -> None:
             )
 
 
+def settings_of(run: Path) -> Path:
+    """Name the folder of a run's settings.
+
+    :param run: the run's folder
+    :return: the folder, which may be missing
+    """
+    return run / run.resolve().name.rpartition("_")[0]
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read the hyperparameters or the arguments that the RL Zoo saved, and run no code of the file.
 

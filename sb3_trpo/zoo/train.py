@@ -5,16 +5,29 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from torch.distributed import is_torchelastic_launched
-
-from sb3_trpo.zoo.choice import add_trust
+from sb3_trpo.zoo.choice import add_environment, add_trust
 from sb3_trpo.zoo.entry import write_entry
 from sb3_trpo.zoo.errors import UsageError
-from sb3_trpo.zoo.manager import RUN_NUMBER, UNSET_EVAL_FREQ, RunManager, run_manager
-from sb3_trpo.zoo.resume import ResumedRun, add_given_again, check_links, stored_options
+from sb3_trpo.zoo.manager import LAUNCH, RUN_NUMBER, UNSET_EVAL_FREQ, RunManager, run_manager
+from sb3_trpo.zoo.other_process import in_other_process
+from sb3_trpo.zoo.processes import (
+    add_timeout,
+    is_restart,
+    joined_processes,
+    launch_name,
+    refuse_torchrun,
+    words_of_process,
+)
+from sb3_trpo.zoo.resume import (
+    ResumedRun,
+    add_given_again,
+    check_links,
+    has_checkpoint,
+    stored_options,
+)
 from sb3_trpo.zoo.script import Parser, asks_for_help, positive, verbosity
 from sb3_trpo.zoo.seeds import parse_seeds, train_seeds
-from sb3_trpo.zoo.settings import check_settings, read_mapping
+from sb3_trpo.zoo.settings import check_settings, read_mapping, settings_of
 
 PROG = "sb3-trpo train"
 RESUME = "--resume"
@@ -27,6 +40,10 @@ examples:
   sb3-trpo train --env CartPole-v1 --seeds 0-4 --jobs 2
   sb3-trpo train --env Hopper-v5 --checkpoint-freq 100000
   sb3-trpo train --resume logs/trpo/Hopper-v5_1
+  torchrun --nproc-per-node 4 -m sb3_trpo train --env Hopper-v5
+
+Under torchrun all processes train one policy, each with environments of its own; --n-timesteps,
+--eval-freq, --checkpoint-freq and batch_size count all of them.
 
 Ctrl-C ends the training after the current update, saves the model and a checkpoint, and draws
 the run. --resume continues a run from its latest checkpoint, as if it had not been interrupted.
@@ -42,13 +59,7 @@ def train(words: list[str]) -> None:
     """Train as the RL Zoo does, once or for several seeds, and report.
 
     :param words: command-line options, those of ``rl_zoo3.train`` and ours
-    :raises UsageError: if torchrun has started several processes, which would train one agent each
     """
-    if is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
-        raise UsageError(
-            "sb3-trpo train trains in one process. To train in several, start a script with "
-            "torchrun in which TRPO has data_parallel=True"
-        )
     parser = Parser(PROG, HELP, add_help=False)
     add_options(parser)
     own, rest = parser.parse_known_args(words)
@@ -59,6 +70,7 @@ def train(words: list[str]) -> None:
     elif own.seeds is None:
         train_one(words)
     else:
+        refuse_torchrun("--seeds")
         train_seeds(train_one, parse_seeds(own.seeds), own.jobs, rest)
 
 
@@ -79,23 +91,54 @@ def add_options(parser: Parser) -> None:
     )
     parser.add_argument(RESUME, type=Path, help="folder of a run that was interrupted")
     add_trust(parser)
+    add_timeout(parser)
     # Set by --seeds, so that the runs' numbers follow their seeds.
     parser.add_argument(RUN_NUMBER, type=positive, help=argparse.SUPPRESS)
 
 
 def train_one(words: list[str], kind: type[RunManager] = RunManager) -> Path:
-    """Train one agent.
+    """Train one agent, together with the other processes that torchrun has started.
 
     :param words: command-line options of ``rl_zoo3.train``
     :param kind: the run's manager
     :return: folder of the run
     """
+    with joined_processes(words) as processes:
+        words = words_of_process(words, processes)
+        if kind is not ResumedRun:
+            resuming = processes.of_first(options_after_restart(words))
+            kind, words = (ResumedRun if resuming else kind), [*words, *resuming]
+        if processes.size > 1 and verbosity(words) > 0:
+            print(f"{processes.size} processes train one policy; steps count all of them")
+        return _train(words, kind if processes.rank == 0 else in_other_process(kind))
+
+
+def _train(words: list[str], kind: type[RunManager]) -> Path:
+    """Train in this process."""
     # The Zoo's parser takes the last value given, so defaults come before the user's options.
     defaults = ["--algo", "trpo", f"--eval-freq={UNSET_EVAL_FREQ}"]
     if verbosity(words) > 0:
         defaults.append("--progress")
     manager = run_manager(kind, PROG, HELP, [*defaults, *words], add_options)
     return Path(manager.save_path)
+
+
+def options_after_restart(words: list[str]) -> list[str]:
+    """Find the run that torchrun has started before one of its processes failed.
+
+    :param words: command-line options of the training
+    :return: options that resume it; none if this is no restart, or there is no checkpoint
+    """
+    if not is_restart():
+        return []
+    parser = Parser(PROG, "", add_help=False)
+    add_environment(parser)
+    choice, _ = parser.parse_known_args(words)
+    for run in sorted((Path(choice.folder) / choice.algo).glob("*"), key=os.path.getmtime)[::-1]:
+        arguments = read_mapping(settings_of(run) / "args.yml")
+        if arguments.get(LAUNCH) == launch_name() and has_checkpoint(run):
+            return [RESUME, str(run), "--seed", str(arguments["seed"])]
+    return []
 
 
 def resume(own: argparse.Namespace, words: list[str]) -> None:
@@ -111,6 +154,7 @@ def resume(own: argparse.Namespace, words: list[str]) -> None:
     add_given_again(parser)
     parser.add_argument("--verbose")
     parser.add_argument("--device")
+    add_timeout(parser)
     _, others = parser.parse_known_args(words)
     if others:
         raise UsageError(f"--resume takes all options from the run: leave out {' '.join(others)}")
@@ -128,12 +172,3 @@ def resume(own: argparse.Namespace, words: list[str]) -> None:
         fixed = ["--conf-file", str(config), "--seed", str(arguments["seed"])]
         stored = stored_options(arguments["words"], own.trust_checkpoint, words)
         train_one([*stored, *words, *fixed], ResumedRun)
-
-
-def settings_of(run: Path) -> Path:
-    """Name the folder of a run's settings.
-
-    :param run: the run's folder
-    :return: the folder, which may be missing
-    """
-    return run / run.resolve().name.rpartition("_")[0]

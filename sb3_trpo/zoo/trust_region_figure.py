@@ -18,7 +18,7 @@ from sb3_trpo.zoo.figure_style import (
     set_style,
 )
 from sb3_trpo.zoo.progress import PROGRESS, STEPS, UPDATE_STEPS, read_progress
-from sb3_trpo.zoo.settings import read_mapping
+from sb3_trpo.zoo.settings import read_mapping, settings_of
 
 # Explained variance has no lower bound, and only values near 1 are informative.
 LEAST_EXPLAINED = -1.0
@@ -80,7 +80,7 @@ def kl_unit(run: Path) -> str:
     :param run: the run's folder
     :return: the unit, which depends on ``kl_reduction``
     """
-    settings = read_mapping(run / run.resolve().name.rpartition("_")[0] / "config.yml")
+    settings = read_mapping(settings_of(run) / "config.yml")
     # Without the setting, the RL Zoo's trpo means what sb3-contrib's does.
     default = "mean" if run.resolve().parent.name == "trpo" else "sum"
     is_mean = settings.get("kl_reduction", default) == "mean"
