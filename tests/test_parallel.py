@@ -239,6 +239,8 @@ def name_what_differs(rank: int) -> None:
         ({"cg_damping": (0.1, lin)}, "cg_damping is 0.1 in process 0 and '0.01 at"),
         ({"batch_size": (64, 32)}, "batch_size is 64 in process 0 and 32 in process 1"),
         ({"gamma": (0.9, 0.8)}, r"gamma is 0\.9 in process 0 and 0\.8 in process 1"),
+        ({"policy_kwargs": ({}, {"activation_fn": th.nn.ReLU})}, "its layers differ"),
+        ({"policy_kwargs": ({}, {"net_arch": [5]})}, "its layers differ"),
     ]
     for settings, message in differing:
         own = {name: values[rank] for name, values in settings.items()}
