@@ -54,6 +54,28 @@ CODE = {
     "evaluated": "normalize: __import__('os').mkdir('canary')\n",
     "evaluated in dict": "normalize: dict(a=__import__('os').mkdir('canary'))\n",
     "evaluated in pairs": "- - normalize\n  - __import__('os').mkdir('canary')\n",
+    "mapping as pair": (
+        "!!python/object/apply:collections.OrderedDict\n"
+        "- - {normalize: 1, \"__import__('os').mkdir('canary')\": 2}\n"
+    ),
+    "set as pair": (
+        "!!python/object/apply:collections.OrderedDict\n"
+        "- - !!set {normalize, \"__import__('os').mkdir('canary')\"}\n"
+    ),
+    "text as pair": "!!python/object/apply:collections.OrderedDict\n- [ab]\n",
+    "items of a dict": (
+        "!!python/object/apply:collections.OrderedDict\n"
+        "dictitems: !!python/object/apply:collections.OrderedDict\n"
+        "- - {normalize: 1, \"__import__('os').mkdir('canary')\": 2}\n"
+    ),
+    "pair as key": "? [normalize, \"__import__('os').mkdir('canary')\"]\n: 1\n",
+    "pairs": "!!omap [normalize: \"__import__('os').mkdir('canary')\"]\n",
+    "function of torch": "policy_kwargs: dict(features_extractor_class=th.save)\n",
+    "module of torch": "policy_kwargs: dict(activation_fn=th.sys.exit)\n",
+    "function of a layer's module": "policy_kwargs: dict(activation_fn=nn.Module.eval)\n",
+    "bare name": "policy_kwargs: dict(activation_fn=exit)\n",
+    "too many processes": "n_envs: 20000\n",
+    "as many in hexadecimal": "n_envs: 0x4e20\n",
     "unpacked": "policy_kwargs: dict(**__import__('os').mkdir('canary'))\n",
     "attribute": "policy_kwargs: dict(a=nn.Module.__init__)\n",
     "call": "policy_kwargs: dict(a=nn.Linear(2, 2))\n",
@@ -231,13 +253,26 @@ def rewrite_arguments(run: Path, words: list[str], **changes: Any) -> None:
 
 
 # What the owner of a run's folder may write into its args.yml.
-STORED: dict[str, tuple[list[str], dict[str, Any]]] = {
-    "trust": (["--trust-checkpoint"], {"trust_checkpoint": True}),
-    "package": (["--gym-packages", "armed"], {"gym_packages": ["armed"]}),
-    "configuration": (["--conf-file", "armed"], {"conf_file": "armed"}),
-    "hyperparameter": (["--hyperparams", "normalize:__import__('os').mkdir('canary')"], {}),
-    "other algorithm": (["--algo", "ppo"], {"algo": "ppo"}),
-    "model": (["-i", "logs/trpo/CartPole-v1_1/armed.zip", "--trust-checkpoint"], {}),
+# What follows from it, and what the message says.
+STORED: dict[str, tuple[list[str], dict[str, Any], str]] = {
+    "trust": (["--trust-checkpoint"], {"trust_checkpoint": True}, "mkdir"),
+    "package": (["--gym-packages", "armed"], {"gym_packages": ["armed"]}, "repeat --gym-packages"),
+    "configuration": (["--conf-file", "armed"], {"conf_file": "armed"}, "mkdir"),
+    "hyperparameter": (
+        ["--hyperparams", "normalize:__import__('os').mkdir('canary')"],
+        {},
+        "started with normalize: __import__",
+    ),
+    "function": (
+        ["--hyperparams", "policy_kwargs:dict(features_extractor_class=th.save)"],
+        {},
+        "started with policy_kwargs: dict",
+    ),
+    "other algorithm": (["--algo", "ppo"], {"algo": "ppo"}, "started with --algo ppo"),
+    "model": (["-i", "logs/trpo/CartPole-v1_1/armed.zip"], {}, "started with -i logs"),
+    "many evaluations": (["--n-eval-envs", "20000"], {}, "started with --n-eval-envs 20000"),
+    "many threads": (["--num-threads", "0x4e20"], {}, "started with --num-threads 0x4e20"),
+    "many environments": (["--hyperparams", "n_envs:20000"], {}, "started with n_envs: 20000"),
 }
 
 
@@ -254,9 +289,12 @@ def test_no_stored_option_makes_a_resumed_run_run_code(
     rewrite(interrupted, GADGETS["os.mkdir"](str(Path("canary").absolute())))
     (interrupted / "armed.zip").write_bytes((interrupted / "CartPole-v1.zip").read_bytes())
     attack(interrupted, "armed.zip")
-    rewrite_arguments(interrupted, STORED[name][0], **STORED[name][1])
+    words, changes, message = STORED[name]
+    rewrite_arguments(interrupted, words, **changes)
     assert main(["train", "--resume", str(interrupted)]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
     assert not Path("canary").exists()
 
 

@@ -6,6 +6,7 @@ write outside of the folder, unless the user's own command line allows it.
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from sb3_trpo.zoo.progress import ProgressFile
 from sb3_trpo.zoo.register import ALGORITHMS
 from sb3_trpo.zoo.runs import EVALUATIONS_FILE, read_arrays
 from sb3_trpo.zoo.script import Parser
-from sb3_trpo.zoo.settings import find_code
+from sb3_trpo.zoo.settings import MOST_ENVS, find_code
 
 # Options with one value that is a number, a name of ours, or replaced when the run is resumed.
 VALUES = (
@@ -66,7 +67,7 @@ def stored_options(words: Any, is_trusted: bool, given: Sequence[str] = ()) -> l
 
 
 def check_options(words: list[str], given: Sequence[str]) -> None:
-    """Refuse options that may run code, or that have to be given again.
+    """Refuse options that may do harm, or that have to be given again.
 
     :param words: from the run's folder
     :param given: the user's command line
@@ -82,11 +83,11 @@ def check_options(words: list[str], given: Sequence[str]) -> None:
     for names in ASSIGNMENTS:
         parser.add_argument(*names, nargs="+")
     known, unknown = parser.parse_known_args(words)
-    code = " ".join(unknown) or code_in(known)
-    if code:
+    refused = " ".join(unknown) or refused_in(known)
+    if refused:
         raise UsageError(
-            f"the run was started with {code}, which may run code: --trust-checkpoint allows it "
-            f"for a run of your own"
+            f"the run was started with {refused}, which may run code or start too many processes: "
+            f"--trust-checkpoint allows it for a run of your own"
         )
     left = {name: vars(known)[name] for name, value in vars(again).items() if not value}
     if missing := repeated(argparse.Namespace(**{**ABSENT, **left})):
@@ -96,12 +97,20 @@ def check_options(words: list[str], given: Sequence[str]) -> None:
         )
 
 
-def code_in(known: argparse.Namespace) -> str | None:
-    """Find an option that may run code.
+def refused_in(known: argparse.Namespace) -> str | None:
+    """Find an option that may run code, or start too many processes or threads.
 
     :param known: the run's options
-    :return: the option; None if all are data
+    :return: the option; None if there is none
     """
+    for option, count in (
+        ("--n-eval-envs", known.n_eval_envs),
+        ("--num-threads", known.num_threads),
+    ):
+        if count is not None and not (
+            re.fullmatch(r"-?\d{1,4}", count) and int(count) <= MOST_ENVS
+        ):
+            return f"{option} {count}"
     if known.algo not in (None, *ALGORITHMS):
         return f"--algo {known.algo}"  # whose own loader runs what a file holds
     assigned = known.env_kwargs, known.eval_env_kwargs, known.hyperparams

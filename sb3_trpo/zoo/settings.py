@@ -6,13 +6,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch as th
 import yaml
+from torch import nn
 
 from sb3_trpo.zoo.errors import UsageError
 
 FILES = ("config.yml", "args.yml")
 PLAIN_TAG = "tag:yaml.org,2002:"
-PYTHON_TAGS = ("python/object/apply:collections.OrderedDict", "python/tuple")
+ORDERED_DICT, TUPLE = "python/object/apply:collections.OrderedDict", "python/tuple"
+PLAIN_TAGS = {
+    f"{PLAIN_TAG}{name}"
+    for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge", ORDERED_DICT, TUPLE)
+}
+# Environments of a run that nobody vouches for: each may be a process.
+MOST_ENVS = 256
 # Wrappers that write no files.
 WRAPPERS = re.compile(
     r"(rl_zoo3\.wrappers|sb3_trpo\.zoo\.atari|stable_baselines3\.common\.atari_wrappers"
@@ -89,7 +97,7 @@ def find_code(text: str | bytes) -> str | None:
         nodes = list(nodes_of(yaml.compose(text, yaml.SafeLoader)))
     except (yaml.YAMLError, RecursionError) as error:
         return f"it is damaged ({type(error).__name__})"
-    tags = [node.tag[:80] for node in nodes if not is_plain(node.tag)]
+    tags = [node.tag[:80] for node in nodes if not is_plain(node)]
     values = [
         f"{key}: {str(value.value)[:80]}"
         for key, value in pairs_of(nodes)
@@ -98,14 +106,30 @@ def find_code(text: str | bytes) -> str | None:
     return next(iter([*tags, *values]), None)
 
 
-def is_plain(tag: str) -> bool:
-    """Return whether a node of YAML is data.
+def is_plain(node: yaml.Node) -> bool:
+    """Return whether a node of YAML is data in a form whose keys and values :func:`pairs_of` finds.
 
-    :param tag: of the node
-    :return: whether it is one of YAML's own types, or a container as the RL Zoo writes it
+    :param node: any node
+    :return: whether it is a scalar, a list, a mapping with scalars as keys, or an ``OrderedDict``
+        or a tuple as the RL Zoo writes it
     """
-    name = tag.removeprefix(PLAIN_TAG)
-    return name != tag and (not name.startswith("python") or name in PYTHON_TAGS)
+    if node.tag not in PLAIN_TAGS:
+        return False
+    if node.tag == f"{PLAIN_TAG}{ORDERED_DICT}":
+        lists = node.value if isinstance(node, yaml.SequenceNode) else []
+        return len(lists) == 1 and all(map(is_pair, lists[0].value))
+    if isinstance(node, yaml.MappingNode):
+        return all(isinstance(key, yaml.ScalarNode) for key, _ in node.value)
+    return node.tag != f"{PLAIN_TAG}{TUPLE}" or isinstance(node, yaml.SequenceNode)
+
+
+def is_pair(node: Any) -> bool:
+    """Return whether a node is a list of a scalar and a value.
+
+    :param node: what stands for a pair of an ``OrderedDict``
+    """
+    is_list = isinstance(node, yaml.SequenceNode) and len(node.value) == 2
+    return is_list and isinstance(node.value[0], yaml.ScalarNode)
 
 
 def nodes_of(root: yaml.Node | None) -> Iterator[yaml.Node]:
@@ -135,7 +159,7 @@ def pairs_of(nodes: list[yaml.Node]) -> Iterator[tuple[str, yaml.Node]]:
         pairs = node.value if isinstance(node, yaml.MappingNode) else [node.value]
         for pair in pairs:
             if len(pair) == 2 and isinstance(pair[0], yaml.ScalarNode):
-                yield pair[0].value, pair[1]
+                yield pair[0].value, pair[1]  # of lists, whatever may be a pair
 
 
 def is_evaluable(value: yaml.Node) -> bool:
@@ -159,6 +183,16 @@ def are_wrappers(value: yaml.Node) -> bool:
     return is_empty(value) or all(WRAPPERS.fullmatch(str(name.value)) for name in names)
 
 
+def are_few(value: yaml.Node) -> bool:
+    """Return whether a number of environments can be started without trust.
+
+    :param value: of ``n_envs``
+    :return: whether it is no number, which the RL Zoo refuses, or small enough
+    """
+    numbers = f"{PLAIN_TAG}int", f"{PLAIN_TAG}float"
+    return value.tag not in numbers or yaml.safe_load(yaml.serialize(value)) <= MOST_ENVS
+
+
 def is_empty(value: yaml.Node) -> bool:
     """Return whether there is no value.
 
@@ -174,15 +208,19 @@ RULES: dict[str, Callable[[yaml.Node], bool]] = {
     **dict.fromkeys(("replay_buffer_class", "replay_buffer_kwargs"), is_evaluable),
     **dict.fromkeys(("env_wrapper", "vec_env_wrapper"), are_wrappers),
     "callback": is_empty,
+    "n_envs": are_few,
     "policy": lambda value: "." not in str(value.value),
 }
 
 
 def is_data(text: str) -> bool:
-    """Return whether an expression only describes values and names classes of torch.
+    """Return whether an expression only describes values and names classes without side effects.
+
+    SB3 calls some of what ``policy_kwargs`` names.
 
     :param text: Python
-    :return: whether it has nothing but literals, ``dict(...)`` and names like ``nn.ReLU``
+    :return: whether it has nothing but literals, ``dict(...)``, and names of layers and optimizers
+        like ``nn.ReLU``
     """
     try:
         tree = ast.parse(text, mode="eval")
@@ -197,15 +235,25 @@ def _is_data(node: ast.AST) -> bool:
         is_dict = isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args
         return is_dict and all(_is_data(keyword.value) for keyword in node.keywords)
     if isinstance(node, ast.Attribute):
-        return not node.attr.startswith("_") and _is_module(node.value)
+        return _is_class_of_torch(ast.unparse(node))
     if isinstance(node, ast.Name):
-        return True  # a name alone runs nothing
+        return node.id in NAMES
     kinds = (ast.Dict, ast.List, ast.Tuple, ast.UnaryOp, ast.Constant, ast.USub, ast.UAdd, ast.Load)
     return isinstance(node, kinds) and all(map(_is_data, ast.iter_child_nodes(node)))
 
 
-def _is_module(node: ast.AST) -> bool:
-    """Return whether an expression is ``nn``, ``th`` or ``torch``, or a module in them."""
-    if isinstance(node, ast.Attribute):
-        return not node.attr.startswith("_") and _is_module(node.value)
-    return isinstance(node, ast.Name) and node.id in ("nn", "th", "torch")
+def _is_class_of_torch(name: str) -> bool:
+    """Return whether a dotted name is that of one of torch's layers or optimizers."""
+    module, _, attribute = name.rpartition(".")
+    owner, base = CLASSES.get(module, (nn, nn.Module))
+    found = vars(owner).get(attribute) if module in CLASSES else None
+    return isinstance(found, type) and issubclass(found, base)
+
+
+# Classes that the RL Zoo's own files name without a module.
+NAMES = ("HerReplayBuffer", "RMSpropTFLike")
+# Modules of torch as these files name them, and which of their classes may be named.
+CLASSES: dict[str, tuple[Any, type]] = {
+    **dict.fromkeys(("nn", "th.nn", "torch.nn"), (nn, nn.Module)),
+    **dict.fromkeys(("th.optim", "torch.optim"), (th.optim, th.optim.Optimizer)),
+}
