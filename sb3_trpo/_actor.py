@@ -32,8 +32,8 @@ from sb3_trpo._sequences import Observations
 _PROBE_STATES = 16
 
 # Memory that graphs may take where the user sets no number of states: in bytes on the CPU, and as a
-# share of all the memory of a GPU. What happens to be free there would change from run to run, and
-# the rounding with it. A network of convolutions takes about half of it.
+# share of all the memory of a GPU. Free memory changes from run to run, and with it the chunk size
+# and the rounding would. A network of convolutions takes about half of the share.
 _MEMORY_BUDGET = 480_000_000
 _SHARE_OF_GPU = 0.2
 

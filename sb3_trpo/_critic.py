@@ -274,8 +274,9 @@ class _Gradients:
         """Add the present gradients, multiplied by a weight."""
         for parameter in self._parameters:
             if parameter.grad is not None:
-                start = self._sums.get(parameter, th.zeros_like(parameter))
-                self._sums[parameter] = start.add_(parameter.grad, alpha=weight)
+                share = weight * parameter.grad
+                known = self._sums.get(parameter)
+                self._sums[parameter] = share if known is None else known.add_(share)
 
     def write(self) -> None:
         """Make the sums the parameters' gradients."""

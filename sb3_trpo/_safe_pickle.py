@@ -4,10 +4,10 @@ Load values from a pickle that nobody vouches for.
 :mod:`~sb3_trpo._pickle_tree` reads what the pickle describes; this module makes values of it. Of
 what a pickle can name, only two kinds exist here. A few types of values each have a function in
 ``_MAKERS`` that checks what it is given and calls the type's own constructor; ``__reduce__``,
-``__setstate__`` and ``__new__`` are not used. Spaces of the program's own classes are made of
-values alone. Classes may occur as values: of a module that the
-program has already imported, derived from a class that saved models have use for. Functions do
-not exist.
+``__setstate__`` and ``__new__`` are not used. A space of a class of the program is made of its
+attributes. Classes may occur as values, too, if they are in a module that the program has already
+imported and derive from a class that saved models refer to, such as a features extractor. There
+are no functions.
 """
 
 import collections
@@ -80,7 +80,8 @@ class FromState:
     def of(self, node: Node) -> Node:
         """Return the dictionary of the attributes that are read, of what a pickle describes."""
         state = node.state
-        if node.arguments or node.items or node.pairs or not isinstance(state, Node):
+        has_more = node.arguments or node.items or node.pairs
+        if has_more or not isinstance(state, Node) or state.kind != "dict":
             raise UntrustedError("an object that is not made of its attributes")
         return replace(state, pairs=[pair for pair in state.pairs if self._reads(pair[0])])
 
@@ -396,6 +397,8 @@ def _own_space(name: Name) -> FromState | None:
         return None
 
     def make(state: dict[str, Any]) -> Any:
+        if any(_owner(kind, method) not in (base, spaces.Space, object) for method in _OF_PICKLE):
+            raise UntrustedError(f"a {name}, whose class restores its attributes by own code")
         methods = [key for key in state if any(callable(vars(each).get(key)) for each in parents)]
         if methods:
             raise UntrustedError(f"a {name} whose method {methods[0]} is replaced")
@@ -406,6 +409,12 @@ def _own_space(name: Name) -> FromState | None:
     return FromState(make, None)
 
 
+def _owner(kind: type, method: str) -> type:
+    """Return the class that a method comes from."""
+    return next((each for each in kind.__mro__ if method in vars(each)), object)
+
+
+_OF_PICKLE = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 _SHAPED = ("_shape", "shape", "dtype")
 
 _SPACES: dict[type, FromState] = {

@@ -68,8 +68,8 @@ class _Rows:
     """
     Tensors of all chunks, one row per state, each in one block of memory.
 
-    Small blocks between the graphs of the chunks, which come and go, would cut the heap into pieces
-    that the next graph does not fit into: a rollout of images took seven times the memory.
+    Small blocks between the graphs of the chunks, which come and go, would fragment the heap: a
+    rollout of images took seven times the memory.
 
     :param n_states: rows of all chunks together
     """

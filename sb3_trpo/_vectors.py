@@ -9,10 +9,12 @@ def flatten(tensors: Sequence[th.Tensor]) -> th.Tensor:
     """
     Join tensors into one flat vector.
 
-    :param tensors: tensors of any shape, of one dtype and device, in the order of the result
+    :param tensors: tensors of any shape, of one dtype and device, in the order of the result; one
+        may be sparse, as an embedding's gradient
     :return: vector of shape ``(P,)``, P being the total number of elements
     """
-    return th.cat([tensor.reshape(-1) for tensor in tensors])
+    dense = (tensor.to_dense() if tensor.is_sparse else tensor for tensor in tensors)
+    return th.cat([tensor.reshape(-1) for tensor in dense])
 
 
 def unflatten(vector: th.Tensor, like: Sequence[th.Tensor]) -> tuple[th.Tensor, ...]:

@@ -116,3 +116,15 @@ def test_nearly_uniform_logits_are_no_fault_of_an_operation(scale: float) -> Non
     actor, batch = actor_and_batch(model)
     assert not actor.is_differentiable_once
     assert type(actor.linearize(batch)) is not RowwiseLinearization
+
+
+@pytest.mark.parametrize("most", [None, 3])
+def test_sparse_gradients_are_trained_with(most: int | None) -> None:
+    case = behind_a_linear_layer("Embedding")
+    model = toy_model(case, **TINY, max_states_per_chunk=most)
+    for module in model.policy.modules():
+        if isinstance(module, th.nn.Embedding):
+            module.sparse = True
+    model.policy.optimizer = th.optim.SGD(model.policy.parameters(), 1e-3)
+    model.learn(24)
+    assert model.logger.name_to_value["train/is_line_search_success"] == 1

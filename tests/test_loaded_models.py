@@ -153,9 +153,19 @@ class NamedBox(spaces.Box):
         super().__init__(*arguments)
         self.names = names
 
+
+class RestoredBox(spaces.Box):
+    """A space that restores itself."""
+
     def __setstate__(self, state: Any) -> None:
-        self.calls.append("__setstate__")
         super().__setstate__(state)
+        self.middle = (self.low + self.high) / 2
+
+
+class SlottedBox(spaces.Box):
+    """A space whose attributes are not all in its dictionary."""
+
+    __slots__ = ("middle",)
 
 
 class NamedActions(spaces.Discrete):
@@ -205,6 +215,20 @@ def test_a_space_of_the_programs_own_class_is_checked(changes: dict[str, Any], t
     model.save(file)
     file.seek(0)
     with pytest.raises(ValueError, match=told):
+        TRPO.load(file, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [(RestoredBox, "restores its attributes by own code"), (SlottedBox, "made of its attributes")],
+)
+def test_a_space_that_would_be_half_made_is_refused(kind: type[Any], told: str) -> None:
+    box, file = kind(-np.ones(3, np.float32), np.ones(3, np.float32)), BytesIO()
+    box.middle = 0
+    envs = DummyVecEnv([lambda: ToyEnv(box, spaces.Discrete(2))])
+    TRPO("MlpPolicy", envs, n_steps=32, batch_size=32, device="cpu").save(file)
+    file.seek(0)
+    with pytest.raises(ValueError, match=f"{told}.*custom_objects"):
         TRPO.load(file, device="cpu")
 
 

@@ -242,7 +242,7 @@ def test_scaling_the_advantages_scales_the_gradient(case: str) -> None:
     th.testing.assert_close(scaled, 1e6 * plain, rtol=1e-12, atol=1e-9)
 
 
-def test_what_stays_of_all_chunks_is_in_one_block_of_memory() -> None:
+def test_tensors_kept_from_all_chunks_are_in_one_block_of_memory() -> None:
     actor, batch = actor_and_batch(collected("cnn"))
     old = surrogate_of(actor, batch.chunks(5)).old
     assert len(old) == 5
