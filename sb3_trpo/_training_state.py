@@ -1,4 +1,4 @@
-"""What a model's training is in the middle of, between two updates."""
+"""The state of a training between two updates."""
 
 import time
 from typing import Any
@@ -17,13 +17,10 @@ from sb3_trpo._environment_state import (
     put_state,
     put_states,
 )
-from sb3_trpo._hyperparameters import Ranges, check_values, is_integer
 from sb3_trpo._plain_data import NotPlainError, classes_in, plain_dumps, plain_loads
 from sb3_trpo._random_states import random_states, set_random_states
+from sb3_trpo._state_check import NOISE
 from sb3_trpo.trpo import TRPO
-
-# Of gSDE's distribution, which `state_dict` does not have.
-_NOISE = ("exploration_mat", "exploration_matrices")
 
 
 def training_state(model: TRPO) -> dict[str, Any]:
@@ -46,55 +43,6 @@ def training_state(model: TRPO) -> dict[str, Any]:
         "random": random_states(),
         "environments": environment_state(model.env),
     }
-
-
-_SINCE_0 = ("an integer of at least 0", is_integer(0, 2**63 - 1))
-_DICT = ("a dictionary", lambda value: isinstance(value, dict))
-_LIST = ("a list", lambda value: isinstance(value, list))
-_FLAG = ("True or False", lambda value: isinstance(value, bool))
-_TEXT = ("text", lambda value: isinstance(value, str))
-
-_PARTS = {"names", "num_envs", "wrappers", "spaces", "episodes", "reason"}
-
-_STATE: Ranges = {
-    **dict.fromkeys(("saved_at", "num_timesteps", "total_timesteps", "rollouts"), _SINCE_0),
-    **dict.fromkeys(("last", "random", "arguments"), _DICT),
-    "environments": (
-        "the state of environments",
-        lambda value: isinstance(value, dict) and value.keys() >= _PARTS,
-    ),
-    **dict.fromkeys(("episodes", "logged", "runs"), _LIST),
-    "noise": ("that of gSDE", lambda value: isinstance(value, dict) and value.keys() <= {*_NOISE}),
-    "n_calls": _SINCE_0,
-    "algorithm": _TEXT,
-}
-# What a resumed `learn` is given.
-_ARGUMENTS: Ranges = {
-    "log_interval": (
-        "None or an integer of at least 1",
-        lambda value: value is None or is_integer(1)(value),
-    ),
-    "tb_log_name": _TEXT,
-    "progress_bar": _FLAG,
-    "use_masking": _FLAG,
-}
-
-
-def check_state(state: dict[str, Any]) -> None:
-    """
-    Check what a checkpoint says about its training, before anything is done with it.
-
-    :param state: everything but the model, of a file that may come from elsewhere
-    :raises ValueError: naming what is missing or of another kind
-    """
-    missing = [name for name in _STATE if name not in state]
-    if missing:
-        raise ValueError(f"its {missing[0]} is missing")
-    check_values(_STATE, {name: state[name] for name in _STATE})
-    unknown = [name for name in state["arguments"] if name not in _ARGUMENTS]
-    if unknown:
-        raise ValueError(f"its training was started with {str(unknown[0])[:40]!r}")
-    check_values(_ARGUMENTS, state["arguments"])
 
 
 def put_training_state(model: TRPO, state: dict[str, Any]) -> str | None:
@@ -165,7 +113,7 @@ def _logged(model: TRPO) -> list[dict[str, Any]]:
 def _noise(model: TRPO) -> dict[str, Any]:
     """Take gSDE's noise, if there is any."""
     distribution = getattr(model.policy, "action_dist", None)
-    return {name: getattr(distribution, name, None) for name in _NOISE}
+    return {name: getattr(distribution, name, None) for name in NOISE}
 
 
 def environment_state(env: VecEnv) -> dict[str, Any]:

@@ -42,7 +42,13 @@ from sb3_trpo import (
     _checkpoint_file,
     resume_training,
 )
-from sb3_trpo._checkpoint_file import Checkpoint, find_checkpoint, read_checkpoint
+from sb3_trpo._checkpoint_file import (
+    Checkpoint,
+    find_checkpoint,
+    path_in,
+    read_checkpoint,
+    remove_older,
+)
 from sb3_trpo.checkpoint import Resumable
 from tests.environments import (
     DICT,
@@ -301,6 +307,18 @@ def test_resumed_training_removes_the_files_that_it_continues(tmp_path: pathlib.
     assert checkpoints(tmp_path) == [f"checkpoint_{STEPS}_steps.zip"]
 
 
+def test_only_the_files_of_named_runs_are_removed(tmp_path: pathlib.Path) -> None:
+    folder, other = tmp_path / "checkpoints", tmp_path / "other"
+    (folder / "checkpoint_1_steps_x").mkdir(parents=True)
+    other.mkdir()
+    names = [path_in(folder, steps, f"{steps:08x}") for steps in range(4)]
+    for path in (*names, other / "thesis.zip", other / "data.zip"):
+        path.touch()
+    remove_older(names[0], 1, ["*", "x/../../other/*", "????????", "00000003"])
+    assert sorted(path for path in folder.glob("*.zip")) == names[:3]
+    assert len(list(other.iterdir())) == 2
+
+
 def test_only_one_checkpoint_is_kept_in_memory(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +357,7 @@ def rewritten(path: pathlib.Path, **changes: Any) -> pathlib.Path:
         *(("total_timesteps", value) for value in (-1, 1.5, 2**63)),
         *((name, [3]) for name in ("environments", "last", "noise", "random")),
         ("environments", {"names": []}),
+        *(("runs", value) for value in (["*"], ["x/../../other/*"], ["0123abcd\n"], [3], "*")),
     ],
 )
 def test_state_of_other_kinds_is_refused_by_name(
