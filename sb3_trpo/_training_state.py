@@ -150,7 +150,7 @@ def put_environment_state(env: VecEnv, state: dict[str, Any]) -> str | None:
     base = vector_layers(env)[1]
     try:
         put_states(base, state["episodes"])
-    except ValueError as error:
+    except NotPlainError as error:
         return str(error)
     saved = plain_loads(state["spaces"], classes_in(_spaces(base)))
     for space, copied in zip(_spaces(base), saved, strict=True):

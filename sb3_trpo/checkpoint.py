@@ -6,6 +6,7 @@ import os
 import pathlib
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch as th
@@ -217,12 +218,14 @@ class _Restore(BaseCallback):
     """
     Restore a training at the moment of ``learn`` at which it was copied, once.
 
-    :param state: of the checkpoint
+    :param found: the checkpoint, which errors name
+    :param state: of it
     :param callbacks: that count on from where those of the interrupted training were
     """
 
-    def __init__(self, state: dict[str, Any], callbacks: list[BaseCallback]) -> None:
+    def __init__(self, found: Found, state: dict[str, Any], callbacks: list[BaseCallback]) -> None:
         super().__init__()
+        self._path = found.path
         self._state: dict[str, Any] | None = state
         self._callbacks = callbacks
 
@@ -238,7 +241,8 @@ class _Restore(BaseCallback):
             if isinstance(callback, TrainingCheckpoint):
                 callback._rollouts = state["rollouts"]
                 callback._runs = [*state["runs"], callback._runs[-1]]
-        reason = put_training_state(self.model, state)
+        with _naming(self._path):
+            reason = put_training_state(self.model, state)
         if reason is not None:
             warnings.warn(
                 f"The environments start new episodes, as theirs could not be copied: {reason}. "
@@ -320,7 +324,8 @@ def load_training(
     file = _NamedStream(found.checkpoint.model, str(found.path))
     model = kind.load(file, venv, device, **load_options)
     model._check_learning_rate()
-    put_wrapper_states(venv, environments)
+    with _naming(found.path):
+        put_wrapper_states(venv, environments)
     if model.seed is not None:  # for new episodes that are not those of the training's start
         venv.seed(seed_of(rank, (model.seed + model.num_timesteps) % 2**32))
     return model
@@ -342,10 +347,19 @@ def finish_training(model: TRPO, found: Found, callback: MaybeCallback) -> TRPO:
     left = state["total_timesteps"] - state["num_timesteps"]
     print(f"Resuming from {found.path}: {max(left, 0)} of {state['total_timesteps']} steps left")
     callbacks = list(_callbacks(callback))
-    restore = _Restore(state, callbacks)
+    restore = _Restore(found, state, callbacks)
     return model.learn(
         left, CallbackList([restore, *callbacks]), reset_num_timesteps=False, **state["arguments"]
     )
+
+
+@contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """Name the checkpoint in an error about its state."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path} was not resumed: {error}") from error
 
 
 class _NamedStream(io.BytesIO):

@@ -49,6 +49,7 @@ from sb3_trpo._checkpoint_file import (
     read_checkpoint,
     remove_older,
 )
+from sb3_trpo._plain_data import plain_dumps, plain_loads
 from sb3_trpo.checkpoint import Resumable
 from tests.environments import (
     DICT,
@@ -493,6 +494,80 @@ def test_state_behind_a_method_of_another_object_is_not_passed_over(tmp_path: pa
     case: Case = (TRPO, "MlpPolicy", vector(lambda: Weighing("bound method")), {})
     with pytest.warns(UserWarning, match=r"start new episodes.*Weighing\.weigh holds"):
         interrupted(case, tmp_path)
+
+
+class Recorder(gym.Wrapper[Any, Any, Any, Any]):
+    """
+    Notes each reset in a file.
+
+    :param folder: of the file
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], folder: pathlib.Path | str) -> None:
+        super().__init__(env)
+        self.folder, self.word, self.options = folder, "a", {"place": "here"}
+
+    def reset(self, **options: Any) -> Any:
+        pathlib.Path(self.folder).mkdir(parents=True, exist_ok=True)
+        (pathlib.Path(self.folder) / f"{self.word}.txt").touch()
+        return super().reset(**options)
+
+
+def recorded(folder: pathlib.Path | str) -> Case:
+    return (TRPO, "MlpPolicy", vector(lambda: Recorder(toy(), folder), 1), {})
+
+
+def with_attributes(path: pathlib.Path, **attributes: Any) -> pathlib.Path:
+    """Change the attributes of the recorder in a checkpoint."""
+    environments = read_checkpoint(path).state["environments"]
+    episode = plain_loads(environments["episodes"][0], [spaces.Box, spaces.Discrete])
+    assert episode["layers"][1] == "Recorder"
+    episode["states"][1] |= attributes
+    return rewritten(path, environments=environments | {"episodes": [plain_dumps(episode)]})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, 3) for name in ("env", "step", "reset", "metadata", "render_mode", "spec")),
+        ("word", b"/etc/b"),
+    ],
+)
+def test_a_state_sets_no_code_and_nothing_that_is_not_copied(
+    name: str, value: Any, tmp_path: pathlib.Path
+) -> None:
+    case = recorded(tmp_path / "mine")
+    interrupted(case, tmp_path)
+    path = with_attributes(checkpoint_at(tmp_path, 256), **{name: value})
+    env: Any = case[2]()
+    with pytest.raises(ValueError, match=rf"{path.name} was not resumed.*Recorder\.{name}"):
+        resume_training(path, env, device="cpu")
+    assert env.envs[0].env.word == "a"
+
+
+@pytest.mark.parametrize("own", ["folder", "{}/mine"])
+def test_a_checkpoint_does_not_choose_where_a_wrapper_writes(
+    own: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    case = recorded(own.format(tmp_path))
+    whole = make_model(case).learn(STEPS)
+    interrupted(case, tmp_path)
+    other = str(tmp_path / "other")
+    path = with_attributes(checkpoint_at(tmp_path, 256), folder=other, word="../../b")
+    assert_same(whole, resume_training(path, case[2](), device="cpu"))
+    assert not (tmp_path / "other").exists()
+    path = with_attributes(path, options={"place": other})
+    with pytest.warns(UserWarning, match="start new episodes.*holds the path"):
+        resume_training(path, case[2](), device="cpu")
+
+
+def test_other_text_is_state(tmp_path: pathlib.Path) -> None:
+    case = recorded(tmp_path / "mine")
+    interrupted(case, tmp_path)
+    path = with_attributes(checkpoint_at(tmp_path, 256), word="go to the red ball")
+    resume_training(path, case[2](), device="cpu")
+    assert (tmp_path / "mine" / "go to the red ball.txt").exists()
 
 
 class Foreign(DummyVecEnv):
