@@ -43,7 +43,10 @@ _ARGUMENTS: Ranges = {
         "None or an integer of at least 1",
         lambda value: value is None or is_integer(1)(value),
     ),
-    "tb_log_name": _TEXT,
+    "tb_log_name": (
+        "text of at most 255 characters, none of them NUL",
+        lambda value: isinstance(value, str) and len(value) <= 255 and "\0" not in value,
+    ),
     "progress_bar": _FLAG,
     "use_masking": _FLAG,
 }

@@ -5,6 +5,7 @@ import errno
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import weakref
@@ -20,7 +21,13 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, EvalCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    ConvertCallback,
+    EvalCallback,
+    EveryNTimesteps,
+)
 from stable_baselines3.common.logger import KVWriter
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import set_random_seed
@@ -348,6 +355,7 @@ def rewritten(path: pathlib.Path, **changes: Any) -> pathlib.Path:
     ("name", "value"),
     [
         *(("arguments", {"tb_log_name": value}) for value in ("../out", "/tmp/out", "a/../..", 3)),
+        *(("arguments", {"tb_log_name": value}) for value in ("a\0b", "x" * 5000)),
         *(("arguments", {"log_interval": value}) for value in ("1", 0, True, 1.5)),
         ("arguments", {"progress_bar": "yes"}),
         ("arguments", {"use_masking": 3}),
@@ -375,6 +383,23 @@ def test_log_name_of_an_own_run_needs_trust_to_leave_its_folder(tmp_path: pathli
     interrupted(TOY, tmp_path)
     path = rewritten(checkpoint_at(tmp_path, 256), arguments={"tb_log_name": "../own"})
     resume_training(path, TOY[2](), device="cpu", trust_checkpoint=True)
+
+
+def test_an_untrusted_checkpoint_does_not_choose_the_folder_of_logs(
+    tmp_path: pathlib.Path,
+) -> None:
+    theirs, own = tmp_path / "theirs", tmp_path / "own"
+    model = make_model(TOY, tensorboard_log=str(theirs))
+    model.learn(128, TrainingCheckpoint(tmp_path, 64))
+    shutil.rmtree(theirs)
+    path = checkpoint_at(tmp_path, 64)
+    with pytest.warns(UserWarning, match=r"theirs'.*Pass tensorboard_log"):
+        resume_training(path, TOY[2](), device="cpu")
+    resume_training(path, TOY[2](), device="cpu", tensorboard_log=str(own))
+    assert own.exists()
+    assert not theirs.exists()
+    resume_training(path, TOY[2](), device="cpu", trust_checkpoint=True)
+    assert theirs.exists()
 
 
 @pytest.mark.parametrize("algorithm", [PPO, MaskableTRPO, "TRPO"])
@@ -785,11 +810,15 @@ def test_folder_is_made_and_what_killed_processes_left_is_removed(tmp_path: path
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     living = f".checkpoint_64_steps_b.zip.{os.getppid()}.tmp"
-    for name in (f".checkpoint_64_steps_a.zip.{ended.pid}.tmp", living):
+    elsewhere = f".checkpoint_64_steps_c.zip.{ended.pid}.tmp"  # its process is on another host
+    for name in (f".checkpoint_64_steps_a.zip.{ended.pid}.tmp", living, elsewhere):
         (folder / name).write_bytes(b"half")
+        if name != elsewhere:
+            os.utime(folder / name, (1e9, 1e9))
     make_model(TOY).learn(64, TrainingCheckpoint(folder, 64))
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 3
     assert (folder / living).is_file()
+    assert (folder / elsewhere).is_file()
     assert checkpoint_at(folder, 64).is_file()
 
 
@@ -820,6 +849,30 @@ def test_numbers_of_numpy_are_taken(tmp_path: pathlib.Path) -> None:
     checkpoint = TrainingCheckpoint(tmp_path, **numbers)
     make_model(TOY).learn(128, checkpoint)
     assert checkpoints(tmp_path) == ["checkpoint_128_steps.zip"]
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda inner: EveryNTimesteps(64, inner),
+        lambda inner: EveryNTimesteps(64, CallbackList([inner])),
+        lambda inner: EvalCallback(toy(), callback_after_eval=inner),
+        lambda inner: EvalCallback(toy(), callback_on_new_best=inner),
+        lambda inner: EvalCallback(
+            Monitor(toy()), callback_on_new_best=CallbackList([inner]), eval_freq=1, verbose=0
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Training and eval env are not of the same type")
+def test_a_checkpoint_inside_an_event_is_refused(
+    around: Callable[[BaseCallback], BaseCallback], tmp_path: pathlib.Path
+) -> None:
+    model = make_model(TOY)
+    callback = around(TrainingCheckpoint(tmp_path / "new", 64))
+    with pytest.raises(ValueError, match=rf"{type(callback).__name__}.*Pass it to learn directly"):
+        model.learn(64, callback)
+    assert model.num_timesteps <= 2
+    assert not list(tmp_path.glob("new/*"))
 
 
 def test_algorithms_of_others_are_refused_before_they_train(tmp_path: pathlib.Path) -> None:
