@@ -134,7 +134,8 @@ def read_checkpoint(path: pathlib.Path) -> Checkpoint:
     except (zipfile.BadZipFile, KeyError, NotImplementedError) as error:
         raise ValueError(f"it is not a checkpoint: {error}") from error
     values = plain_loads(state)
-    if not isinstance(values, dict) or values.get("format") != _FORMAT:
+    version = values.get("format") if isinstance(values, dict) else None
+    if not isinstance(version, int) or version != _FORMAT:
         raise ValueError("it is not a checkpoint of this version of sb3_trpo")
     check_state(values)
     return Checkpoint(model, values)

@@ -379,6 +379,67 @@ def test_state_of_other_kinds_is_refused_by_name(
         resume_training(path, TOY[2](), device="cpu", algorithm=TRPO)
 
 
+# Where in a state, and what does not belong there.
+MISPLACED: list[tuple[tuple[Any, ...], list[Any]]] = [
+    (("format",), [th.zeros(2), 2, None]),
+    (("last", "_last_obs"), [None, [1], np.zeros(3), np.full((2, 3), "x")]),
+    (("last", "_last_episode_starts"), [3, np.zeros(7)]),
+    (("last", "_last_lstm_states"), [3, [[th.zeros(2)] * 2] * 2, [[]]]),
+    *((("random", name), [None, [1], {}, th.zeros(2)]) for name in ("python", "numpy", "torch")),
+    (("random", "gpus"), [None, [3], [th.zeros(2)]]),
+    (("noise",), [{"exploration_mat": value} for value in (3, None, th.zeros(2))]),
+    (("episodes",), [[], [[3], []], [[{"r": "x", "l": 1}], []], [[], ["x"]]]),
+    (
+        ("logged",),
+        [
+            [],
+            [3, 3, 3],
+            [{"a": "x"}, {}, {}],
+            [{3: 1}, {}, {}],
+            [{}, {}, {"a": 3}],
+            [{}, {}, {"a": th.zeros(2)}],
+        ],
+    ),
+    (("environments", "wrappers"), [None, [b"x"], [None]]),
+    (
+        ("environments", "episodes"),
+        [None, [], [b"x"] * 2, [b""] * 2, [plain_dumps([])] * 2, [3] * 2],
+    ),
+    (("environments", "spaces"), [None, b"x", plain_dumps([3, 3])]),
+    (("environments", "num_envs"), ["2", None]),
+    (("environments", "names"), [3, [3]]),
+    (("environments", "reason"), [3]),
+]
+
+
+@pytest.mark.parametrize(
+    ("where", "value"), [(where, value) for where, values in MISPLACED for value in values]
+)
+def test_inside_of_a_state_is_refused_by_name_before_environments_change(
+    where: tuple[str, ...], value: Any, tmp_path: pathlib.Path
+) -> None:
+    interrupted(TOY, tmp_path)
+    path = checkpoint_at(tmp_path, 256)
+    state = read_checkpoint(path).state
+    changed_part = value if len(where) == 1 else state[where[0]] | {where[1]: value}
+    rewritten(path, **{where[0]: changed_part})
+    env: Any = TOY[2]()
+    with pytest.raises(ValueError, match=rf"(?s){path.name}.*({where[0]}|version)"):
+        resume_training(path, env, device="cpu")
+    assert {each.unwrapped.step_in_episode for each in env.envs} == {0}
+
+
+@pytest.mark.parametrize("data", [b"x", plain_dumps([]), plain_dumps({"layers": 3, "states": 3})])
+def test_state_of_a_wrapper_is_refused_by_name(data: bytes, tmp_path: pathlib.Path) -> None:
+    case = CASES["Pendulum, VecNormalize"]
+    interrupted(case, tmp_path)
+    path = checkpoint_at(tmp_path, 256)
+    environments = read_checkpoint(path).state["environments"] | {"wrappers": [data]}
+    rewritten(path, environments=environments)
+    with pytest.raises(ValueError, match=rf"{path.name} was not resumed: the VecNormalize"):
+        resume_training(path, case[2](), device="cpu")
+
+
 def test_log_name_of_an_own_run_needs_trust_to_leave_its_folder(tmp_path: pathlib.Path) -> None:
     interrupted(TOY, tmp_path)
     path = rewritten(checkpoint_at(tmp_path, 256), arguments={"tb_log_name": "../own"})
