@@ -2,10 +2,12 @@
 
 import os
 import pathlib
+import time
 import warnings
 from contextlib import suppress
 
 TEMPORARY = ".tmp"
+_RECENT = 600.0  # seconds since the last write
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
@@ -39,13 +41,16 @@ def is_being_written(temporary: pathlib.Path) -> bool:
     Return whether the process that writes a temporary file may be alive.
 
     :param temporary: of :func:`write_atomically`
-    :return: whether it is; always so on Windows, where nobody can be asked without harm
+    :return: whether it is; always so for a recent file, whose process may be on another host, and
+        on Windows, where nobody can be asked without harm
     """
     try:
+        if abs(time.time() - temporary.stat().st_mtime) < _RECENT:
+            return True
         pid = int(temporary.name.removesuffix(TEMPORARY).rpartition(".")[2])
         if os.name != "nt":
             os.kill(pid, 0)  # sends nothing
-    except (ProcessLookupError, ValueError, OverflowError):
+    except (FileNotFoundError, ProcessLookupError, ValueError, OverflowError):
         return False
     except PermissionError:  # of another user
         pass

@@ -18,7 +18,7 @@ from typing import Any
 
 from sb3_trpo._atomic import TEMPORARY, is_being_written, write_atomically
 from sb3_trpo._plain_data import plain_dumps, plain_loads
-from sb3_trpo._training_state import check_state
+from sb3_trpo._state_check import check_state
 
 PATTERN = "checkpoint_*_steps_*.zip"
 _MODEL, _STATE = "model.zip", "state"
@@ -97,7 +97,8 @@ def remove_older(newest: pathlib.Path, keep: int, runs: Collection[str]) -> None
     :param keep: how many to keep
     :param runs: the training, and those that it continues
     """
-    found = [path for run in runs for path in newest.parent.glob(f"checkpoint_*_steps_{run}.zip")]
+    # Names are compared, not searched for: a name from a file might be a pattern.
+    found = [path for path in newest.parent.glob(PATTERN) if path.stem.rpartition("_")[2] in runs]
     others = [path for path in found if path != newest]
     others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in others[keep - 1 :]:
@@ -133,7 +134,8 @@ def read_checkpoint(path: pathlib.Path) -> Checkpoint:
     except (zipfile.BadZipFile, KeyError, NotImplementedError) as error:
         raise ValueError(f"it is not a checkpoint: {error}") from error
     values = plain_loads(state)
-    if not isinstance(values, dict) or values.get("format") != _FORMAT:
+    version = values.get("format") if isinstance(values, dict) else None
+    if not isinstance(version, int) or version != _FORMAT:
         raise ValueError("it is not a checkpoint of this version of sb3_trpo")
     check_state(values)
     return Checkpoint(model, values)

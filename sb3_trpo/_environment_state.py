@@ -3,10 +3,13 @@ Copy what environments are in the middle of, and put it into others that are bui
 
 An environment is a chain of layers: wrappers, and what they wrap. The state of a layer is its
 attributes and its closures' variables, except those that belong to the process (windows, files,
-code) or name other layers. MuJoCo's data are read and written as arrays. A layer with any other
-attribute that is not plain data, such as a simulator written in C, cannot be copied.
+code, paths) or name other layers. MuJoCo's data are read and written as arrays. A layer with any
+other attribute that is not plain data, such as a simulator written in C, cannot be copied.
+
+A state may come from elsewhere: it sets only what a copy would hold, no code and no path.
 """
 
+import os
 import types
 from typing import Any
 
@@ -15,7 +18,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
-from sb3_trpo._plain_data import NotPlainError, classes_in, plain_dumps, plain_loads
+from sb3_trpo._plain_data import NotPlainError, classes_in, plain_dumps, plain_loads, texts_in
 
 # Attributes that are as the environment was built, or are other layers.
 _BUILT = frozenset(
@@ -73,15 +76,73 @@ def put_state(layers: list[Any], data: bytes) -> None:
 
     :param layers: of an environment that is built as the copied one was, after a reset
     :param data: from :func:`copy_state`
-    :raises ValueError: if the layers are others, or the state cannot be read; nothing is changed
+    :raises NotPlainError: if the environment is another one; nothing is changed
+    :raises ValueError: if the state is not that of an environment
     """
-    names, current = layer_names(layers), [_carried(layer, layers) for layer in layers]
+    _set_states(layers, _read_states(layers, data))
+
+
+def _read_states(layers: list[Any], data: bytes) -> list[dict[str, Any]]:
+    """Read the attributes to set in each layer, and refuse what no copy holds."""
+    current = [_carried(layer, layers) for layer in layers]
     saved = plain_loads(data, classes_in(current))
-    if saved["layers"] != names:
-        raise ValueError(f"it was saved from {saved['layers']} and this one is {names}")
-    for layer, state in zip(layers, saved["states"], strict=True):
-        for attribute, value in state.items():
-            _put(layer, attribute, value, layers)
+    _check_layers(layers, saved)
+    states = [_settable(*pair, layers) for pair in zip(layers, saved["states"], strict=True)]
+    foreign = sorted(filter(_is_path, texts_in(states) - texts_in(current)))
+    if foreign:
+        raise NotPlainError(f"it holds the path {foreign[0]!r}, which this one does not")
+    return states
+
+
+def _set_states(layers: list[Any], states: list[dict[str, Any]]) -> None:
+    """Set the attributes of each layer."""
+    for layer, state in zip(layers, states, strict=True):
+        for name, value in state.items():
+            try:
+                _put(layer, name, value, layers)
+            except (TypeError, ValueError, LookupError, AttributeError) as error:
+                what = f"{type(layer).__name__}.{name}"
+                raise ValueError(f"its {what} does not fit: {error}") from error
+
+
+def _check_layers(layers: list[Any], saved: Any) -> None:
+    """Refuse what is not the attributes of these layers."""
+    if not (isinstance(saved, dict) and {"layers", "states"} <= saved.keys()):
+        raise ValueError("it is not the state of an environment")
+    if saved["layers"] != layer_names(layers):
+        raise NotPlainError(
+            f"it was saved from {saved['layers']} and this one is {layer_names(layers)}"
+        )
+    states = saved["states"]
+    is_whole = isinstance(states, list) and all(isinstance(state, dict) for state in states)
+    if not is_whole or len(states) != len(layers):
+        raise ValueError("it does not have the attributes of each layer")
+
+
+def _settable(layer: Any, saved: dict[str, Any], layers: list[Any]) -> dict[str, Any]:
+    """Take the attributes of a layer to set: paths stay as the environment was built."""
+    for name, value in saved.items():
+        _check_attribute(layer, name, value, layers)
+    stays = {name for name in saved if _is_outside(vars(layer).get(name)) or _is_path(saved[name])}
+    return {name: value for name, value in saved.items() if name not in stays}
+
+
+def _check_attribute(layer: Any, name: Any, value: Any, layers: list[Any]) -> None:
+    """Refuse to set what :func:`copy_state` leaves out."""
+    what = f"{type(layer).__name__}.{str(name)[:40]}"
+    if not isinstance(name, str) or name in _BUILT or _is_next(name, layer):
+        raise ValueError(f"it sets {what}, which is no state of an environment")
+    current = vars(layer).get(name)
+    if isinstance(current, types.FunctionType):
+        if not isinstance(value, list) or len(value) != len(_cells(current, layers)):
+            raise NotPlainError(f"it holds the variables of another {what}")
+        return
+    if callable(getattr(type(layer), name, None)) and type(value) is not type(current):
+        raise ValueError(f"it sets {what}, which is a method")
+    if isinstance(current, str) and isinstance(value, bytes):
+        raise ValueError(f"it sets {what}, which is text, to bytes")
+    if _is_kept(current, layers) and not _is_outside(current):
+        raise NotPlainError(f"it holds {what}, which is code or another layer in this one")
 
 
 def _carried(layer: Any, layers: list[Any]) -> dict[str, Any]:
@@ -115,9 +176,22 @@ def _is_kept(value: Any, layers: list[Any]) -> bool:
         value = value.__self__
     if isinstance(value, types.FunctionType):
         return not _cells(value, layers)
-    module = str(getattr(type(value), "__module__", ""))
     is_layer = any(value is layer for layer in layers)
-    return is_layer or isinstance(value, _CODE) or module.startswith(_PROCESS)
+    return is_layer or isinstance(value, _CODE) or _is_outside(value)
+
+
+def _is_outside(value: Any) -> bool:
+    """Return whether a value is of the process, or a path."""
+    module = str(getattr(type(value), "__module__", ""))
+    is_of_process = module.startswith(_PROCESS) and type(value).__name__ != _MUJOCO_DATA
+    return is_of_process or _is_path(value)
+
+
+def _is_path(value: Any) -> bool:
+    """Return whether a value may name a place on the disk, other than by a single name."""
+    if not isinstance(value, str):
+        return isinstance(value, os.PathLike)
+    return value.startswith(("~", "..")) or "/" in value or "\\" in value
 
 
 def _put(layer: Any, attribute: str, value: Any, layers: list[Any]) -> None:
@@ -189,17 +263,17 @@ class Resumable(gym.Wrapper[Any, Any, Any, Any]):
         except NotPlainError as error:
             return str(error)
 
-    def put_checkpoint_state(self, data: bytes) -> str | None:
+    def put_checkpoint_state(self, data: bytes) -> ValueError | None:
         """
         Restore the state of the environment.
 
         :param data: from ``copy_checkpoint_state``
-        :return: why it cannot be restored; ``None`` if it was
+        :return: the error that says why it cannot be restored; ``None`` if it was
         """
         try:
             put_state(layers_of(self.env), data)
         except ValueError as error:
-            return str(error)
+            return error
         return None
 
 
@@ -231,18 +305,22 @@ def put_states(base: VecEnv, states: list[bytes]) -> None:
 
     :param base: vectorised environment without wrappers
     :param states: from :func:`copy_states`
-    :raises ValueError: if a state does not fit; some environments may have theirs by then
+    :raises NotPlainError: if the environments are others
+    :raises ValueError: if a state is not that of an environment; those in processes of their own
+        may have theirs by then
     """
     if isinstance(base, DummyVecEnv):
-        for env, state in zip(base.envs, states, strict=True):
-            put_state(layers_of(env), state)
+        all_layers = [layers_of(env) for env in base.envs]
+        read = [_read_states(*pair) for pair in zip(all_layers, states, strict=True)]
+        for layers, attributes in zip(all_layers, read, strict=True):
+            _set_states(layers, attributes)
         return
     if not _are_resumable(base):
-        raise ValueError(f"the environments of this {type(base).__name__} are not Resumable")
+        raise NotPlainError(f"the environments of this {type(base).__name__} are not Resumable")
     for index, state in enumerate(states):
-        (reason,) = base.env_method("put_checkpoint_state", state, indices=index)
-        if reason is not None:
-            raise ValueError(reason)
+        (error,) = base.env_method("put_checkpoint_state", state, indices=index)
+        if error is not None:
+            raise error
 
 
 def _are_resumable(base: VecEnv) -> bool:

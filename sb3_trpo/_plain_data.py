@@ -68,9 +68,24 @@ def classes_in(value: Any) -> set[type]:
     :return: the classes
     :raises NotPlainError: as :func:`plain_dumps` does
     """
+    return _written(value).classes
+
+
+def texts_in(value: Any) -> set[str]:
+    """
+    List the text that a value holds, keys included.
+
+    :param value: as for :func:`plain_dumps`
+    :return: each text once
+    :raises NotPlainError: as :func:`plain_dumps` does
+    """
+    return _written(value).texts
+
+
+def _written(value: Any) -> "_Writer":
     writer = _Writer()
     writer.node(value)
-    return writer.classes
+    return writer
 
 
 class _Writer:
@@ -80,11 +95,14 @@ class _Writer:
         self.nodes: list[Any] = []
         self.blob = bytearray()
         self.classes: set[type] = set()
+        self.texts: set[str] = set()
         self._positions: dict[int, int] = {}
         self._alive: list[Any] = []  # so that no id is used twice
 
     def node(self, value: Any) -> Any:
         """Write a value, once."""
+        if isinstance(value, str):
+            self.texts.add(str(value))
         if type(value) in _ATOMS:
             return value
         if id(value) not in self._positions:

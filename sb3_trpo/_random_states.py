@@ -34,3 +34,21 @@ def set_random_states(states: dict[str, Any]) -> None:
     here = th.cuda.device_count() if th.cuda.is_available() else 0
     for gpu, state in enumerate(states["gpus"][:here]):
         th.cuda.set_rng_state(state, gpu)
+
+
+def are_random_states(states: Any) -> bool:
+    """
+    Return whether states can be restored, by setting generators that nothing else uses.
+
+    :param states: of any kind
+    :return: whether they are like those of :func:`random_states`
+    """
+    try:
+        random.Random().setstate(states["python"])
+        np.random.RandomState().set_state(states["numpy"])
+        th.Generator().set_state(states["torch"])
+        gpus = states["gpus"]
+    except (TypeError, ValueError, LookupError, RuntimeError, AttributeError, OverflowError):
+        return False
+    is_list = isinstance(gpus, list)
+    return is_list and all(th.is_tensor(state) and state.dtype == th.uint8 for state in gpus)

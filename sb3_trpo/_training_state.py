@@ -1,4 +1,4 @@
-"""What a model's training is in the middle of, between two updates."""
+"""The state of a training between two updates."""
 
 import time
 from typing import Any
@@ -17,13 +17,10 @@ from sb3_trpo._environment_state import (
     put_state,
     put_states,
 )
-from sb3_trpo._hyperparameters import Ranges, check_values, is_integer
 from sb3_trpo._plain_data import NotPlainError, classes_in, plain_dumps, plain_loads
 from sb3_trpo._random_states import random_states, set_random_states
+from sb3_trpo._state_check import LAST, NOISE
 from sb3_trpo.trpo import TRPO
-
-# Of gSDE's distribution, which `state_dict` does not have.
-_NOISE = ("exploration_mat", "exploration_matrices")
 
 
 def training_state(model: TRPO) -> dict[str, Any]:
@@ -48,55 +45,6 @@ def training_state(model: TRPO) -> dict[str, Any]:
     }
 
 
-_SINCE_0 = ("an integer of at least 0", is_integer(0, 2**63 - 1))
-_DICT = ("a dictionary", lambda value: isinstance(value, dict))
-_LIST = ("a list", lambda value: isinstance(value, list))
-_FLAG = ("True or False", lambda value: isinstance(value, bool))
-_TEXT = ("text", lambda value: isinstance(value, str))
-
-_PARTS = {"names", "num_envs", "wrappers", "spaces", "episodes", "reason"}
-
-_STATE: Ranges = {
-    **dict.fromkeys(("saved_at", "num_timesteps", "total_timesteps", "rollouts"), _SINCE_0),
-    **dict.fromkeys(("last", "random", "arguments"), _DICT),
-    "environments": (
-        "the state of environments",
-        lambda value: isinstance(value, dict) and value.keys() >= _PARTS,
-    ),
-    **dict.fromkeys(("episodes", "logged", "runs"), _LIST),
-    "noise": ("that of gSDE", lambda value: isinstance(value, dict) and value.keys() <= {*_NOISE}),
-    "n_calls": _SINCE_0,
-    "algorithm": _TEXT,
-}
-# What a resumed `learn` is given.
-_ARGUMENTS: Ranges = {
-    "log_interval": (
-        "None or an integer of at least 1",
-        lambda value: value is None or is_integer(1)(value),
-    ),
-    "tb_log_name": _TEXT,
-    "progress_bar": _FLAG,
-    "use_masking": _FLAG,
-}
-
-
-def check_state(state: dict[str, Any]) -> None:
-    """
-    Check what a checkpoint says about its training, before anything is done with it.
-
-    :param state: everything but the model, of a file that may come from elsewhere
-    :raises ValueError: naming what is missing or of another kind
-    """
-    missing = [name for name in _STATE if name not in state]
-    if missing:
-        raise ValueError(f"its {missing[0]} is missing")
-    check_values(_STATE, {name: state[name] for name in _STATE})
-    unknown = [name for name in state["arguments"] if name not in _ARGUMENTS]
-    if unknown:
-        raise ValueError(f"its training was started with {str(unknown[0])[:40]!r}")
-    check_values(_ARGUMENTS, state["arguments"])
-
-
 def put_training_state(model: TRPO, state: dict[str, Any]) -> str | None:
     """
     Restore a training at the same moment of ``learn`` as it was copied.
@@ -104,9 +52,16 @@ def put_training_state(model: TRPO, state: dict[str, Any]) -> str | None:
     :param model: loaded from the checkpoint, its environments just reset
     :param state: from :func:`training_state`
     :return: why environments start new episodes; ``None`` if they are as they were
+    :raises ValueError: naming the part that is not of this model and its environments
     """
     assert model.env is not None
-    reason = put_environment_state(model.env, state["environments"])
+    if state["environments"]["reason"] is None:
+        _check_last_step(model, state["last"])
+    _check_noise(model, state["noise"])
+    try:
+        reason = put_environment_state(model.env, state["environments"])
+    except ValueError as error:
+        raise ValueError(f"its environments cannot be restored: {error}") from error
     if reason is None:
         _put_last_step(model, state["last"])
     for buffer, items in zip(_episode_buffers(model), state["episodes"], strict=True):
@@ -131,9 +86,42 @@ def _last_step(model: TRPO) -> dict[str, Any]:
     }
 
 
+def _check_last_step(model: TRPO, last: dict[str, Any]) -> None:
+    """Refuse observations and LSTM states of another model, before anything is changed."""
+    current = _last_step(model)
+    for name, value in last.items():
+        if not _is_alike(value, current[name]):
+            raise ValueError(f"its last {name.removeprefix('_last_')} is not one of this model")
+
+
+def _is_alike(value: Any, current: Any) -> bool:
+    """Return whether arrays and tensors have the same shapes and hold numbers."""
+    if isinstance(current, dict):
+        is_dict = isinstance(value, dict) and value.keys() == current.keys()
+        return is_dict and all(_is_alike(value[key], current[key]) for key in current)
+    if isinstance(current, (list, tuple)):
+        is_same = type(value) is type(current) and len(value) == len(current)
+        return is_same and all(map(_is_alike, value, current))
+    if not isinstance(current, (np.ndarray, th.Tensor)):
+        return type(value) is type(current)
+    is_same = type(value) is type(current) and value.shape == current.shape
+    return (
+        is_same and np.asarray(value.cpu() if th.is_tensor(value) else value).dtype.kind in "biuf"
+    )
+
+
+def _check_noise(model: TRPO, noise: dict[str, Any]) -> None:
+    """Refuse noise of another shape than the model's; the number of matrices may differ."""
+    current = _noise(model)
+    for name, value in noise.items():
+        own = current[name]
+        if own is None or (value.ndim, value.shape[-2:]) != (own.ndim, own.shape[-2:]):
+            raise ValueError(f"its noise {name} is not that of this model")
+
+
 def _put_last_step(model: TRPO, last: dict[str, Any]) -> None:
     """Restore what the next step starts from."""
-    for name in ("_last_obs", "_last_original_obs", "_last_episode_starts"):
+    for name in LAST[:3]:
         setattr(model, name, last[name])
     if last["_last_lstm_states"] is not None:
         pi, vf = (tuple(state.to(model.device) for state in pair) for pair in _pairs(last))
@@ -165,7 +153,7 @@ def _logged(model: TRPO) -> list[dict[str, Any]]:
 def _noise(model: TRPO) -> dict[str, Any]:
     """Take gSDE's noise, if there is any."""
     distribution = getattr(model.policy, "action_dist", None)
-    return {name: getattr(distribution, name, None) for name in _NOISE}
+    return {name: getattr(distribution, name, None) for name in NOISE}
 
 
 def environment_state(env: VecEnv) -> dict[str, Any]:
@@ -201,10 +189,10 @@ def put_environment_state(env: VecEnv, state: dict[str, Any]) -> str | None:
         return str(state["reason"])
     base = vector_layers(env)[1]
     try:
+        saved = _saved_spaces(base, state["spaces"])
         put_states(base, state["episodes"])
-    except ValueError as error:
+    except NotPlainError as error:
         return str(error)
-    saved = plain_loads(state["spaces"], classes_in(_spaces(base)))
     for space, copied in zip(_spaces(base), saved, strict=True):
         vars(space).update(vars(copied))
     put_wrapper_states(env, state)
@@ -217,10 +205,24 @@ def put_wrapper_states(env: VecEnv, state: dict[str, Any]) -> None:
 
     :param env: with its wrappers
     :param state: from :func:`environment_state`
+    :raises ValueError: naming the wrapper whose state is not of its kind
     """
     for wrapper, data in zip(vector_layers(env)[0], state["wrappers"], strict=True):
-        if data is not None:
-            put_state([wrapper], data)
+        try:
+            if data is not None:
+                put_state([wrapper], data)
+        except ValueError as error:
+            name = type(wrapper).__name__
+            raise ValueError(f"the {name} of its environments is not restored: {error}") from error
+
+
+def _saved_spaces(base: VecEnv, data: bytes) -> list[spaces.Space[Any]]:
+    """Read the spaces of a vectorised environment, whose generators are part of its state."""
+    saved = plain_loads(data, classes_in(_spaces(base)))
+    kinds = [type(space) for space in _spaces(base)]
+    if not isinstance(saved, list) or [type(space) for space in saved] != kinds:
+        raise ValueError("its environments have no spaces like these")
+    return saved
 
 
 def _spaces(base: VecEnv) -> list[spaces.Space[Any]]:

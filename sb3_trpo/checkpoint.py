@@ -6,6 +6,7 @@ import os
 import pathlib
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch as th
@@ -74,7 +75,8 @@ class TrainingCheckpoint(BaseCallback):
     :param keep: how many files to keep; older ones are removed
     :param verbose: 1 to print the path of each file
     :raises ValueError: if an argument has a wrong value, or, when training starts, the model is of
-        another package, the folder cannot be made or the model cannot be saved
+        another package, the callback is inside another one that calls it at events only, the
+        folder cannot be made or the model cannot be saved
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class TrainingCheckpoint(BaseCallback):
                 f"{', '.join(_ALGORITHMS)} and classes derived from them. SB3's CheckpointCallback "
                 f"saves the models of other algorithms."
             )
+        self._check_place()
         try:
             self.save_path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -113,8 +116,17 @@ class TrainingCheckpoint(BaseCallback):
             ) from error
         remove_temporary(self.save_path)
 
+    def _check_place(self) -> None:
+        """Refuse to be in another callback, which passes on events, but no rollout's start."""
+        if self.parent is not None:
+            raise ValueError(
+                f"TrainingCheckpoint cannot write between two updates inside of "
+                f"{type(self.parent).__name__}. Pass it to learn directly, in a list with others."
+            )
+
     def _on_training_start(self) -> None:
         """Note how ``learn`` was called, and try what the first file will need."""
+        self._check_place()  # again, as a list passes on its parent late
         self._learn_arguments = {
             name: self.locals[name] for name in _LEARN_ARGUMENTS if name in self.locals
         }
@@ -156,6 +168,7 @@ class TrainingCheckpoint(BaseCallback):
 
     def _on_step(self) -> bool:
         """Continue training."""
+        self._check_place()  # again, as a list in some callbacks is not told of the start
         return True
 
     def _on_rollout_end(self) -> None:
@@ -217,12 +230,14 @@ class _Restore(BaseCallback):
     """
     Restore a training at the moment of ``learn`` at which it was copied, once.
 
-    :param state: of the checkpoint
+    :param found: the checkpoint, which errors name
+    :param state: of it
     :param callbacks: that count on from where those of the interrupted training were
     """
 
-    def __init__(self, state: dict[str, Any], callbacks: list[BaseCallback]) -> None:
+    def __init__(self, found: Found, state: dict[str, Any], callbacks: list[BaseCallback]) -> None:
         super().__init__()
+        self._path = found.path
         self._state: dict[str, Any] | None = state
         self._callbacks = callbacks
 
@@ -238,7 +253,8 @@ class _Restore(BaseCallback):
             if isinstance(callback, TrainingCheckpoint):
                 callback._rollouts = state["rollouts"]
                 callback._runs = [*state["runs"], callback._runs[-1]]
-        reason = put_training_state(self.model, state)
+        with _naming(self._path):
+            reason = put_training_state(self.model, state)
         if reason is not None:
             warnings.warn(
                 f"The environments start new episodes, as theirs could not be copied: {reason}. "
@@ -280,7 +296,8 @@ def resume_training(
     :param device: where to put the policy
     :param algorithm: class of the model; needed if it is not one of this package
     :param load_options: further arguments of ``load``, such as ``data_parallel=True`` in every
-        process of a group. Only process 0 continues its episodes
+        process of a group, of which only process 0 continues its episodes. Pass
+        ``tensorboard_log`` again: without ``trust_checkpoint=True`` the file does not choose it
     :return: the trained model
     :raises ValueError: if there is no checkpoint that is whole, it is of another class or
         environment, or it would write its log elsewhere and is not trusted
@@ -319,8 +336,10 @@ def load_training(
     check_environment(venv, environments)
     file = _NamedStream(found.checkpoint.model, str(found.path))
     model = kind.load(file, venv, device, **load_options)
+    _choose_log_folder(model, found, load_options)
     model._check_learning_rate()
-    put_wrapper_states(venv, environments)
+    with _naming(found.path):
+        put_wrapper_states(venv, environments)
     if model.seed is not None:  # for new episodes that are not those of the training's start
         venv.seed(seed_of(rank, (model.seed + model.num_timesteps) % 2**32))
     return model
@@ -342,10 +361,19 @@ def finish_training(model: TRPO, found: Found, callback: MaybeCallback) -> TRPO:
     left = state["total_timesteps"] - state["num_timesteps"]
     print(f"Resuming from {found.path}: {max(left, 0)} of {state['total_timesteps']} steps left")
     callbacks = list(_callbacks(callback))
-    restore = _Restore(state, callbacks)
+    restore = _Restore(found, state, callbacks)
     return model.learn(
         left, CallbackList([restore, *callbacks]), reset_num_timesteps=False, **state["arguments"]
     )
+
+
+@contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """Name the checkpoint in an error about its state."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path} was not resumed: {error}") from error
 
 
 class _NamedStream(io.BytesIO):
@@ -381,6 +409,20 @@ def _check_log_name(found: Found, is_trusted: bool) -> None:
             f"{found.path} was not resumed: its tb_log_name={str(name)[:80]!r} leaves the folder "
             f"of the log. If the file is your own, pass trust_checkpoint=True."
         )
+
+
+def _choose_log_folder(model: TRPO, found: Found, options: dict[str, Any]) -> None:
+    """Keep an untrusted checkpoint from choosing where TensorBoard's log is written."""
+    is_given = "tensorboard_log" in {**options, **(options.get("custom_objects") or {})}
+    folder = model.tensorboard_log
+    if folder is None or is_given or options.get("trust_checkpoint", False):
+        return
+    model.tensorboard_log = None
+    warnings.warn(
+        f"TensorBoard's log does not continue in {str(folder)[:80]!r}, which {found.path} names. "
+        f"Pass tensorboard_log to choose its folder.",
+        stacklevel=4,
+    )
 
 
 def _algorithm(found: Found, given: Any) -> type[TRPO]:

@@ -5,6 +5,7 @@ import errno
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import weakref
@@ -20,7 +21,13 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, EvalCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    ConvertCallback,
+    EvalCallback,
+    EveryNTimesteps,
+)
 from stable_baselines3.common.logger import KVWriter
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import set_random_seed
@@ -42,7 +49,14 @@ from sb3_trpo import (
     _checkpoint_file,
     resume_training,
 )
-from sb3_trpo._checkpoint_file import Checkpoint, find_checkpoint, read_checkpoint
+from sb3_trpo._checkpoint_file import (
+    Checkpoint,
+    find_checkpoint,
+    path_in,
+    read_checkpoint,
+    remove_older,
+)
+from sb3_trpo._plain_data import plain_dumps, plain_loads
 from sb3_trpo.checkpoint import Resumable
 from tests.environments import (
     DICT,
@@ -301,6 +315,18 @@ def test_resumed_training_removes_the_files_that_it_continues(tmp_path: pathlib.
     assert checkpoints(tmp_path) == [f"checkpoint_{STEPS}_steps.zip"]
 
 
+def test_only_the_files_of_named_runs_are_removed(tmp_path: pathlib.Path) -> None:
+    folder, other = tmp_path / "checkpoints", tmp_path / "other"
+    (folder / "checkpoint_1_steps_x").mkdir(parents=True)
+    other.mkdir()
+    names = [path_in(folder, steps, f"{steps:08x}") for steps in range(4)]
+    for path in (*names, other / "thesis.zip", other / "data.zip"):
+        path.touch()
+    remove_older(names[0], 1, ["*", "x/../../other/*", "????????", "00000003"])
+    assert sorted(path for path in folder.glob("*.zip")) == names[:3]
+    assert len(list(other.iterdir())) == 2
+
+
 def test_only_one_checkpoint_is_kept_in_memory(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +355,7 @@ def rewritten(path: pathlib.Path, **changes: Any) -> pathlib.Path:
     ("name", "value"),
     [
         *(("arguments", {"tb_log_name": value}) for value in ("../out", "/tmp/out", "a/../..", 3)),
+        *(("arguments", {"tb_log_name": value}) for value in ("a\0b", "x" * 5000)),
         *(("arguments", {"log_interval": value}) for value in ("1", 0, True, 1.5)),
         ("arguments", {"progress_bar": "yes"}),
         ("arguments", {"use_masking": 3}),
@@ -339,6 +366,7 @@ def rewritten(path: pathlib.Path, **changes: Any) -> pathlib.Path:
         *(("total_timesteps", value) for value in (-1, 1.5, 2**63)),
         *((name, [3]) for name in ("environments", "last", "noise", "random")),
         ("environments", {"names": []}),
+        *(("runs", value) for value in (["*"], ["x/../../other/*"], ["0123abcd\n"], [3], "*")),
     ],
 )
 def test_state_of_other_kinds_is_refused_by_name(
@@ -351,10 +379,88 @@ def test_state_of_other_kinds_is_refused_by_name(
         resume_training(path, TOY[2](), device="cpu", algorithm=TRPO)
 
 
+# Where in a state, and what does not belong there.
+MISPLACED: list[tuple[tuple[Any, ...], list[Any]]] = [
+    (("format",), [th.zeros(2), 2, None]),
+    (("last", "_last_obs"), [None, [1], np.zeros(3), np.full((2, 3), "x")]),
+    (("last", "_last_episode_starts"), [3, np.zeros(7)]),
+    (("last", "_last_lstm_states"), [3, [[th.zeros(2)] * 2] * 2, [[]]]),
+    *((("random", name), [None, [1], {}, th.zeros(2)]) for name in ("python", "numpy", "torch")),
+    (("random", "gpus"), [None, [3], [th.zeros(2)]]),
+    (("noise",), [{"exploration_mat": value} for value in (3, None, th.zeros(2))]),
+    (("episodes",), [[], [[3], []], [[{"r": "x", "l": 1}], []], [[], ["x"]]]),
+    (
+        ("logged",),
+        [
+            [],
+            [3, 3, 3],
+            [{"a": "x"}, {}, {}],
+            [{3: 1}, {}, {}],
+            [{}, {}, {"a": 3}],
+            [{}, {}, {"a": th.zeros(2)}],
+        ],
+    ),
+    (("environments", "wrappers"), [None, [b"x"], [None]]),
+    (
+        ("environments", "episodes"),
+        [None, [], [b"x"] * 2, [b""] * 2, [plain_dumps([])] * 2, [3] * 2],
+    ),
+    (("environments", "spaces"), [None, b"x", plain_dumps([3, 3])]),
+    (("environments", "num_envs"), ["2", None]),
+    (("environments", "names"), [3, [3]]),
+    (("environments", "reason"), [3]),
+]
+
+
+@pytest.mark.parametrize(
+    ("where", "value"), [(where, value) for where, values in MISPLACED for value in values]
+)
+def test_inside_of_a_state_is_refused_by_name_before_environments_change(
+    where: tuple[str, ...], value: Any, tmp_path: pathlib.Path
+) -> None:
+    interrupted(TOY, tmp_path)
+    path = checkpoint_at(tmp_path, 256)
+    state = read_checkpoint(path).state
+    changed_part = value if len(where) == 1 else state[where[0]] | {where[1]: value}
+    rewritten(path, **{where[0]: changed_part})
+    env: Any = TOY[2]()
+    with pytest.raises(ValueError, match=rf"(?s){path.name}.*({where[0]}|version)"):
+        resume_training(path, env, device="cpu")
+    assert {each.unwrapped.step_in_episode for each in env.envs} == {0}
+
+
+@pytest.mark.parametrize("data", [b"x", plain_dumps([]), plain_dumps({"layers": 3, "states": 3})])
+def test_state_of_a_wrapper_is_refused_by_name(data: bytes, tmp_path: pathlib.Path) -> None:
+    case = CASES["Pendulum, VecNormalize"]
+    interrupted(case, tmp_path)
+    path = checkpoint_at(tmp_path, 256)
+    environments = read_checkpoint(path).state["environments"] | {"wrappers": [data]}
+    rewritten(path, environments=environments)
+    with pytest.raises(ValueError, match=rf"{path.name} was not resumed: the VecNormalize"):
+        resume_training(path, case[2](), device="cpu")
+
+
 def test_log_name_of_an_own_run_needs_trust_to_leave_its_folder(tmp_path: pathlib.Path) -> None:
     interrupted(TOY, tmp_path)
     path = rewritten(checkpoint_at(tmp_path, 256), arguments={"tb_log_name": "../own"})
     resume_training(path, TOY[2](), device="cpu", trust_checkpoint=True)
+
+
+def test_an_untrusted_checkpoint_does_not_choose_the_folder_of_logs(
+    tmp_path: pathlib.Path,
+) -> None:
+    theirs, own = tmp_path / "theirs", tmp_path / "own"
+    model = make_model(TOY, tensorboard_log=str(theirs))
+    model.learn(128, TrainingCheckpoint(tmp_path, 64))
+    shutil.rmtree(theirs)
+    path = checkpoint_at(tmp_path, 64)
+    with pytest.warns(UserWarning, match=r"theirs'.*Pass tensorboard_log"):
+        resume_training(path, TOY[2](), device="cpu")
+    resume_training(path, TOY[2](), device="cpu", tensorboard_log=str(own))
+    assert own.exists()
+    assert not theirs.exists()
+    resume_training(path, TOY[2](), device="cpu", trust_checkpoint=True)
+    assert theirs.exists()
 
 
 @pytest.mark.parametrize("algorithm", [PPO, MaskableTRPO, "TRPO"])
@@ -474,6 +580,80 @@ def test_state_behind_a_method_of_another_object_is_not_passed_over(tmp_path: pa
     case: Case = (TRPO, "MlpPolicy", vector(lambda: Weighing("bound method")), {})
     with pytest.warns(UserWarning, match=r"start new episodes.*Weighing\.weigh holds"):
         interrupted(case, tmp_path)
+
+
+class Recorder(gym.Wrapper[Any, Any, Any, Any]):
+    """
+    Notes each reset in a file.
+
+    :param folder: of the file
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], folder: pathlib.Path | str) -> None:
+        super().__init__(env)
+        self.folder, self.word, self.options = folder, "a", {"place": "here"}
+
+    def reset(self, **options: Any) -> Any:
+        pathlib.Path(self.folder).mkdir(parents=True, exist_ok=True)
+        (pathlib.Path(self.folder) / f"{self.word}.txt").touch()
+        return super().reset(**options)
+
+
+def recorded(folder: pathlib.Path | str) -> Case:
+    return (TRPO, "MlpPolicy", vector(lambda: Recorder(toy(), folder), 1), {})
+
+
+def with_attributes(path: pathlib.Path, **attributes: Any) -> pathlib.Path:
+    """Change the attributes of the recorder in a checkpoint."""
+    environments = read_checkpoint(path).state["environments"]
+    episode = plain_loads(environments["episodes"][0], [spaces.Box, spaces.Discrete])
+    assert episode["layers"][1] == "Recorder"
+    episode["states"][1] |= attributes
+    return rewritten(path, environments=environments | {"episodes": [plain_dumps(episode)]})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, 3) for name in ("env", "step", "reset", "metadata", "render_mode", "spec")),
+        ("word", b"/etc/b"),
+    ],
+)
+def test_a_state_sets_no_code_and_nothing_that_is_not_copied(
+    name: str, value: Any, tmp_path: pathlib.Path
+) -> None:
+    case = recorded(tmp_path / "mine")
+    interrupted(case, tmp_path)
+    path = with_attributes(checkpoint_at(tmp_path, 256), **{name: value})
+    env: Any = case[2]()
+    with pytest.raises(ValueError, match=rf"{path.name} was not resumed.*Recorder\.{name}"):
+        resume_training(path, env, device="cpu")
+    assert env.envs[0].env.word == "a"
+
+
+@pytest.mark.parametrize("own", ["folder", "{}/mine"])
+def test_a_checkpoint_does_not_choose_where_a_wrapper_writes(
+    own: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    case = recorded(own.format(tmp_path))
+    whole = make_model(case).learn(STEPS)
+    interrupted(case, tmp_path)
+    other = str(tmp_path / "other")
+    path = with_attributes(checkpoint_at(tmp_path, 256), folder=other, word="../../b")
+    assert_same(whole, resume_training(path, case[2](), device="cpu"))
+    assert not (tmp_path / "other").exists()
+    path = with_attributes(path, options={"place": other})
+    with pytest.warns(UserWarning, match="start new episodes.*holds the path"):
+        resume_training(path, case[2](), device="cpu")
+
+
+def test_other_text_is_state(tmp_path: pathlib.Path) -> None:
+    case = recorded(tmp_path / "mine")
+    interrupted(case, tmp_path)
+    path = with_attributes(checkpoint_at(tmp_path, 256), word="go to the red ball")
+    resume_training(path, case[2](), device="cpu")
+    assert (tmp_path / "mine" / "go to the red ball.txt").exists()
 
 
 class Foreign(DummyVecEnv):
@@ -691,11 +871,15 @@ def test_folder_is_made_and_what_killed_processes_left_is_removed(tmp_path: path
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     living = f".checkpoint_64_steps_b.zip.{os.getppid()}.tmp"
-    for name in (f".checkpoint_64_steps_a.zip.{ended.pid}.tmp", living):
+    elsewhere = f".checkpoint_64_steps_c.zip.{ended.pid}.tmp"  # its process is on another host
+    for name in (f".checkpoint_64_steps_a.zip.{ended.pid}.tmp", living, elsewhere):
         (folder / name).write_bytes(b"half")
+        if name != elsewhere:
+            os.utime(folder / name, (1e9, 1e9))
     make_model(TOY).learn(64, TrainingCheckpoint(folder, 64))
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 3
     assert (folder / living).is_file()
+    assert (folder / elsewhere).is_file()
     assert checkpoint_at(folder, 64).is_file()
 
 
@@ -726,6 +910,30 @@ def test_numbers_of_numpy_are_taken(tmp_path: pathlib.Path) -> None:
     checkpoint = TrainingCheckpoint(tmp_path, **numbers)
     make_model(TOY).learn(128, checkpoint)
     assert checkpoints(tmp_path) == ["checkpoint_128_steps.zip"]
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda inner: EveryNTimesteps(64, inner),
+        lambda inner: EveryNTimesteps(64, CallbackList([inner])),
+        lambda inner: EvalCallback(toy(), callback_after_eval=inner),
+        lambda inner: EvalCallback(toy(), callback_on_new_best=inner),
+        lambda inner: EvalCallback(
+            Monitor(toy()), callback_on_new_best=CallbackList([inner]), eval_freq=1, verbose=0
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Training and eval env are not of the same type")
+def test_a_checkpoint_inside_an_event_is_refused(
+    around: Callable[[BaseCallback], BaseCallback], tmp_path: pathlib.Path
+) -> None:
+    model = make_model(TOY)
+    callback = around(TrainingCheckpoint(tmp_path / "new", 64))
+    with pytest.raises(ValueError, match=rf"{type(callback).__name__}.*Pass it to learn directly"):
+        model.learn(64, callback)
+    assert model.num_timesteps <= 2
+    assert not list(tmp_path.glob("new/*"))
 
 
 def test_algorithms_of_others_are_refused_before_they_train(tmp_path: pathlib.Path) -> None:

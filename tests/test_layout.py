@@ -50,6 +50,7 @@ LAYERS: tuple[Collection[str], ...] = (
         "_plain_data",
         "_random_states",
         "_environment_state",
+        "_state_check",
         "_training_state",
         "_checkpoint_file",
         "checkpoint",
