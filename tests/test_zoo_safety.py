@@ -74,6 +74,7 @@ CODE = {
     "module of torch": "policy_kwargs: dict(activation_fn=th.sys.exit)\n",
     "function of a layer's module": "policy_kwargs: dict(activation_fn=nn.Module.eval)\n",
     "bare name": "policy_kwargs: dict(activation_fn=exit)\n",
+    "name alone": "normalize: unknown\n",
     "too many processes": "n_envs: 20000\n",
     "as many in hexadecimal": "n_envs: 0x4e20\n",
     "unpacked": "policy_kwargs: dict(**__import__('os').mkdir('canary'))\n",
@@ -378,7 +379,6 @@ MALFORMED: dict[str, tuple[str, bytes]] = {
     "damaged settings": ("CartPole-v1/config.yml", b"a: [1\n"),
     "settings in a list": ("CartPole-v1/config.yml", b"- 1\n- 2\n"),
     "settings without names": ("CartPole-v1/config.yml", b"3\n"),
-    "unknown name": ("CartPole-v1/config.yml", b"normalize: unknown\n"),
     "number as arguments": ("CartPole-v1/config.yml", b"env_kwargs: 3\nnormalize: false\n"),
 }
 # The commands that read a file; `compare` makes no environment.
