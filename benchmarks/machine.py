@@ -15,6 +15,7 @@ from typing import Any
 import torch as th
 
 PACKAGES = ("stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "gymnasium", "mujoco", "numpy")
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -22,9 +23,9 @@ def provenance() -> dict[str, object]:
     """
     Describe the machine, the versions and the command.
 
-    :return: entries for a JSON file
+    :return: entries for a JSON file; paths in the repository do not say where it is
     """
-    arguments = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    arguments = [Path(sys.argv[0]).name, *map(_from_root, sys.argv[1:])]
     return {
         "command": "python benchmarks/" + shlex.join(arguments),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -74,6 +75,12 @@ def with_session(sessions: Sequence[Mapping[str, Any]], seed: int) -> list[dict[
         return [*kept, {**now, "seeds": [seed]}]
     mine["seeds"] = sorted([*mine["seeds"], seed])
     return kept
+
+
+def _from_root(argument: str) -> str:
+    """Write a path in the repository as seen from its folder; leave anything else."""
+    path = Path(argument)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else argument
 
 
 def _versions() -> dict[str, str]:

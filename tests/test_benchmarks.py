@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,25 @@ def test_operations_are_counted_however_a_product_is_written(
     speed = importlib.import_module("speed")
     matrices = th.ones(3, 4), th.ones(4, 5), th.zeros(3, 5)
     assert speed.count_operations(lambda: multiply(*matrices)) == 2 * 3 * 4 * 5
+
+
+def test_a_recorded_command_does_not_say_where_the_repository_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    machine = importlib.import_module("machine")
+    output = BENCHMARKS.resolve() / "results" / "some.json"
+    monkeypatch.setattr("sys.argv", [str(BENCHMARKS / "some.py"), "--output", str(output), "a/b"])
+    command = "python benchmarks/some.py --output benchmarks/results/some.json a/b"
+    assert machine.provenance()["command"] == command
+
+
+@pytest.mark.parametrize(
+    "path", sorted(BENCHMARKS.glob("results/**/*.json*")), ids=lambda p: p.name
+)
+def test_no_result_names_a_path_of_the_machine(path: Path) -> None:
+    commands = re.findall(r'"command": "([^"]*)"', path.read_text())
+    assert not [command for command in commands if " /" in command]
 
 
 def test_every_case_of_the_gpu_section_runs(monkeypatch: pytest.MonkeyPatch) -> None:
