@@ -63,7 +63,7 @@ def masked(name: str) -> gym.Env[Any, Any]:
     """Forbid one action where the cart is far from the centre."""
 
     def masks(env: gym.Env[Any, Any]) -> np.ndarray:
-        position = env.unwrapped.state[0]  # type: ignore[attr-defined]
+        position = env.unwrapped.state[0]  # type: ignore[attr-defined] # CartPole's
         return np.array([position > -1, position < 1])
 
     return ActionMasker(gym.make(name), masks)

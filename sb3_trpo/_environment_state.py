@@ -214,7 +214,7 @@ def _read_mujoco(model: Any, data: Any) -> dict[str, Any]:
 
     The latter is of the state before the last step, and rewards and observations read it.
     """
-    import mujoco  # type: ignore[import-untyped]
+    import mujoco  # type: ignore[import-untyped] # it has no annotations
 
     kind = mujoco.mjtState.mjSTATE_INTEGRATION
     state = np.empty(mujoco.mj_stateSize(model, kind))

@@ -15,7 +15,7 @@ from huggingface_sb3 import EnvironmentName
 from sb3_trpo._archive import check_entries
 from sb3_trpo.zoo.errors import BROKEN, UsageError, one_line
 from sb3_trpo.zoo.progress import PROGRESS, STEPS, read_progress
-from sb3_trpo.zoo.settings import read_mapping, settings_of
+from sb3_trpo.zoo.settings import env_of, read_mapping, settings_of
 
 Array = npt.NDArray[np.float64]
 
@@ -50,7 +50,7 @@ class Run:
     @property
     def env(self) -> str:
         """Name of the environment, as it occurs in folder names."""
-        return self.folder.resolve().name.rpartition("_")[0]
+        return env_of(self.folder)
 
     @property
     def number(self) -> int:
@@ -61,7 +61,7 @@ class Run:
     @property
     def settings(self) -> str:
         """The hyperparameters as the RL Zoo writes them; equal for seeds of one experiment."""
-        path = self.folder / self.env / "config.yml"
+        path = settings_of(self.folder) / "config.yml"
         return path.read_text() if path.is_file() else ""
 
     @property
@@ -102,7 +102,7 @@ def read_finished_run(folder: Path) -> Run:
     :return: the run
     :raises UsageError: if there is no final model in it
     """
-    env = folder.resolve().name.rpartition("_")[0]
+    env = env_of(folder)
     if not (folder / f"{env}.zip").is_file():
         raise UsageError(
             f"{folder} holds no model '{env}.zip': it is not the folder of a finished run"

@@ -46,13 +46,22 @@ def check_settings(folder: Path, is_trusted: bool) -> None:
             )
 
 
+def env_of(run: Path) -> str:
+    """Name the environment of a run, as it occurs in folder names.
+
+    :param run: the run's folder
+    :return: the folder's name without the run's number
+    """
+    return run.resolve().name.rpartition("_")[0]
+
+
 def settings_of(run: Path) -> Path:
     """Name the folder of a run's settings.
 
     :param run: the run's folder
     :return: the folder, which may be missing
     """
-    return run / run.resolve().name.rpartition("_")[0]
+    return run / env_of(run)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -153,13 +162,15 @@ def nodes_of(root: yaml.Node | None) -> Iterator[yaml.Node]:
 def pairs_of(nodes: list[yaml.Node]) -> Iterator[tuple[str, yaml.Node]]:
     """Iterate over keys and values.
 
-    :param nodes: all nodes; a mapping, or a list of pairs as the RL Zoo writes it
+    Any list of two values counts as a pair: the RL Zoo writes its settings as a list of pairs.
+
+    :param nodes: all nodes
     """
     for node in nodes:
         pairs = node.value if isinstance(node, yaml.MappingNode) else [node.value]
         for pair in pairs:
             if len(pair) == 2 and isinstance(pair[0], yaml.ScalarNode):
-                yield pair[0].value, pair[1]  # of lists, whatever may be a pair
+                yield pair[0].value, pair[1]
 
 
 def is_evaluable(value: yaml.Node) -> bool:
@@ -245,8 +256,10 @@ def _is_data(node: ast.AST) -> bool:
 def _is_class_of_torch(name: str) -> bool:
     """Return whether a dotted name is that of one of torch's layers or optimizers."""
     module, _, attribute = name.rpartition(".")
-    owner, base = CLASSES.get(module, (nn, nn.Module))
-    found = vars(owner).get(attribute) if module in CLASSES else None
+    if module not in CLASSES:
+        return False
+    owner, base = CLASSES[module]
+    found = vars(owner).get(attribute)
     return isinstance(found, type) and issubclass(found, base)
 
 
