@@ -7,6 +7,7 @@ the run has not seen. Seeds that an environment's result already has are kept.
 
     python benchmarks/learning.py --env CartPole-v1 Acrobot-v1 --seeds 5 6 7 8 9 10 11 12 13 14
     python benchmarks/learning.py --algo trpo_lstm --env CartPoleNoVel-v1 --seeds 0 1 2 3 4
+    python benchmarks/learning.py --algo contrib --env CartPole-v1    # the RL Zoo's, likewise
     python benchmarks/learning.py --table
     python benchmarks/learning.py --table --algo trpo_lstm
 
@@ -30,7 +31,7 @@ from locomotion import BASELINES as COMPARED
 from locomotion import FOLDER, REPORTED_SEEDS, STEPS, read_all
 from machine import RESULTS, read_result, with_session
 from matplotlib.axes import Axes
-from training import ALGORITHMS, final_return, shipped_hyperparameters
+from training import ALGORITHMS, TRAINERS, default_hyperparameters, final_return
 
 from sb3_trpo.zoo.aggregate import estimate
 from sb3_trpo.zoo.compare import ranges
@@ -42,6 +43,8 @@ EPISODES = 100
 class Baseline(NamedTuple):
     """What sb3-contrib reaches with the RL Zoo's values (rl_zoo3 2.9.2)."""
 
+    trainer: str
+    """key of ``TRAINERS``"""
     algorithm: str
     """class of sb3-contrib"""
     means: dict[str, float]
@@ -52,6 +55,7 @@ class Baseline(NamedTuple):
 # seeds 0 to 4 (PendulumNoVel-v1: 0 to 3).
 BASELINES = {
     "trpo": Baseline(
+        "contrib",
         "TRPO",
         {
             "CartPole-v1": 495.6,
@@ -63,7 +67,9 @@ BASELINES = {
             "LunarLanderContinuous-v3": 223.3,
         },
     ),
-    "trpo_lstm": Baseline("RecurrentPPO", {"CartPoleNoVel-v1": 480.9, "PendulumNoVel-v1": -208.1}),
+    "trpo_lstm": Baseline(
+        "ppo_lstm", "RecurrentPPO", {"CartPoleNoVel-v1": 480.9, "PendulumNoVel-v1": -208.1}
+    ),
 }
 
 # The best that a trust-region method has published after one million steps, and in which version:
@@ -84,7 +90,7 @@ Runs = dict[str, dict[str, list[dict[str, Any]]]]
 def main() -> None:
     """Train, evaluate, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
-    parser.add_argument("--algo", choices=ALGORITHMS, default="trpo")
+    parser.add_argument("--algo", choices=list(TRAINERS), default="trpo")
     parser.add_argument("--env", nargs="+", default=[])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5, 15)))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
@@ -107,7 +113,7 @@ def measure(algo: str, env: str, seeds: Sequence[int], jobs: int) -> None:
     """
     Train and evaluate one environment, and write what there is after every run.
 
-    :param algo: key of ``ALGORITHMS``
+    :param algo: key of ``TRAINERS``
     :param env: its name
     :param seeds: one run each
     :param jobs: runs at a time
@@ -124,21 +130,23 @@ def measure(algo: str, env: str, seeds: Sequence[int], jobs: int) -> None:
             print(f"{env}, seed {seed}: {value:.1f}, mean so far {mean:.1f}", flush=True)
 
 
-def result_path(env: str) -> Path:
+def result_path(algo: str, env: str) -> Path:
     """
-    Name the file of an environment's result.
+    Name the file of a result.
 
+    :param algo: key of ``TRAINERS``
     :param env: name of the environment
     :return: path, whether the file is there or not
     """
-    return RESULTS / f"learning_{env}.json"
+    # An environment has one of our algorithms, with or without an LSTM.
+    return RESULTS / ("" if algo in ALGORITHMS else algo) / f"learning_{env}.json"
 
 
 def read_returns(algo: str, env: str) -> dict[int, float]:
     """
     Read the returns that there are.
 
-    :param algo: key of ``ALGORITHMS``
+    :param algo: key of ``TRAINERS``
     :param env: name of the environment
     :return: by seed, in the order of the seeds; empty if nothing was measured
     :raises ValueError: if another algorithm or other hyperparameters have reached them
@@ -150,7 +158,7 @@ def add_return(algo: str, env: str, seed: int, value: float) -> float:
     """
     Write the return of a run beside those of the seeds that were measured before.
 
-    :param algo: key of ``ALGORITHMS``
+    :param algo: key of ``TRAINERS``
     :param env: name of the environment
     :param seed: of the run
     :param value: its return
@@ -162,22 +170,24 @@ def add_return(algo: str, env: str, seed: int, value: float) -> float:
     result = {
         "algo": algo,
         "env": env,
-        "hyperparameters": shipped_hyperparameters(algo, env),
+        "hyperparameters": default_hyperparameters(algo, env),
         "episodes": EPISODES,
         "returns": returns,
         "mean": mean,
         "sessions": with_session(known.get("sessions", []), seed),
     }
-    result_path(env).write_text(json.dumps(result, indent=2) + "\n")
+    path = result_path(algo, env)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
     return mean
 
 
 def _read(algo: str, env: str) -> dict[str, Any]:
     """Read what there is; raise if another algorithm or other hyperparameters have reached it."""
-    path = result_path(env)
+    path = result_path(algo, env)
     result = read_result(path)
     if result:
-        for name, ours in (("algo", algo), ("hyperparameters", shipped_hyperparameters(algo, env))):
+        for name, ours in (("algo", algo), ("hyperparameters", default_hyperparameters(algo, env))):
             if result.get(name) != ours:
                 raise ValueError(
                     f"{path} holds what {name}={result.get(name)} has reached: move it away to "

@@ -11,6 +11,7 @@ fails or is stopped costs only itself. What has a file is skipped.
 
 import argparse
 import json
+import re
 import tempfile
 import time
 import traceback
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 from machine import RESULTS, commit, provenance, read_result
-from training import TRAINERS, evaluate, rl_zoo_hyperparameters, shipped_hyperparameters, train
+from training import TRAINERS, default_hyperparameters, evaluate, train
 
 from sb3_trpo.zoo.runs import EVALUATIONS_FILE
 
@@ -30,6 +31,7 @@ QUEUE = Path(__file__).with_name("locomotion.yml")
 STEPS = 1_000_000
 EPISODES = 100
 BASELINES = ("contrib", "ppo")
+IS_ENVIRONMENT = re.compile(r"-v\d+$")
 TUNING_SEEDS = range(100, 104)
 REPORTED_SEEDS = range(20)
 EVALUATIONS = (
@@ -161,12 +163,9 @@ def hyperparameters_of(case: Case, plan: Mapping[str, Any]) -> dict[str, Any]:
     :param plan: content of ``locomotion.yml``
     :return: all of them, in the RL Zoo's format
     """
-    if case.label in BASELINES:
-        hyperparameters = rl_zoo_hyperparameters(case.label, case.env)
-    else:
-        hyperparameters = shipped_hyperparameters("trpo", case.env)
-        for factor in plan["settings"][case.label]:
-            hyperparameters = changed(hyperparameters, plan["factors"][factor], case.env)
+    hyperparameters = default_hyperparameters(case.trainer, case.env)
+    for factor in () if case.label in BASELINES else plan["settings"][case.label]:
+        hyperparameters = changed(hyperparameters, plan["factors"][factor], case.env)
     return hyperparameters | {"n_timesteps": STEPS}
 
 
@@ -181,7 +180,7 @@ def changed(
     :param env: name of the environment
     :return: after; ``policy_kwargs`` are added to those that there are
     """
-    common = {name: value for name, value in change.items() if not name.endswith("-v5")}
+    common = {name: value for name, value in change.items() if not IS_ENVIRONMENT.search(name)}
     new: dict[str, Any] = {**hyperparameters, **common, **change.get(env, {})}
     if "policy_kwargs" in common:
         new["policy_kwargs"] = hyperparameters.get("policy_kwargs", {}) | common["policy_kwargs"]

@@ -45,8 +45,21 @@ TRAINERS = {
     "trpo_lstm": Trainer(("sb3_trpo", "train"), "trpo_lstm", RecurrentTRPO),
     "contrib": Trainer(("rl_zoo3.train",), "trpo", sb3_contrib.TRPO),
     "ppo": Trainer(("rl_zoo3.train",), "ppo", PPO),
+    "ppo_lstm": Trainer(("rl_zoo3.train",), "ppo_lstm", sb3_contrib.RecurrentPPO),
 }
 ALGORITHMS = ("trpo", "trpo_lstm")
+
+
+def default_hyperparameters(trainer: str, env: str) -> dict[str, Any]:
+    """
+    Read what a user gets without a choice: with ours what they ship, else the RL Zoo's values.
+
+    :param trainer: key of ``TRAINERS``
+    :param env: name of the environment
+    :return: the hyperparameters in the RL Zoo's format
+    """
+    read = shipped_hyperparameters if trainer in ALGORITHMS else rl_zoo_hyperparameters
+    return read(trainer, env)
 
 
 def shipped_hyperparameters(algo: str, env: str) -> dict[str, Any]:
@@ -75,23 +88,23 @@ def rl_zoo_hyperparameters(trainer: str, env: str) -> dict[str, Any]:
 
 
 def final_return(
-    algo: str, env: str, seed: int, episodes: int, change: Mapping[str, Any] | None = None
+    trainer: str, env: str, seed: int, episodes: int, change: Mapping[str, Any] | None = None
 ) -> float:
     """
-    Train one run as ``sb3-trpo train`` does, and evaluate its final model, never the best one.
+    Train one run from the command line, and evaluate its final model, never the best one.
 
-    :param algo: one of ``ALGORITHMS``
+    :param trainer: key of ``TRAINERS``
     :param env: name of the environment
     :param seed: of the run
     :param episodes: how many
-    :param change: hyperparameters that replace the shipped ones
+    :param change: hyperparameters that replace the default ones
     :return: mean return
     :raises RuntimeError: with what the command has said, if it has failed
     """
-    hyperparameters = shipped_hyperparameters(algo, env) | dict(change or {})
+    hyperparameters = default_hyperparameters(trainer, env) | dict(change or {})
     with tempfile.TemporaryDirectory() as folder:
-        run = train(algo, env, seed, hyperparameters, Path(folder), NO_EVALUATIONS)
-        return float(evaluate(algo, env, seed, run, episodes).mean())
+        run = train(trainer, env, seed, hyperparameters, Path(folder), NO_EVALUATIONS)
+        return float(evaluate(trainer, env, seed, run, episodes).mean())
 
 
 def train(

@@ -32,13 +32,22 @@ def test_seeds_are_added_to_those_that_were_measured_before(learning: Any) -> No
     assert "| CartPole-v1 | 300.0 | 200.0 | 3, 5 | 495.6 |" in learning.table("trpo")
 
 
+def test_a_baseline_has_results_of_its_own(learning: Any) -> None:
+    learning.add_return("trpo", "CartPole-v1", 5, 500.0)
+    learning.add_return("contrib", "CartPole-v1", 5, 100.0)
+    assert learning.read_returns("trpo", "CartPole-v1") == {5: 500}
+    assert learning.read_returns("contrib", "CartPole-v1") == {5: 100}
+    result = json.loads(learning.result_path("contrib", "CartPole-v1").read_text())
+    assert "kl_reduction" not in result["hyperparameters"], "not what ours ships"
+
+
 def test_every_seed_is_with_the_call_that_measured_it_last(
     learning: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for command, seed in (("first", 5), ("first", 3), ("second", 5), ("second", 7)):
         monkeypatch.setattr("sys.argv", [command])
         learning.add_return("trpo", "CartPole-v1", seed, 100.0)
-    result = json.loads(learning.result_path("CartPole-v1").read_text())
+    result = json.loads(learning.result_path("trpo", "CartPole-v1").read_text())
     seeds = {session["command"].split("/")[-1]: session["seeds"] for session in result["sessions"]}
     assert seeds == {"first": [3], "second": [5, 7]}
     assert all("versions" in session for session in result["sessions"])
@@ -71,7 +80,7 @@ def test_result_of_another_algorithm_is_not_mixed_with(
     learning: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learning.add_return("trpo", "CartPole-v1", 0, 1.0)
-    monkeypatch.setattr(learning, "shipped_hyperparameters", lambda algo, env: {})
+    monkeypatch.setattr(learning, "default_hyperparameters", lambda algo, env: {})
     with pytest.raises(ValueError, match="holds what algo=trpo has reached"):
         learning.add_return("trpo_lstm", "CartPole-v1", 1, 1.0)
 
@@ -80,7 +89,7 @@ def test_result_of_other_hyperparameters_is_not_mixed_with(
     learning: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learning.add_return("trpo", "CartPole-v1", 0, 1.0)
-    monkeypatch.setattr(learning, "shipped_hyperparameters", lambda algo, env: {"gamma": 0.5})
+    monkeypatch.setattr(learning, "default_hyperparameters", lambda algo, env: {"gamma": 0.5})
     with pytest.raises(ValueError, match="hyperparameters="):
         learning.add_return("trpo", "CartPole-v1", 1, 1.0)
 
@@ -163,7 +172,7 @@ def test_run_of_other_hyperparameters_is_not_taken_for_a_settings(
 
 
 def test_factors_change_the_shipped_hyperparameters(locomotion: Any) -> None:
-    shipped = locomotion.shipped_hyperparameters("trpo", "Hopper-v5")
+    shipped = locomotion.default_hyperparameters("trpo", "Hopper-v5")
     both = locomotion.hyperparameters_of(locomotion.Case("both", "Hopper-v5", 0), PLAN)
     arguments = {"log_std_init": -0.7, "net_arch": {"pi": [64, 64], "vf": [256, 256]}}
     assert both == shipped | {"policy_kwargs": arguments, "n_timesteps": 1000000}
