@@ -10,32 +10,22 @@ the run has not seen. Seeds that an environment's result already has are kept.
     python benchmarks/learning.py --algo contrib --env CartPole-v1    # the RL Zoo's, likewise
     python benchmarks/learning.py --table
     python benchmarks/learning.py --table --algo trpo_lstm
-
-MuJoCo's runs are those of ``locomotion.py``:
-
-    python benchmarks/learning.py --locomotion
-    python benchmarks/learning.py --locomotion --figure curves.svg
 """
 
 import argparse
 import json
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from locomotion import BASELINES as COMPARED
-from locomotion import FOLDER, REPORTED_SEEDS, STEPS, read_all
 from machine import RESULTS, read_result, with_session
-from matplotlib.axes import Axes
 from training import ALGORITHMS, TRAINERS, default_hyperparameters, final_return
 
-from sb3_trpo.zoo.aggregate import estimate
 from sb3_trpo.zoo.compare import ranges
-from sb3_trpo.zoo.figure_style import COLORS, add_legend, label_steps, new_figure, set_style
 
 EPISODES = 100
 
@@ -72,20 +62,6 @@ BASELINES = {
     ),
 }
 
-# The best that a trust-region method has published after one million steps, and in which version:
-# L is the last evaluation (mean of 3 seeds), X the highest mean over 10 seeds at any time.
-PUBLISHED = {
-    "Ant-v5": "3554 L, Ant-v3, sb3-contrib",
-    "HalfCheetah-v5": "4471 X, HalfCheetah-v3, tianshou",
-    "Hopper-v5": "3372 L, Hopper-v3, sb3-contrib",
-    "Humanoid-v5": "1030, Humanoid-v2, Engstrom et al. (2020)",
-    "Swimmer-v5": "359 L, Swimmer-v3, sb3-contrib",
-    "Walker2d-v5": "4502 L, Walker2d-v3, sb3-contrib",
-}
-NAMES = {"contrib": "`sb3_contrib.TRPO`", "ppo": "PPO"}
-Runs = dict[str, dict[str, list[dict[str, Any]]]]
-"""complete runs on the reported seeds, by environment and label"""
-
 
 def main() -> None:
     """Train, evaluate, print and write the results."""
@@ -95,18 +71,11 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5, 15)))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--table", action="store_true", help="print the README's table")
-    parser.add_argument("--locomotion", action="store_true", help="print MuJoCo's table")
-    parser.add_argument("--label", default="shipped", help="setting of locomotion.yml that is ours")
-    parser.add_argument("--figure", type=Path, help="file for MuJoCo's learning curves")
     arguments = parser.parse_args()
     for env in arguments.env:
         measure(arguments.algo, env, arguments.seeds, arguments.jobs)
     if arguments.table:
         print(table(arguments.algo))
-    if arguments.locomotion:
-        print(locomotion_table(reported_runs(read_all(FOLDER)), arguments.label))
-    if arguments.figure:
-        draw_curves(reported_runs(read_all(FOLDER)), arguments.label, arguments.figure)
 
 
 def measure(algo: str, env: str, seeds: Sequence[int], jobs: int) -> None:
@@ -220,86 +189,6 @@ def table(algo: str) -> str:
             seeds = ", ".join(ranges(list(returns))).replace("-", " to ")
             rows.append(f"| {env} | {mean:.1f} | {lowest:.1f} | {seeds} | {contrib} |")
     return "\n".join(rows)
-
-
-def reported_runs(results: Sequence[dict[str, Any]]) -> Runs:
-    """
-    Sort the runs that count, those on the reported seeds that went to the end.
-
-    :param results: of ``locomotion.py``
-    :return: the runs by environment and label, in the order of the environments' names
-    """
-    runs: Runs = {}
-    for result in sorted(results, key=lambda result: (result["env"], result["seed"])):
-        if result["seed"] in REPORTED_SEEDS and result["steps"] == STEPS:
-            runs.setdefault(result["env"], {}).setdefault(result["label"], []).append(result)
-    return runs
-
-
-def locomotion_table(runs: Runs, label: str) -> str:
-    """
-    Write the returns of the final models as Markdown, with whatever runs there are.
-
-    :param runs: by environment and label
-    :param label: of ours
-    :return: one row per environment
-    """
-    head = ["environment", "mean", "lowest", "IQM [95 %]", "seeds"]
-    head += [f"{NAMES[name]}, IQM [95 %], seeds" for name in COMPARED]
-    rows = [[*head, "best published"], ["---"] * (len(head) + 1)]
-    for env, by_label in runs.items():
-        ours = [run["mean"] for run in by_label.get(label, [])]
-        own = [f"{np.mean(ours):.0f}", f"{min(ours):.0f}"] if ours else ["", ""]
-        others = [", ".join(filter(None, _iqm(by_label.get(name, [])))) for name in COMPARED]
-        own += _iqm(by_label.get(label, []))
-        rows.append([env, *own, *others, PUBLISHED.get(env, "")])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _iqm(runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Write the interquartile mean of the final returns with its interval, and which seeds."""
-    if not runs:
-        return "", ""
-    mean, low, high = estimate(np.array([[run["mean"]] for run in runs]))
-    seeds = ", ".join(ranges([run["seed"] for run in runs])).replace("-", " to ")
-    interval = f" [{low[0]:.0f}, {high[0]:.0f}]" if len(runs) > 1 else ""
-    return f"{mean[0]:.0f}{interval}", seeds
-
-
-def draw_curves(runs: Runs, label: str, path: Path) -> None:
-    """
-    Draw the learning curves, one panel per environment: interquartile means and 95 % intervals.
-
-    :param runs: by environment and label
-    :param label: of ours
-    :param path: file to write
-    """
-    columns = min(3, max(1, len(runs)))
-    rows = max(1, -(-len(runs) // columns))
-    figure = new_figure(3.2 * columns, 2.5 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for ax, (env, by_label) in zip(axes, runs.items(), strict=False):
-        _draw_environment(ax, env, by_label, label)
-    for ax in list(figure.axes)[len(runs) :]:
-        ax.remove()
-    if runs:
-        add_legend(figure.axes[0], columns=1)
-    figure.savefig(path)
-
-
-def _draw_environment(
-    ax: Axes, env: str, by_label: Mapping[str, Sequence[Mapping[str, Any]]], label: str
-) -> None:
-    """Draw one panel."""
-    set_style(ax)
-    for name, color in zip((label, *COMPARED), COLORS, strict=False):
-        if by_label.get(name):
-            steps = np.array(by_label[name][0]["curve_steps"])
-            mean, low, high = estimate(np.array([run["curve"] for run in by_label[name]]))
-            ax.plot(steps, mean, color, label=NAMES.get(name, "TRPO (ours)").strip("`"))
-            ax.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
-    ax.set(title=env, ylabel="return")
-    label_steps(ax)
 
 
 if __name__ == "__main__":

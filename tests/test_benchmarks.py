@@ -245,12 +245,19 @@ def test_settings_are_compared_at_the_same_number_of_steps(locomotion: Any) -> N
     assert "no environment yet" in halving.effects_table(found, PLAN["settings"])
 
 
-def test_locomotion_table_has_the_interval_and_the_baselines(learning: Any) -> None:
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script of the table and the figures."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("report")
+
+
+def test_report_has_the_interval_and_the_baselines(report: Any) -> None:
     results = [made_up("shipped", "Hopper-v5", seed, mean=3000.0 + seed) for seed in range(4)]
     results += [made_up("contrib", "Hopper-v5", 0, mean=2000.0)]
     results += [made_up("shipped", "Hopper-v5", 100), made_up("ppo", "Hopper-v5", 1, 300000)]
     results += [made_up("ppo", "Ant-v5", 2, mean=500.0)]
-    text = learning.locomotion_table(learning.reported_runs(results), "shipped")
+    text = report.table(report.reported_runs(results), "shipped")
     ant, hopper = text.splitlines()[2:]
     assert ant.startswith("| Ant-v5 |  |  |  |  |  | 500, 2 |")
     assert hopper.startswith("| Hopper-v5 | 3002 | 3000 | 3002 [300")
@@ -261,9 +268,9 @@ def test_locomotion_table_has_the_interval_and_the_baselines(learning: Any) -> N
     "envs", [(), ("Hopper-v5",), ("Ant-v5", "Hopper-v5", "Swimmer-v5", "Humanoid-v5")]
 )
 def test_curves_are_drawn_with_whatever_runs_there_are(
-    learning: Any, tmp_path: Path, envs: tuple[str, ...]
+    report: Any, tmp_path: Path, envs: tuple[str, ...]
 ) -> None:
-    runs = learning.reported_runs(
+    runs = report.reported_runs(
         [
             made_up(label, env, seed)
             for env in envs
@@ -271,9 +278,12 @@ def test_curves_are_drawn_with_whatever_runs_there_are(
             for seed in (0, 1)
         ]
     )
-    learning.draw_curves(runs, "shipped", tmp_path / "curves.svg")
+    report.draw_curves(runs, "shipped", tmp_path / "curves.svg")
     text = (tmp_path / "curves.svg").read_text()
     assert all(f"<!-- {env} -->" in text for env in envs)
+    report.draw_seeds(runs, "shipped", tmp_path / "seeds.svg")
+    text = (tmp_path / "seeds.svg").read_text()
+    assert all(f"<!-- {env}, PPO -->" in text for env in envs)
 
 
 @pytest.mark.parametrize(
