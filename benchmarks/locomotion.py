@@ -1,7 +1,8 @@
 """
 Runs on MuJoCo: ours with named settings, sb3-contrib's TRPO and PPO with the RL Zoo's values.
 
-``locomotion.yml`` has the settings and a queue of runs. Each run is evaluated every 25,000 steps,
+``locomotion.yml`` has a queue of runs, and the settings that were tried as changes of the RL Zoo's
+values; ``shipped`` is what the package has. Each run is evaluated every 25,000 steps,
 and its final model on 100 deterministic episodes. Each run becomes one file, so that a run that
 fails or is stopped costs only itself. What has a file is skipped.
 
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 from machine import RESULTS, commit, provenance, read_result
-from training import TRAINERS, default_hyperparameters, evaluate, train
+from training import TRAINERS, default_hyperparameters, evaluate, rl_zoo_hyperparameters, train
 
 from sb3_trpo.zoo.runs import EVALUATIONS_FILE
 
@@ -31,6 +32,9 @@ QUEUE = Path(__file__).with_name("locomotion.yml")
 STEPS = 1_000_000
 EPISODES = 100
 BASELINES = ("contrib", "ppo")
+SHIPPED = "shipped"
+# What the RL Zoo leaves to sb3-contrib's defaults.
+ZOO_DEFAULTS = {"kl_reduction": "mean", "target_kl": 0.01, "cg_damping": 0.1}
 IS_ENVIRONMENT = re.compile(r"-v\d+$")
 TUNING_SEEDS = range(100, 104)
 REPORTED_SEEDS = range(20)
@@ -45,7 +49,7 @@ class Case(NamedTuple):
     """One run."""
 
     label: str
-    """a setting of ``locomotion.yml``, or one of ``BASELINES``"""
+    """a setting of ``locomotion.yml``, ``SHIPPED``, or one of ``BASELINES``"""
     env: str
     """name of the environment"""
     seed: int
@@ -163,9 +167,12 @@ def hyperparameters_of(case: Case, plan: Mapping[str, Any]) -> dict[str, Any]:
     :param plan: content of ``locomotion.yml``
     :return: all of them, in the RL Zoo's format
     """
-    hyperparameters = default_hyperparameters(case.trainer, case.env)
-    for factor in () if case.label in BASELINES else plan["settings"][case.label]:
-        hyperparameters = changed(hyperparameters, plan["factors"][factor], case.env)
+    if case.label in (SHIPPED, *BASELINES):
+        hyperparameters = default_hyperparameters(case.trainer, case.env)
+    else:
+        hyperparameters = ZOO_DEFAULTS | rl_zoo_hyperparameters("contrib", case.env)
+        for factor in plan["settings"][case.label]:
+            hyperparameters = changed(hyperparameters, plan["factors"][factor], case.env)
     return hyperparameters | {"n_timesteps": STEPS}
 
 

@@ -100,9 +100,9 @@ PLAN: dict[str, Any] = {
         "wide": {"policy_kwargs": {"net_arch": {"pi": [64, 64], "vf": [256, 256]}}},
         "radius": {"target_kl": "lin_0.02", "HalfCheetah-v5": {"target_kl": "lin_0.06"}},
     },
-    "settings": {"shipped": [], "both": ["narrow", "wide"], "radius": ["radius"]},
+    "settings": {"zoo": [], "both": ["narrow", "wide"], "radius": ["radius"]},
     "queue": [
-        {"labels": ["shipped", "both"], "envs": ["Hopper-v5"], "seeds": [100], "steps": 300000},
+        {"labels": ["zoo", "both"], "envs": ["Hopper-v5"], "seeds": [100], "steps": 300000},
         {"labels": ["contrib"], "envs": ["Hopper-v5"], "seeds": [0, 1]},
     ],
 }
@@ -144,7 +144,7 @@ def test_queue_goes_on_after_a_failed_run_and_skips_what_is_done(
 
     monkeypatch.setattr(locomotion, "measure", measure)
     locomotion.work_through(queue, tmp_path)
-    assert done == [("shipped", 100), ("both", 100), ("contrib", 0), ("contrib", 1)]
+    assert done == [("zoo", 100), ("both", 100), ("contrib", 0), ("contrib", 1)]
     assert "no such hyperparameter" in (tmp_path / "errors.log").read_text()
     locomotion.work_through(queue, tmp_path)
     assert done[4:] == [("both", 100)]
@@ -153,7 +153,7 @@ def test_queue_goes_on_after_a_failed_run_and_skips_what_is_done(
 def test_run_that_stopped_early_is_done_again_to_go_further(
     locomotion: Any, tmp_path: Path
 ) -> None:
-    short = locomotion.Case("shipped", "Hopper-v5", 100, 300000)
+    short = locomotion.Case("zoo", "Hopper-v5", 100, 300000)
     locomotion.write(made_up(*short), tmp_path)
     assert locomotion.is_done(short, PLAN, tmp_path)
     assert not locomotion.is_done(short._replace(steps=600000), PLAN, tmp_path)
@@ -171,16 +171,23 @@ def test_run_of_other_hyperparameters_is_not_taken_for_a_settings(
         locomotion.is_done(case, other, tmp_path)
 
 
-def test_factors_change_the_shipped_hyperparameters(locomotion: Any) -> None:
-    shipped = locomotion.default_hyperparameters("trpo", "Hopper-v5")
+def test_factors_change_the_zoos_hyperparameters(locomotion: Any) -> None:
+    zoo = locomotion.hyperparameters_of(locomotion.Case("zoo", "Hopper-v5", 0), PLAN)
+    assert {"target_kl": 0.01, "kl_reduction": "mean", "gae_lambda": 0.95}.items() <= zoo.items()
     both = locomotion.hyperparameters_of(locomotion.Case("both", "Hopper-v5", 0), PLAN)
     arguments = {"log_std_init": -0.7, "net_arch": {"pi": [64, 64], "vf": [256, 256]}}
-    assert both == shipped | {"policy_kwargs": arguments, "n_timesteps": 1000000}
+    assert both == zoo | {"policy_kwargs": arguments, "n_timesteps": 1000000}
     radii = {
         env: locomotion.hyperparameters_of(locomotion.Case("radius", env, 0), PLAN)["target_kl"]
         for env in ("Hopper-v5", "HalfCheetah-v5")
     }
     assert radii == {"Hopper-v5": "lin_0.02", "HalfCheetah-v5": "lin_0.06"}
+
+
+def test_shipped_runs_take_what_the_package_has(locomotion: Any) -> None:
+    found = locomotion.hyperparameters_of(locomotion.Case("shipped", "Hopper-v5", 0), PLAN)
+    ours = locomotion.default_hyperparameters("trpo", "Hopper-v5")
+    assert found == ours | {"n_timesteps": 1000000}
 
 
 @pytest.mark.parametrize(
@@ -226,21 +233,21 @@ def test_run_stops_early_without_shortening_its_schedules(monkeypatch: pytest.Mo
 def test_settings_are_compared_at_the_same_number_of_steps(locomotion: Any) -> None:
     halving = importlib.import_module("halving")
     results = [
-        made_up("shipped", "Hopper-v5", 100, 1000000, 1000.0),
+        made_up("zoo", "Hopper-v5", 100, 1000000, 1000.0),
         made_up("both", "Hopper-v5", 100, 200000, 400.0),
         made_up("both", "Hopper-v5", 101, 200000, 200.0),
         made_up("radius", "Hopper-v5", 100, 100000, 999.0),  # has not gone so far
         made_up("both", "Hopper-v5", 0, 1000000, 999.0),  # a seed for the report
     ]
     found = halving.outcomes(results, 200000)
-    assert found["shipped"]["Hopper-v5"] == pytest.approx((112.5, 200.0, 1))
+    assert found["zoo"]["Hopper-v5"] == pytest.approx((112.5, 200.0, 1))
     assert found["both"]["Hopper-v5"] == pytest.approx((168.75, 300.0, 2))
     points = halving.scores(found)
     assert points["both"]["Hopper-v5"] == 1
-    assert points["shipped"]["Hopper-v5"] == pytest.approx(2 / 3)
-    assert set(points) == {"shipped", "both"}
+    assert points["zoo"]["Hopper-v5"] == pytest.approx(2 / 3)
+    assert set(points) == {"zoo", "both"}
     assert "| both | 1.00 | 300 (169) |" in halving.returns_table(found)
-    design = {label: PLAN["settings"][label] for label in ("shipped", "both")}
+    design = {label: PLAN["settings"][label] for label in ("zoo", "both")}
     assert "| narrow | +0.33 | +0.33 |" in halving.effects_table(found, design)
     assert "no environment yet" in halving.effects_table(found, PLAN["settings"])
 
