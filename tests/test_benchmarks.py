@@ -374,9 +374,9 @@ def test_changed_hyperparameters_are_trained_with(learning: Any) -> None:
 @pytest.mark.slow
 def test_a_process_holds_nothing_more_after_many_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    result = importlib.import_module("soak").soak(1.0)
+    result = importlib.import_module("soak").soak(0.5)
     first, last = result["first"], result["last"]
-    assert result["counts"]["updates"] > 50
+    assert result["counts"]["updates"] > 25
     assert sum(result["counts"].values()) > result["counts"]["updates"]
     assert (first["threads"], first["files"]) == (last["threads"], last["files"])
-    assert last["memory_mb"] <= 1.05 * first["memory_mb"]  # a minute is shorter than the warm-up
+    assert last["memory_mb"] <= 1.05 * first["memory_mb"]  # the warm-up is longer than that

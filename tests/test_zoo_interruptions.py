@@ -28,11 +28,11 @@ TRAIN = [
     "--seed",
     "3",
     "--eval-freq",
-    "8000",
-    "-n",
-    "30000",
-    "--checkpoint-freq",
     "4000",
+    "-n",
+    "16000",
+    "--checkpoint-freq",
+    "2000",
 ]
 OUTPUT = "output.txt"
 RUN = Path("logs") / "trpo" / "CartPole-v1_1"
@@ -83,30 +83,30 @@ def test_interrupted_run_goes_on_as_if_nothing_had_happened(
     whole.mkdir()
     folder.mkdir()
     assert start(whole, *words).wait(timeout=300) == 0
-    checkpoints = str(RUN / "checkpoints" / "checkpoint_{}*_steps_*.zip")
+    checkpoints = str(RUN / "checkpoints" / "checkpoint_{}_steps_*.zip")
 
     command = start(folder, *words)
-    message = end(command, folder, signal.SIGINT, checkpoints.format(4))
+    message = end(command, folder, signal.SIGINT, checkpoints.format("[23]???"))
     assert command.returncode == 130, message
     assert "Traceback" not in message
-    assert re.search(r"after \d+ of 30000 steps; the model is saved in .*zip; resume", message)
+    assert re.search(r"after \d+ of 16000 steps; the model is saved in .*zip; resume", message)
     assert (folder / RUN / "learning_curve.png").is_file()
 
     command = start(folder, "train", "--resume", str(RUN))
-    message = end(command, folder, signal.SIGTERM, checkpoints.format(1))
+    message = end(command, folder, signal.SIGTERM, checkpoints.format("[6-9]???"))
     assert command.returncode == 143, message
     assert "Traceback" not in message
     assert f"resume with 'sb3-trpo train --resume {RUN}'" in message
 
     command = start(folder, "train", "--resume", str(RUN))
-    end(command, folder, signal.SIGKILL, checkpoints.format(2))
+    end(command, folder, signal.SIGKILL, checkpoints.format("1[1-4]???"))
     assert command.returncode == -signal.SIGKILL
 
     command = start(folder, "train", "--resume", str(RUN))
     status = command.wait(timeout=300)
     output = (folder / OUTPUT).read_text()
     assert status == 0, output
-    assert re.search(r"Resuming from .*_steps_\w+\.zip: \d+ of 30000 steps left", output)
+    assert re.search(r"Resuming from .*_steps_\w+\.zip: \d+ of 16000 steps left", output)
     assert "Final evaluation" in output
     models = [TRPO.load(each / RUN / "CartPole-v1.zip") for each in (whole, folder)]
     parameters = [model.policy.state_dict() for model in models]
