@@ -28,7 +28,7 @@ TUNED = {
     "MountainCarContinuous-v0",
     "LunarLander-v3",
     "LunarLanderContinuous-v3",
-    *("Ant-v4", "HalfCheetah-v4", "Hopper-v4", "Humanoid-v4", "Swimmer-v4", "Walker2d-v4"),
+    *("Ant-v4", "HalfCheetah-v4", "Hopper-v4", "Humanoid-v4", "Swimmer-v4"),
 }
 # Entries that are not the name of an environment, and environments that they are for.
 EXAMPLES = {
