@@ -232,3 +232,13 @@ def test_the_curve_of_training_episodes_counts_all_processes(tmp_path: Path) -> 
     assert training_episodes(tmp_path / "run_1")["step"].tolist() == [10, 30]
     (tmp_path / "run_1" / "run" / "args.yml").write_text("processes: 3\n")
     assert training_episodes(tmp_path / "run_1")["step"].tolist() == [30, 90]
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "three", "[3]", "1.5", "true", ""])
+def test_a_damaged_number_of_processes_is_named(value: str, tmp_path: Path) -> None:
+    from sb3_trpo.zoo.runs import training_episodes
+
+    (tmp_path / "run_1" / "run").mkdir(parents=True)
+    (tmp_path / "run_1" / "run" / "args.yml").write_text(f"processes: {value}\n")
+    with pytest.raises(UsageError, match=r"args.yml: processes: .* is not a number of processes"):
+        training_episodes(tmp_path / "run_1")

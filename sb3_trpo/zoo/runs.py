@@ -201,15 +201,27 @@ def training_episodes(folder: Path) -> pd.DataFrame:
     :param folder: the run's folder
     :return: columns ``step`` (environment steps of all environments) and ``return``, in order;
         empty if there are no episodes
+    :raises UsageError: if the run does not say how many processes trained it
     """
     files = sorted(folder.glob("*.monitor.csv"))
     logs = [pd.read_csv(file, skiprows=1, usecols=["r", "l"], dtype=float) for file in files]
-    arguments = read_mapping(settings_of(folder) / "args.yml")
-    count = len(files) * int(arguments.get(PROCESSES, 1))
+    count = len(files) * _processes_of(folder)
     frames = [pd.DataFrame({"step": count * log["l"].cumsum(), "return": log["r"]}) for log in logs]
     none = pd.DataFrame({"step": [], "return": []}, dtype=float)
     episodes = pd.concat([none, *frames])
     return episodes.sort_values("step", kind="stable", ignore_index=True)
+
+
+def _processes_of(folder: Path) -> int:
+    """Read how many processes have trained a run; those of the RL Zoo do not say it."""
+    path = settings_of(folder) / "args.yml"
+    number = read_mapping(path).get(PROCESSES, 1)
+    if type(number) is not int or number < 1:
+        raise UsageError(
+            f"{path}: {PROCESSES}: {number!r} is not a number of processes: write how many trained "
+            "the run, or remove the entry if it was one"
+        )
+    return number
 
 
 def find_runs(folder: Path, algo: str, env: str) -> list[Path]:
