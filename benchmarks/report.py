@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from locomotion import BASELINES, FOLDER, REPORTED_SEEDS, STEPS, read_all
+from locomotion import BASELINES, FOLDER, REPORTED_SEEDS, SHIPPED, STEPS, read_all
 from matplotlib.axes import Axes
 
 from sb3_trpo.zoo.aggregate import estimate
@@ -39,16 +39,15 @@ Runs = dict[str, dict[str, list[dict[str, Any]]]]
 def main() -> None:
     """Print the table, and draw what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
-    parser.add_argument("--label", default="shipped", help="setting of locomotion.yml that is ours")
     parser.add_argument("--figure", type=Path, help="file for the learning curves")
     parser.add_argument("--seeds-figure", type=Path, help="file for the curve of every run")
     arguments = parser.parse_args()
     runs = reported_runs(read_all(FOLDER))
-    print(table(runs, arguments.label))
+    print(table(runs))
     if arguments.figure:
-        draw_curves(runs, arguments.label, arguments.figure)
+        draw_curves(runs, arguments.figure)
     if arguments.seeds_figure:
-        draw_seeds(runs, arguments.label, arguments.seeds_figure)
+        draw_seeds(runs, arguments.seeds_figure)
 
 
 def reported_runs(results: Sequence[dict[str, Any]]) -> Runs:
@@ -65,22 +64,21 @@ def reported_runs(results: Sequence[dict[str, Any]]) -> Runs:
     return runs
 
 
-def table(runs: Runs, label: str) -> str:
+def table(runs: Runs) -> str:
     """
     Write the returns of the final models as Markdown, with whatever runs there are.
 
     :param runs: by environment and label
-    :param label: of ours
     :return: one row per environment
     """
     head = ["environment", "mean", "lowest", "IQM [95 %]", "seeds"]
     head += [f"{NAMES[name]}, IQM [95 %], seeds" for name in BASELINES]
     rows = [[*head, "best published"], ["---"] * (len(head) + 1)]
     for env, by_label in runs.items():
-        ours = [run["mean"] for run in by_label.get(label, [])]
+        ours = [run["mean"] for run in by_label.get(SHIPPED, [])]
         own = [f"{np.mean(ours):.0f}", f"{min(ours):.0f}"] if ours else ["", ""]
         others = [", ".join(filter(None, _iqm(by_label.get(name, [])))) for name in BASELINES]
-        own += _iqm(by_label.get(label, []))
+        own += _iqm(by_label.get(SHIPPED, []))
         rows.append([env, *own, *others, PUBLISHED.get(env, "")])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -95,12 +93,11 @@ def _iqm(runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     return f"{mean[0]:.0f}{interval}", seeds
 
 
-def draw_curves(runs: Runs, label: str, path: Path) -> None:
+def draw_curves(runs: Runs, path: Path) -> None:
     """
     Draw the learning curves, one panel per environment: interquartile means and 95 % intervals.
 
     :param runs: by environment and label
-    :param label: of ours
     :param path: file to write
     """
     columns = min(3, max(1, len(runs)))
@@ -108,7 +105,7 @@ def draw_curves(runs: Runs, label: str, path: Path) -> None:
     figure = new_figure(3.2 * columns, 2.5 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for ax, (env, by_label) in zip(axes, runs.items(), strict=False):
-        _draw_environment(ax, env, by_label, label)
+        _draw_environment(ax, env, by_label)
     for ax in list(figure.axes)[len(runs) :]:
         ax.remove()
     if runs:
@@ -116,15 +113,14 @@ def draw_curves(runs: Runs, label: str, path: Path) -> None:
     figure.savefig(path)
 
 
-def draw_seeds(runs: Runs, label: str, path: Path) -> None:
+def draw_seeds(runs: Runs, path: Path) -> None:
     """
     Draw the learning curve of every run: a row per environment, a column per algorithm.
 
     :param runs: by environment and label
-    :param label: of ours
     :param path: file to write
     """
-    names = (label, *BASELINES)
+    names = (SHIPPED, *BASELINES)
     figure = new_figure(3.2 * len(names), 2.2 * max(1, len(runs)))
     panels = figure.subplots(max(1, len(runs)), len(names), squeeze=False, sharey="row")
     for row, (env, by_label) in zip(panels, runs.items(), strict=False):
@@ -144,11 +140,11 @@ def _plain_name(label: str) -> str:
 
 
 def _draw_environment(
-    ax: Axes, env: str, by_label: Mapping[str, Sequence[Mapping[str, Any]]], label: str
+    ax: Axes, env: str, by_label: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> None:
     """Draw one panel."""
     set_style(ax)
-    for name, color in zip((label, *BASELINES), COLORS, strict=False):
+    for name, color in zip((SHIPPED, *BASELINES), COLORS, strict=False):
         if by_label.get(name):
             steps = np.array(by_label[name][0]["curve_steps"])
             mean, low, high = estimate(np.array([run["curve"] for run in by_label[name]]))

@@ -264,7 +264,7 @@ def test_report_has_the_interval_and_the_baselines(report: Any) -> None:
     results += [made_up("contrib", "Hopper-v5", 0, mean=2000.0)]
     results += [made_up("shipped", "Hopper-v5", 100), made_up("ppo", "Hopper-v5", 1, 300000)]
     results += [made_up("ppo", "Ant-v5", 2, mean=500.0)]
-    text = report.table(report.reported_runs(results), "shipped")
+    text = report.table(report.reported_runs(results))
     ant, hopper = text.splitlines()[2:]
     assert ant.startswith("| Ant-v5 |  |  |  |  |  | 500, 2 |")
     assert hopper.startswith("| Hopper-v5 | 3002 | 3000 | 3002 [300")
@@ -285,10 +285,10 @@ def test_curves_are_drawn_with_whatever_runs_there_are(
             for seed in (0, 1)
         ]
     )
-    report.draw_curves(runs, "shipped", tmp_path / "curves.svg")
+    report.draw_curves(runs, tmp_path / "curves.svg")
     text = (tmp_path / "curves.svg").read_text()
     assert all(f"<!-- {env} -->" in text for env in envs)
-    report.draw_seeds(runs, "shipped", tmp_path / "seeds.svg")
+    report.draw_seeds(runs, tmp_path / "seeds.svg")
     text = (tmp_path / "seeds.svg").read_text()
     assert all(f"<!-- {env}, PPO -->" in text for env in envs)
 
