@@ -53,7 +53,6 @@ BASELINES = {
             "Pendulum-v1": -165.0,
             "MountainCar-v0": -108.6,
             "MountainCarContinuous-v0": 74.0,
-            "LunarLander-v3": 23.9,
             "LunarLanderContinuous-v3": 223.3,
         },
     ),

@@ -26,6 +26,7 @@ TUNED = {
     "Pendulum-v1",
     "MountainCar-v0",
     "MountainCarContinuous-v0",
+    "BipedalWalker-v3",
     "LunarLander-v3",
     "LunarLanderContinuous-v3",
     *("Ant-v4", "HalfCheetah-v4", "Hopper-v4", "Humanoid-v4", "Swimmer-v4"),
