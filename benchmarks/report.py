@@ -52,14 +52,15 @@ def main() -> None:
 
 def reported_runs(results: Sequence[dict[str, Any]]) -> Runs:
     """
-    Sort the runs that count, those on the reported seeds that went to the end.
+    Sort the runs that count: of what is compared, on the reported seeds, to the end.
 
     :param results: of ``locomotion.py``
     :return: the runs by environment and label, in the order of the environments' names
     """
     runs: Runs = {}
     for result in sorted(results, key=lambda result: (result["env"], result["seed"])):
-        if result["seed"] in REPORTED_SEEDS and result["steps"] == STEPS:
+        is_compared = result["label"] in (SHIPPED, *BASELINES)
+        if is_compared and result["seed"] in REPORTED_SEEDS and result["steps"] == STEPS:
             runs.setdefault(result["env"], {}).setdefault(result["label"], []).append(result)
     return runs
 

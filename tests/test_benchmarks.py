@@ -263,7 +263,7 @@ def test_report_has_the_interval_and_the_baselines(report: Any) -> None:
     results = [made_up("shipped", "Hopper-v5", seed, mean=3000.0 + seed) for seed in range(4)]
     results += [made_up("contrib", "Hopper-v5", 0, mean=2000.0)]
     results += [made_up("shipped", "Hopper-v5", 100), made_up("ppo", "Hopper-v5", 1, 300000)]
-    results += [made_up("ppo", "Ant-v5", 2, mean=500.0)]
+    results += [made_up("ppo", "Ant-v5", 2, mean=500.0), made_up("zoo", "Walker2d-v5", 0)]
     text = report.table(report.reported_runs(results))
     ant, hopper = text.splitlines()[2:]
     assert ant.startswith("| Ant-v5 |  |  |  |  |  | 500, 2 |")

@@ -29,7 +29,7 @@ TUNED = {
     "BipedalWalker-v3",
     "LunarLander-v3",
     "LunarLanderContinuous-v3",
-    *("Ant-v4", "HalfCheetah-v4", "Hopper-v4", "Humanoid-v4", "Swimmer-v4"),
+    *("Ant-v4", "HalfCheetah-v4", "Hopper-v4", "Humanoid-v4", "Swimmer-v4", "Walker2d-v4"),
 }
 # Entries that are not the name of an environment, and environments that they are for.
 EXAMPLES = {
