@@ -72,14 +72,14 @@ def table(runs: Runs) -> str:
     :param runs: by environment and label
     :return: one row per environment
     """
-    head = ["environment", "mean", "lowest", "IQM [95 %]", "seeds"]
+    head = ["environment", "mean", "lowest", "seeds", "IQM [95 %]"]
     head += [f"{NAMES[name]}, IQM [95 %], seeds" for name in BASELINES]
     rows = [[*head, "best published"], ["---"] * (len(head) + 1)]
     for env, by_label in runs.items():
         ours = [run["mean"] for run in by_label.get(SHIPPED, [])]
         own = [f"{np.mean(ours):.0f}", f"{min(ours):.0f}"] if ours else ["", ""]
         others = [", ".join(filter(None, _iqm(by_label.get(name, [])))) for name in BASELINES]
-        own += _iqm(by_label.get(SHIPPED, []))
+        own += reversed(_iqm(by_label.get(SHIPPED, [])))
         rows.append([env, *own, *others, PUBLISHED.get(env, "")])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -267,8 +267,8 @@ def test_report_has_the_interval_and_the_baselines(report: Any) -> None:
     text = report.table(report.reported_runs(results))
     ant, hopper = text.splitlines()[2:]
     assert ant.startswith("| Ant-v5 |  |  |  |  |  | 500, 2 |")
-    assert hopper.startswith("| Hopper-v5 | 3002 | 3000 | 3002 [300")
-    assert hopper.endswith("| 0 to 3 | 2000, 0 |  | 3372 L, Hopper-v3, sb3-contrib |")
+    assert hopper.startswith("| Hopper-v5 | 3002 | 3000 | 0 to 3 | 3002 [300")
+    assert hopper.endswith("] | 2000, 0 |  | 3372 L, Hopper-v3, sb3-contrib |")
 
 
 @pytest.mark.parametrize(
