@@ -33,8 +33,6 @@ EPISODES = 100
 class Baseline(NamedTuple):
     """What sb3-contrib reaches with the RL Zoo's values (rl_zoo3 2.9.2)."""
 
-    trainer: str
-    """key of ``TRAINERS``"""
     algorithm: str
     """class of sb3-contrib"""
     means: dict[str, float]
@@ -45,7 +43,6 @@ class Baseline(NamedTuple):
 # seeds 0 to 4 (PendulumNoVel-v1: 0 to 3).
 BASELINES = {
     "trpo": Baseline(
-        "contrib",
         "TRPO",
         {
             "CartPole-v1": 495.6,
@@ -56,9 +53,7 @@ BASELINES = {
             "LunarLanderContinuous-v3": 223.3,
         },
     ),
-    "trpo_lstm": Baseline(
-        "ppo_lstm", "RecurrentPPO", {"CartPoleNoVel-v1": 480.9, "PendulumNoVel-v1": -208.1}
-    ),
+    "trpo_lstm": Baseline("RecurrentPPO", {"CartPoleNoVel-v1": 480.9, "PendulumNoVel-v1": -208.1}),
 }
 
 
@@ -71,6 +66,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--table", action="store_true", help="print the README's table")
     arguments = parser.parse_args()
+    if arguments.table and arguments.algo not in ALGORITHMS:
+        parser.error(f"--table is for --algo {' or '.join(ALGORITHMS)}")
     for env in arguments.env:
         measure(arguments.algo, env, arguments.seeds, arguments.jobs)
     if arguments.table:

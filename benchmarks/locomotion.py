@@ -1,5 +1,5 @@
 """
-Runs on MuJoCo: ours with named settings, sb3-contrib's TRPO and PPO with the RL Zoo's values.
+MuJoCo and Box2D: ours with named settings, sb3-contrib's TRPO and PPO with the RL Zoo's values.
 
 ``locomotion.yml`` has a queue of runs, and the settings that were tried as changes of the RL Zoo's
 values; ``shipped`` is what the package has. Each run is evaluated every 25,000 steps,

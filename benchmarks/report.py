@@ -79,8 +79,8 @@ def table(runs: Runs) -> str:
         ours = [run["mean"] for run in by_label.get(SHIPPED, [])]
         own = [f"{np.mean(ours):.0f}", f"{min(ours):.0f}"] if ours else ["", ""]
         others = [", ".join(filter(None, _iqm(by_label.get(name, [])))) for name in BASELINES]
-        own += reversed(_iqm(by_label.get(SHIPPED, [])))
-        rows.append([env, *own, *others, PUBLISHED.get(env, "")])
+        iqm, seeds = _iqm(by_label.get(SHIPPED, []))
+        rows.append([env, *own, seeds, iqm, *others, PUBLISHED.get(env, "")])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
