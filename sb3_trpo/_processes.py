@@ -8,6 +8,12 @@ from typing import Any, TypeVar
 import torch as th
 from torch import distributed as dist
 
+if dist.is_available():
+    # Its functions keep the group that there is when they are imported as their default argument,
+    # and dynamo imports them with a training's first step. Imported here, mostly before there is
+    # one, they do not keep its threads alive beyond its end, when these may abort the exit.
+    import torch.distributed.nn.functional
+
 Anything = TypeVar("Anything")
 
 # Seconds to wait for the other processes to notice that one is lost. They notice at once, unless

@@ -4,6 +4,7 @@ import os
 import socket
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Collection
 from datetime import timedelta
 from multiprocessing import get_context
@@ -89,4 +90,6 @@ def _run(
     if not leave:
         return
     dist.barrier()
+    group = weakref.ref(dist.group.WORLD)
     dist.destroy_process_group()
+    assert group() is None, "the group's threads are alive and may abort the interpreter's exit"
