@@ -73,36 +73,44 @@ def columns_of(folder: Path, file: str) -> pd.DataFrame:
     return table[names]
 
 
+# Signals by the steps of the checkpoint that they follow.
+INTERRUPTIONS = {
+    "[23]???": signal.SIGINT,
+    "[6-9]???": signal.SIGTERM,
+    "1[1-4]???": signal.SIGKILL,
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("environments", ["dummy", "subproc"])
+@pytest.mark.parametrize(
+    ("environments", "after"),
+    [("dummy", list(INTERRUPTIONS)), ("subproc", ["[23]???", "1[1-4]???"])],
+)
 def test_interrupted_run_goes_on_as_if_nothing_had_happened(
-    environments: str, tmp_path: Path
+    environments: str, after: list[str], tmp_path: Path
 ) -> None:
     words = [*TRAIN, "--vec-env", environments]
     whole, folder = tmp_path / "whole", tmp_path / "interrupted"
     whole.mkdir()
     folder.mkdir()
     assert start(whole, *words).wait(timeout=300) == 0
-    checkpoints = str(RUN / "checkpoints" / "checkpoint_{}_steps_*.zip")
+
+    for when in after:
+        number = INTERRUPTIONS[when]
+        command = start(folder, *words)
+        checkpoint = str(RUN / "checkpoints" / f"checkpoint_{when}_steps_*.zip")
+        message = end(command, folder, number, checkpoint)
+        if number == signal.SIGKILL:
+            assert command.returncode == -number
+        else:
+            assert command.returncode == 128 + number, message
+            assert "Traceback" not in message
+            assert re.search(r"after \d+ of 16000 steps; the model is saved in .*zip;", message)
+            assert f"resume with 'sb3-trpo train --resume {RUN}'" in message
+            assert (folder / RUN / "learning_curve.png").is_file()
+        words = ["train", "--resume", str(RUN)]
 
     command = start(folder, *words)
-    message = end(command, folder, signal.SIGINT, checkpoints.format("[23]???"))
-    assert command.returncode == 130, message
-    assert "Traceback" not in message
-    assert re.search(r"after \d+ of 16000 steps; the model is saved in .*zip; resume", message)
-    assert (folder / RUN / "learning_curve.png").is_file()
-
-    command = start(folder, "train", "--resume", str(RUN))
-    message = end(command, folder, signal.SIGTERM, checkpoints.format("[6-9]???"))
-    assert command.returncode == 143, message
-    assert "Traceback" not in message
-    assert f"resume with 'sb3-trpo train --resume {RUN}'" in message
-
-    command = start(folder, "train", "--resume", str(RUN))
-    end(command, folder, signal.SIGKILL, checkpoints.format("1[1-4]???"))
-    assert command.returncode == -signal.SIGKILL
-
-    command = start(folder, "train", "--resume", str(RUN))
     status = command.wait(timeout=300)
     output = (folder / OUTPUT).read_text()
     assert status == 0, output
