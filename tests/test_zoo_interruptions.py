@@ -73,21 +73,21 @@ def columns_of(folder: Path, file: str) -> pd.DataFrame:
     return table[names]
 
 
-# Signals by the steps of the checkpoint that they follow.
+# Pattern of the steps of the checkpoint that a signal follows.
 INTERRUPTIONS = {
-    "[23]???": signal.SIGINT,
-    "[6-9]???": signal.SIGTERM,
-    "1[1-4]???": signal.SIGKILL,
+    signal.SIGINT: "[23]???",
+    signal.SIGTERM: "[6-9]???",
+    signal.SIGKILL: "1[1-4]???",
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("environments", "after"),
-    [("dummy", list(INTERRUPTIONS)), ("subproc", ["[23]???", "1[1-4]???"])],
+    ("environments", "signals"),
+    [("dummy", list(INTERRUPTIONS)), ("subproc", [signal.SIGINT, signal.SIGKILL])],
 )
 def test_interrupted_run_goes_on_as_if_nothing_had_happened(
-    environments: str, after: list[str], tmp_path: Path
+    environments: str, signals: list[signal.Signals], tmp_path: Path
 ) -> None:
     words = [*TRAIN, "--vec-env", environments]
     whole, folder = tmp_path / "whole", tmp_path / "interrupted"
@@ -95,17 +95,18 @@ def test_interrupted_run_goes_on_as_if_nothing_had_happened(
     folder.mkdir()
     assert start(whole, *words).wait(timeout=300) == 0
 
-    for when in after:
-        number = INTERRUPTIONS[when]
+    for number in signals:
         command = start(folder, *words)
-        checkpoint = str(RUN / "checkpoints" / f"checkpoint_{when}_steps_*.zip")
+        name = f"checkpoint_{INTERRUPTIONS[number]}_steps_*.zip"
+        checkpoint = str(RUN / "checkpoints" / name)
         message = end(command, folder, number, checkpoint)
         if number == signal.SIGKILL:
             assert command.returncode == -number
         else:
             assert command.returncode == 128 + number, message
             assert "Traceback" not in message
-            assert re.search(r"after \d+ of 16000 steps; the model is saved in .*zip;", message)
+            saved = r"after \d+ of 16000 steps; the model is saved in .*zip; resume"
+            assert re.search(saved, message)
             assert f"resume with 'sb3-trpo train --resume {RUN}'" in message
             assert (folder / RUN / "learning_curve.png").is_file()
         words = ["train", "--resume", str(RUN)]
