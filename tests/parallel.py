@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Collection
 from datetime import timedelta
+from importlib import import_module
 from multiprocessing import get_context
 from typing import Any
 
@@ -84,6 +85,7 @@ def _run(
     """Join the group, work, and leave it."""
     warnings.simplefilter("ignore")  # of batch sizes that do not divide a rollout
     th.set_num_threads(1)
+    import_module("sb3_trpo.trpo")  # before there is a group, which its import would keep alive
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timeout)
     work(rank, *arguments)
