@@ -371,16 +371,15 @@ def _step_of(optimizer: th.optim.Optimizer) -> Callable[[Closure], Any]:
         _global_optimizer_post_hooks,
     )
     is_plain = (
-        len(optimizer.param_groups) == 1
+        type(optimizer) is th.optim.Adam
+        and len(optimizer.param_groups) == 1
         and optimizer.param_groups[0].get("fused")
         and not optimizer.param_groups[0]["amsgrad"]
         and not optimizer.param_groups[0].get("decoupled_weight_decay")
         and "step" not in vars(optimizer)
         and not any(hooks)
     )
-    if type(optimizer) is th.optim.Adam and is_plain:
-        return partial(_step_of_adam, optimizer)
-    return optimizer.step
+    return partial(_step_of_adam, optimizer) if is_plain else optimizer.step
 
 
 @th.no_grad()

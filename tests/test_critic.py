@@ -336,6 +336,15 @@ def test_steps_of_a_wrapped_or_watched_optimizer_are_taken() -> None:
     assert step.call_count == watched > 0
 
 
+def test_fused_optimizer_other_than_adam_steps_by_itself() -> None:
+    options = {"optimizer_class": th.optim.SGD, "optimizer_kwargs": {"fused": True}}
+    model = TRPO("MlpPolicy", "Pendulum-v1", n_steps=64, batch_size=32, policy_kwargs=options)
+    before = [parameter.clone() for parameter in model.policy.value_net.parameters()]
+    model.learn(64)
+    after = list(model.policy.value_net.parameters())
+    assert not any(th.equal(*pair) for pair in zip(before, after, strict=True))
+
+
 @pytest.mark.parametrize("fused", [None, False])
 def test_adam_is_fused_for_the_duration_of_a_fit(fused: bool | None) -> None:
     model = collected("box_shared")

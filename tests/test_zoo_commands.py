@@ -128,11 +128,11 @@ def test_continue_trains_the_chosen_model_with_the_settings_of_its_run(
 
     seen: list[Any] = []
 
-    def train_one(words: list[str]) -> None:
+    def train(words: list[str]) -> None:
         config = Path(words[words.index("--conf-file") + 1])
         seen.extend([words, yaml.safe_load(config.read_text())])
 
-    monkeypatch.setattr(continuing, "train_one", train_one)
+    monkeypatch.setattr(continuing, "train", train)
     options = ["--gym-packages", *packages] if packages else []
     continuing.continue_training(["--load-best", "-n", "64", *options])
     words, config = seen
@@ -142,6 +142,13 @@ def test_continue_trains_the_chosen_model_with_the_settings_of_its_run(
     )
     assert words[-2:] == ["-n", "64"]
     assert [word for word in words if word in ("--gym-packages", *packages)] == options
+
+
+def test_continue_starts_a_new_run() -> None:
+    from sb3_trpo.zoo.continuing import continue_training
+
+    with pytest.raises(UsageError, match="'sb3-trpo train --resume logs/x' finishes one that was"):
+        continue_training(["--env", "CartPole-v1", "--resume", "logs/x"])
 
 
 # export
@@ -191,6 +198,31 @@ def test_every_seed_is_trained_once_in_folders_in_their_order(
     assert [words[words.index("--seed") + 1] for words in seen] == ["3", "5", "4"]
     assert [words[words.index("--run-number") + 1] for words in seen] == ["2", "3", "4"]
     assert all(words[words.index("-n") + 1] == "64" for words in seen)
+
+
+def test_every_seed_is_trained_with_all_other_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sb3_trpo.zoo import train
+
+    seen: list[Any] = []
+    monkeypatch.setattr(train, "train_seeds", lambda *arguments: seen.extend(arguments))
+    others = ["--checkpoint-freq", "100", "--trust-checkpoint", "--process-timeout", "9", "-n", "9"]
+    train.train(["--seeds", "0-1", *others, "--jobs", "2"])
+    assert seen == [train.train_one, [0, 1], 2, others]
+
+
+def test_few_seeds_share_all_cores(normalized_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sb3_trpo.zoo import seeds
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+
+    def run_jobs(job: Any, tasks: list[list[str]], *_: Any) -> list[tuple[int, Path]]:
+        seen.extend(tasks)
+        return []
+
+    monkeypatch.setattr(seeds, "run_jobs", run_jobs)
+    seeds.train_seeds(lambda words: Path(), [0, 1], 8, [])
+    assert [words[words.index("--num-threads") + 1] for words in seen] == ["4", "4"]
 
 
 @pytest.mark.parametrize(("jobs", "threads"), [(1, 8), (2, 4), (3, 2), (16, 1)])

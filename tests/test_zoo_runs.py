@@ -312,10 +312,23 @@ def test_workers_share_the_trials_and_sample_different_ones() -> None:
     )  # fmt: skip
     tasks = worker_words(choice, ["--n-timesteps", "100"])  # type: ignore[arg-type]
     trials = [int(words[words.index("--n-trials") + 1]) for words in tasks]
-    seeds = [words[words.index("--seed") + 1] for words in tasks]
     assert (sorted(trials), sum(trials)) == ([2, 2, 3, 3], 10)
-    assert seeds == ["5", "6", "7", "8"]
     assert all(words[-2:] == ["--n-timesteps", "100"] for words in tasks)
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [(5, [5, 6, 7]), (2**32 - 2, [2**32 - 2, 2**32 - 1, 0]), (-1, [-1, -1, -1])],
+)
+def test_workers_have_seeds_of_their_own(seed: int, expected: list[int]) -> None:
+    from sb3_trpo.zoo.optimize import worker_words
+
+    choice = SimpleNamespace(
+        jobs=3, n_trials=10, algo="trpo", env="Env-v1", folder="logs", storage="s.log",
+        study_name="study", gym_packages=[], seed=seed,
+    )  # fmt: skip
+    tasks = worker_words(choice, [])  # type: ignore[arg-type]
+    assert [int(words[words.index("--seed") + 1]) for words in tasks] == expected
 
 
 def masked_env() -> Any:
@@ -570,6 +583,26 @@ def test_comparison_names_the_folders_that_are_no_finished_runs_and_repeated_see
     assert "a name: without evaluations" in out
     assert "1.5" in out  # the mean of 1 and 2, each counted once
     assert "An interval over 2 or 3 runs is too narrow" in out
+
+
+@pytest.mark.parametrize(
+    "argument", [{"env_kwargs": {"g": 5}}, {"eval_env_kwargs": {"g": 5}}, {"processes": 2}]
+)
+def test_runs_with_other_arguments_are_no_seeds_of_one_experiment(
+    argument: dict[str, Any], tmp_path: Path
+) -> None:
+    from sb3_trpo.zoo.compare import distinct, group_runs
+    from sb3_trpo.zoo.runs import read_run
+
+    runs = []
+    for number, others in enumerate([{}, {"env_kwargs": None, "processes": 1}, argument]):
+        folder = tmp_path / "trpo" / f"Env-v1_{number}"
+        write_evaluations(folder, level=0)
+        (folder / "Env-v1").mkdir(exist_ok=True)
+        arguments = OrderedDict(seed=number, **others)
+        (folder / "Env-v1" / "args.yml").write_text(yaml.dump(arguments))
+        runs.append(read_run(folder))
+    assert [len(group) for group in group_runs(distinct(runs))] == [2, 1]
 
 
 def test_continued_run_is_no_seed_of_the_run_that_it_continues(tmp_path: Path) -> None:

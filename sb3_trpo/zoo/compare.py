@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,15 +19,15 @@ from sb3_trpo.zoo.figure_style import (
     save_figure,
     set_style,
 )
-from sb3_trpo.zoo.runs import WINDOW, Run, read_finished_run
+from sb3_trpo.zoo.runs import PROCESSES, WINDOW, Run, read_finished_run
 from sb3_trpo.zoo.script import Parser
 
 HELP = """\
 Compare runs: a table, and a figure with a panel per environment.
 
-Runs of one algorithm, environment, set of hyperparameters and length are seeds of one experiment:
-their interquartile mean is drawn with its 95% bootstrap confidence interval. A run that was not
-evaluated while it trained is compared by its training episodes.
+Runs of one algorithm, environment (with its --env-kwargs), set of hyperparameters and length are
+seeds of one experiment: their interquartile mean is drawn with its 95% bootstrap confidence
+interval. A run that was not evaluated while it trained is compared by its training episodes.
 
 examples:
   sb3-trpo compare logs/trpo/CartPole-v1_1 logs/trpo/CartPole-v1_2 logs/ppo/CartPole-v1_1
@@ -35,6 +36,13 @@ examples:
 
 FEW_RUNS = 4
 COLUMNS = 3  # panels beside each other
+# Arguments of an experiment that are not among its settings, with their defaults.
+NOT_IN_SETTINGS: dict[str, Any] = {
+    "trained_agent": "",
+    "env_kwargs": None,
+    "eval_env_kwargs": None,
+    PROCESSES: 1,
+}
 Group = list[Run]
 
 
@@ -100,8 +108,9 @@ def experiment(run: Run) -> tuple[object, ...]:
     :return: equal for runs that differ in nothing but the seed
     """
     place = str(run.folder.resolve().parent)
-    start = run.arguments.get("trained_agent", "")
-    return place, run.env, run.settings, run.steps.tobytes(), run.is_evaluated, start
+    arguments = {**NOT_IN_SETTINGS, **run.arguments}
+    others = repr([arguments[name] for name in NOT_IN_SETTINGS])
+    return place, run.env, run.settings, run.steps.tobytes(), run.is_evaluated, others
 
 
 def group_runs(runs: list[Run]) -> list[Group]:

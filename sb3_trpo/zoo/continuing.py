@@ -1,5 +1,6 @@
 """``sb3-trpo continue``: continue training a model with the settings of its run."""
 
+import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -8,7 +9,7 @@ from sb3_trpo.zoo.entry import write_entry
 from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.script import Parser
 from sb3_trpo.zoo.settings import check_settings
-from sb3_trpo.zoo.train import train_one
+from sb3_trpo.zoo.train import RESUME, train
 
 HELP = """\
 Continue training a model, in a new run, with the hyperparameters and normalisation of its run.
@@ -32,7 +33,13 @@ def continue_training(words: list[str]) -> None:
     add_choice(parser)
     parser.add_argument("-i", "--trained-agent", type=Path, help="a model's zip file")
     parser.add_argument("--conf-file", "-conf", help="hyperparameters in place of the run's")
+    parser.add_argument(RESUME, help=argparse.SUPPRESS)
     choice, rest = parser.parse_known_args(words)
+    if choice.resume is not None:
+        raise UsageError(
+            f"'sb3-trpo continue' starts a new run: 'sb3-trpo train --resume {choice.resume}' "
+            "finishes one that was interrupted"
+        )
     model = choice.trained_agent or find_model(choice)
     check_settings(settings_folder(model, choice.env), choice.trust_checkpoint)
     with TemporaryDirectory() as scratch:
@@ -40,7 +47,7 @@ def continue_training(words: list[str]) -> None:
         chosen = ["--algo", choice.algo, "--env", choice.env, "--log-folder", choice.folder]
         packages = ["--gym-packages", *choice.gym_packages] if choice.gym_packages else []
         trust = ["--trust-checkpoint"] if choice.trust_checkpoint else []
-        train_one([*chosen, *packages, *trust, "-i", str(model), "--conf-file", str(config), *rest])
+        train([*chosen, *packages, *trust, "-i", str(model), "--conf-file", str(config), *rest])
 
 
 def write_settings(model: Path, env: str, folder: Path) -> Path:

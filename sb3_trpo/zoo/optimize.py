@@ -86,7 +86,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for option in ("--storage", "--study-name"):
         parser.add_argument(option)
     parser.add_argument("--n-trials", type=positive, default=N_TRIALS)
-    parser.add_argument("--seed", default=None)
+    parser.add_argument("--seed", default=-1)
     choice, rest = parser.parse_known_args(words)
     check_environment(choice)
     choice.study_name = choice.study_name or choice.env
@@ -123,8 +123,8 @@ def worker_words(choice: argparse.Namespace, rest: list[str]) -> list[list[str]]
     for worker in range(workers):
         trials = len(range(worker, choice.n_trials, workers))
         # Samplers with the same seed would propose the same trials.
-        seed = [] if choice.seed is None else ["--seed", str(choice.seed + worker)]
-        tasks.append([*shared, "--n-trials", str(trials), *seed, *rest])
+        seed = -1 if choice.seed == -1 else (choice.seed + worker) % 2**32
+        tasks.append([*shared, "--n-trials", str(trials), "--seed", str(seed), *rest])
     return tasks
 
 

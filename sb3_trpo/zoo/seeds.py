@@ -52,7 +52,8 @@ def train_seeds(
     :raises KeyboardInterrupt: after an interruption, once the finished runs are compared
     """
     check_shared(words)
-    shared = ["--verbose", "0", "--num-threads", str(threads_per_job(jobs)), *words]
+    threads = threads_per_job(min(jobs, len(seeds)))
+    shared = ["--verbose", "0", "--num-threads", str(threads), *words]
     folders = run_folders(words, len(seeds))
     tasks = [
         [*shared, "--seed", str(seed), RUN_NUMBER, folder.name.rpartition("_")[2]]

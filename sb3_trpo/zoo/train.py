@@ -62,7 +62,7 @@ def train(words: list[str]) -> None:
     """
     parser = Parser(PROG, HELP, add_help=False)
     add_options(parser)
-    own, rest = parser.parse_known_args(words)
+    own, _ = parser.parse_known_args(words)
     if asks_for_help(words):
         train_one(words)
     elif own.resume is not None:
@@ -71,11 +71,30 @@ def train(words: list[str]) -> None:
         train_one(words)
     else:
         refuse_torchrun("--seeds")
-        train_seeds(train_one, parse_seeds(own.seeds), own.jobs, rest)
+        several = Parser(PROG, HELP, add_help=False)
+        add_seeds(several)
+        _, shared = several.parse_known_args(words)
+        train_seeds(train_one, parse_seeds(own.seeds), own.jobs, shared)
 
 
 def add_options(parser: Parser) -> None:
     """Add the options that the RL Zoo's script lacks.
+
+    :param parser: parser of a command
+    """
+    add_seeds(parser)
+    parser.add_argument(
+        "--checkpoint-freq", type=positive, help="steps between two checkpoints (none)"
+    )
+    parser.add_argument(RESUME, type=Path, help="folder of a run that was interrupted")
+    add_trust(parser)
+    add_timeout(parser)
+    # Set by --seeds, so that the runs' numbers follow their seeds.
+    parser.add_argument(RUN_NUMBER, type=positive, help=argparse.SUPPRESS)
+
+
+def add_seeds(parser: Parser) -> None:
+    """Add the options of several runs, which a single one does not know.
 
     :param parser: parser of a command
     """
@@ -86,14 +105,6 @@ def add_options(parser: Parser) -> None:
         default=os.cpu_count() or 1,
         help="runs at a time (processor cores)",
     )
-    parser.add_argument(
-        "--checkpoint-freq", type=positive, help="steps between two checkpoints (none)"
-    )
-    parser.add_argument(RESUME, type=Path, help="folder of a run that was interrupted")
-    add_trust(parser)
-    add_timeout(parser)
-    # Set by --seeds, so that the runs' numbers follow their seeds.
-    parser.add_argument(RUN_NUMBER, type=positive, help=argparse.SUPPRESS)
 
 
 def train_one(words: list[str], kind: type[RunManager] = RunManager) -> Path:
