@@ -15,9 +15,11 @@ import pandas as pd
 import pytest
 import torch as th
 from stable_baselines3.common.callbacks import ConvertCallback
+from stable_baselines3.common.logger import configure
 
 from sb3_trpo import TRPO
 from sb3_trpo.zoo.errors import UsageError
+from sb3_trpo.zoo.progress import ProgressFile
 from sb3_trpo.zoo.resume import shorten_logs, stored_options
 
 REPOSITORY = Path(__file__).parents[1]
@@ -318,3 +320,50 @@ def test_a_checkpoint_shortens_only_its_runs_logs(name: Any, size: Any, tmp_path
     assert paths[2].read_text() == "con"
     with pytest.raises(UsageError, match="log"):
         shorten_logs(run, [3])
+
+
+def test_log_is_cut_at_a_row_after_a_column_was_added(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.checkpoints import RunCheckpoint
+
+    model = TRPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8)
+    log = ProgressFile(tmp_path)
+    log.init_callback(model)
+    model.set_logger(configure(format_strings=[]))
+    log.on_training_start({}, {})
+    entries: list[dict[str, Any]] = [{"steps": 1}, {"steps": 2}, {"steps": 3, "eval/return": 0.5}]
+    for entry in entries[:2]:
+        dump(model, entry)
+    noted = RunCheckpoint(tmp_path, 1)._extra()
+    dump(model, entries[2])
+    model.logger.close()
+    shorten_logs(tmp_path, noted)
+
+    model.set_logger(configure(format_strings=[]))
+    log = ProgressFile(tmp_path)
+    log.init_callback(model)
+    log.continue_file()
+    log.on_training_start({}, {})
+    rows = pd.read_csv(tmp_path / "progress.csv")  # on the disk, whatever happens from now on
+    assert rows["steps"].tolist() == [1, 2]
+    dump(model, entries[2])
+    dump(model, {"steps": 4, "train/more": 2})
+    model.logger.close()
+    rows = pd.read_csv(tmp_path / "progress.csv")
+    assert rows["steps"].tolist() == [1, 2, 3, 4]
+    assert rows["eval/return"].dropna().tolist() == [0.5]
+    assert rows["train/more"].dropna().tolist() == [2]
+
+
+def dump(model: TRPO, entry: dict[str, Any]) -> None:
+    """Write an entry of the log."""
+    for name, value in entry.items():
+        model.logger.record(name, value)
+    model.logger.dump()
+
+
+def test_run_with_a_shorter_log_of_its_progress_is_resumed(tmp_path: Path) -> None:
+    (tmp_path / "progress.csv").write_text("steps\n1\n")
+    shorten_logs(tmp_path, {"progress.csv": 100})
+    assert (tmp_path / "progress.csv").read_text() == "steps\n1\n"
+    shorten_logs(tmp_path, {"progress.csv": 1})
+    assert (tmp_path / "progress.csv").read_text() == "steps\n"

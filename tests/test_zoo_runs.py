@@ -385,28 +385,28 @@ def test_masks_are_passed_in_evaluations_and_in_play(
 def test_zoos_hyperparameters_mean_what_they_mean_in_contrib(given: dict[str, Any]) -> None:
     import warnings
 
-    from sb3_trpo.zoo.register import ZooTRPO
+    from sb3_trpo.zoo import register
 
     options = {"n_steps": 32, "batch_size": 32} | given
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = ZooTRPO("MlpPolicy", ToyEnv(VECTOR, BOX_ACTIONS), **options)
+        model = register.TRPO("MlpPolicy", ToyEnv(VECTOR, BOX_ACTIONS), **options)
     assert model.kl_reduction == given.get("kl_reduction", "mean")
     assert bool(caught) is not bool(given)
     assert all("kl_reduction='mean'" in str(warning.message) for warning in caught)
 
 
 def test_zoos_numbers_over_a_loaded_model_change_their_meaning(tmp_path: Path) -> None:
-    from sb3_trpo.zoo.register import ZooTRPO
+    from sb3_trpo.zoo import register
 
     TRPO("MlpPolicy", ToyEnv(VECTOR, BOX_ACTIONS), n_steps=32, batch_size=32).learn(32).save(
         tmp_path / "model"
     )
-    assert ZooTRPO.load(tmp_path / "model").kl_reduction == "sum"
+    assert register.TRPO.load(tmp_path / "model").kl_reduction == "sum"
     with pytest.warns(UserWarning, match="kl_reduction='mean'"):
-        continued = ZooTRPO.load(tmp_path / "model", target_kl=0.02)
+        continued = register.TRPO.load(tmp_path / "model", target_kl=0.02)
     assert continued.kl_reduction == "mean"
-    told = ZooTRPO.load(tmp_path / "model", target_kl=0.02, kl_reduction="sum")
+    told = register.TRPO.load(tmp_path / "model", target_kl=0.02, kl_reduction="sum")
     assert told.kl_reduction == "sum"
 
 

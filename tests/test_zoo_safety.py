@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch as th
 import yaml
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, resume_training
 from sb3_trpo._checkpoint_file import Checkpoint, find_checkpoint
 from tests.hostile import GADGETS, changed, unpack
 
@@ -352,6 +353,13 @@ def test_an_untouched_run_is_resumed_and_logs_where_its_user_says(
     assert "Resuming from" in capsys.readouterr().out
     assert folders == [None]
     assert not Path("theirs").exists()
+
+
+def test_a_runs_checkpoint_is_resumed_in_python(interrupted: Path) -> None:
+    venv = make_vec_env("CartPole-v1")
+    model = resume_training(interrupted / "checkpoints", venv)
+    assert type(model) is TRPO
+    assert model.num_timesteps == 64
 
 
 MALFORMED: dict[str, tuple[str, bytes]] = {

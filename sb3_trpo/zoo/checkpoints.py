@@ -1,5 +1,6 @@
 """Checkpoints of a run."""
 
+import os
 from pathlib import Path
 
 from sb3_trpo.checkpoint import TrainingCheckpoint
@@ -19,8 +20,8 @@ class RunCheckpoint(TrainingCheckpoint):
         self._run = run
 
     def _extra(self) -> dict[str, int]:
-        """Measure the files to which a run appends: bytes by their names."""
-        return {name: path.stat().st_size for name, path in log_files(self._run).items()}
+        """Measure the run's logs, by their names."""
+        return {name: length_of(path) for name, path in log_files(self._run).items()}
 
 
 def log_files(run: Path) -> dict[str, Path]:
@@ -31,6 +32,30 @@ def log_files(run: Path) -> dict[str, Path]:
     """
     paths = [*run.glob("*.monitor.csv"), *run.glob(PROGRESS)]
     return {path.name: path for path in paths if path.is_file() and not path.is_symlink()}
+
+
+def length_of(path: Path) -> int:
+    """Measure a log.
+
+    :param path: one of :func:`log_files`
+    :return: bytes; for ``progress.csv``, lines, as a new column makes all of them longer
+    """
+    return len(_lines(path)) if path.name == PROGRESS else path.stat().st_size
+
+
+def shorten(path: Path, length: int) -> None:
+    """Remove what was appended to a log.
+
+    :param path: one of :func:`log_files`
+    :param length: from :func:`length_of`
+    """
+    if path.name == PROGRESS:
+        length = sum(map(len, _lines(path)[:length]))
+    os.truncate(path, length)
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True)
 
 
 def checkpoint_folder(run: Path) -> Path:

@@ -1,5 +1,6 @@
 """A run's log as a file, from which the pictures are drawn."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -24,6 +25,20 @@ def read_progress(path: Path) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
+class LongerCSV(CSVOutputFormat):
+    """SB3's writer, behind what a file holds already. The file is whole at any time.
+
+    :param filename: of a file that SB3's writer has written
+    """
+
+    def __init__(self, filename: str) -> None:
+        super().__init__(os.devnull)  # it would empty the file
+        self.file.close()
+        self.file = open(filename, "r+")  # noqa: SIM115 (the logger closes it)
+        self.keys = [key for key in self.file.readline().rstrip("\n").split(",") if key]
+        self.file.seek(0, os.SEEK_END)
+
+
 class ProgressFile(BaseCallback):
     """Write everything that is logged during ``learn`` to ``progress.csv`` as well.
 
@@ -35,19 +50,16 @@ class ProgressFile(BaseCallback):
         self.folder = folder
         self._file: CSVOutputFormat | None = None
         self._update_steps: int | None = None
-        self._kept = ""
+        self._continues = False
 
     def continue_file(self) -> None:
         """Keep what the file holds already."""
-        path = self.folder / PROGRESS
-        self._kept = path.read_text() if path.is_file() else ""
+        self._continues = (self.folder / PROGRESS).is_file()
 
     def _on_training_start(self) -> None:
         """Add the file to the logger, which now exists."""
-        self._file = CSVOutputFormat(str(self.folder / PROGRESS))
-        if self._kept:
-            self._file.file.write(self._kept)
-            self._file.keys = self._kept.partition("\n")[0].split(",")
+        kind = LongerCSV if self._continues else CSVOutputFormat
+        self._file = kind(str(self.folder / PROGRESS))
         self.logger.output_formats.append(self._file)
 
     def _on_step(self) -> bool:

@@ -11,17 +11,19 @@ from rl_zoo3 import ALGOS
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_trpo import TRPO, MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
+import sb3_trpo
+from sb3_trpo import MaskableRecurrentTRPO, MaskableTRPO, RecurrentTRPO
 from sb3_trpo.zoo.search_space import convert, sample
 
 _TRUST_REGION = {"target_kl", "cg_damping"}
 
 
-class ZooTRPO(TRPO):
+class TRPO(sb3_trpo.TRPO):
     """TRPO for the RL Zoo, where hyperparameters without ``kl_reduction`` are sb3-contrib's.
 
     A configuration in the Zoo's format that does not set ``kl_reduction`` was written for
-    ``sb3_contrib.TRPO``, as the Zoo's own ``trpo.yml`` was.
+    ``sb3_contrib.TRPO``, as the Zoo's own ``trpo.yml`` was. A trained model is one of
+    :class:`sb3_trpo.TRPO`, whose name its checkpoints have.
 
     :param arguments: as for ``TRPO``
     :param options: as for ``TRPO``
@@ -34,7 +36,7 @@ class ZooTRPO(TRPO):
         super().__init__(*arguments, **options)
 
     @classmethod
-    def load(cls, *arguments: Any, **options: Any) -> "ZooTRPO":
+    def load(cls, *arguments: Any, **options: Any) -> "TRPO":
         """
         Load a model; the hyperparameters of a continued run replace the saved ones.
 
@@ -61,7 +63,7 @@ def _as_contrib_means_them(hyperparameters: dict[str, Any]) -> dict[str, Any]:
 
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
-    "trpo": ZooTRPO,
+    "trpo": TRPO,
     "trpo_lstm": RecurrentTRPO,
     "trpo_mask": MaskableTRPO,
     "trpo_mask_lstm": MaskableRecurrentTRPO,

@@ -5,7 +5,6 @@ write outside of the folder, unless the user's own command line allows it.
 """
 
 import argparse
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +18,11 @@ from stable_baselines3.common.callbacks import EvalCallback
 from sb3_trpo import TRPO
 from sb3_trpo._checkpoint_file import find_checkpoint
 from sb3_trpo.checkpoint import finish_training, load_training
-from sb3_trpo.zoo.checkpoints import checkpoint_folder, log_files
+from sb3_trpo.zoo.checkpoints import checkpoint_folder, length_of, log_files, shorten
 from sb3_trpo.zoo.choice import add_gym_packages
 from sb3_trpo.zoo.errors import UsageError, user_errors
 from sb3_trpo.zoo.manager import RunManager, repeated
-from sb3_trpo.zoo.progress import ProgressFile
+from sb3_trpo.zoo.progress import PROGRESS, ProgressFile
 from sb3_trpo.zoo.register import ALGORITHMS
 from sb3_trpo.zoo.runs import EVALUATIONS_FILE, read_arrays
 from sb3_trpo.zoo.script import Parser
@@ -200,21 +199,22 @@ def shorten_logs(run: Path, sizes: Any) -> None:
     """Remove from a run's logs what came after a checkpoint.
 
     :param run: the run's folder
-    :param sizes: bytes of each log by its name, as the checkpoint has them
+    :param sizes: length of each log by its name, as the checkpoint has them
     :raises UsageError: if one of them is no log of the run, or not that long; none is changed then
     """
     logs = log_files(run)
     if not isinstance(sizes, dict):
         raise UsageError(f"the checkpoint does not say how long the logs in {run} were")
     for name, size in sizes.items():
-        is_log = name in logs and type(size) is int
-        if not is_log or not 0 <= size <= logs[name].stat().st_size:
+        is_log = name in logs and type(size) is int and size >= 0
+        # A picture without its first updates is better than a run that is not resumed.
+        if not is_log or not (name == PROGRESS or size <= length_of(logs[name])):
             raise UsageError(
-                f"the checkpoint names a log {name!r:.80} of {size!r:.80} bytes, and there is no "
-                f"such log of that length in {run}"
+                f"the checkpoint names a log {name!r:.80} of the length {size!r:.80}, and there is "
+                f"no such log of that length in {run}"
             )
     for name, size in sizes.items():
-        os.truncate(logs[name], size)
+        shorten(logs[name], size)
 
 
 def continue_evaluations(callback: EvalCallback, path: Path, num_timesteps: int) -> None:
