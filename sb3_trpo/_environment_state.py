@@ -64,10 +64,10 @@ def copy_state(layers: list[Any]) -> bytes:
     for layer, state in zip(names, states, strict=True):
         for attribute, value in state.items():
             try:
-                classes_in(value)
+                classes_in(value, layers)
             except NotPlainError as error:
                 raise NotPlainError(f"{layer}.{attribute} holds {error}") from None
-    return plain_dumps({"layers": names, "states": states})
+    return plain_dumps({"layers": names, "states": states}, layers)
 
 
 def put_state(layers: list[Any], data: bytes) -> None:
@@ -85,10 +85,10 @@ def put_state(layers: list[Any], data: bytes) -> None:
 def _read_states(layers: list[Any], data: bytes) -> list[dict[str, Any]]:
     """Read the attributes to set in each layer, and refuse what no copy holds."""
     current = [_carried(layer, layers) for layer in layers]
-    saved = plain_loads(data, classes_in(current))
+    saved = plain_loads(data, classes_in(current, layers), layers)
     _check_layers(layers, saved)
     states = [_settable(*pair, layers) for pair in zip(layers, saved["states"], strict=True)]
-    foreign = sorted(filter(_is_path, texts_in(states) - texts_in(current)))
+    foreign = sorted(filter(_is_path, texts_in(states, layers) - texts_in(current, layers)))
     if foreign:
         raise NotPlainError(f"it holds the path {foreign[0]!r}, which this one does not")
     return states

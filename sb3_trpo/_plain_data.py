@@ -3,13 +3,14 @@ Write values as plain data: JSON, and the bytes of arrays.
 
 Reading runs nothing that the data name. Numbers, text, containers, arrays, tensors and random
 generators are rebuilt here; an object is rebuilt from its attributes, without its constructor, and
-only if the caller passes its class. An object that occurs twice is one object again.
+only if the caller passes its class. An object that occurs twice is one object again, and one that
+the caller has already is not written but named.
 """
 
 import collections
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,72 +27,84 @@ class NotPlainError(ValueError):
     """A value that cannot be written as plain data."""
 
 
-def plain_dumps(value: Any) -> bytes:
+def plain_dumps(value: Any, there: Sequence[Any] = ()) -> bytes:
     """
     Write a value.
 
     :param value: numbers, text, containers, arrays, tensors, random generators, and objects with
         nothing but such attributes
+    :param there: objects that the reader has; of these, their positions are written
     :return: a length, JSON and the arrays' bytes
     :raises NotPlainError: if it holds anything else
     """
-    writer = _Writer()
-    root = writer.node(value)
-    text = json.dumps({"root": root, "nodes": writer.nodes}).encode()
-    return len(text).to_bytes(8, "little") + text + bytes(writer.blob)
+    written = _written(value, there)
+    text = json.dumps({"root": written.root, "nodes": written.nodes}).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(written.blob)
 
 
-def plain_loads(data: bytes, classes: Iterable[type] = ()) -> Any:
+def plain_loads(data: bytes, classes: Iterable[type] = (), there: Sequence[Any] = ()) -> Any:
     """
     Read a value.
 
     :param data: from :func:`plain_dumps`
     :param classes: of objects that may be rebuilt
+    :param there: the objects that were named by their positions
     :return: the value
     :raises ValueError: if the data are damaged or name another class
     """
     try:
         end = 8 + int.from_bytes(data[:8], "little")
         content = json.loads(data[8:end])
-        return _Reader(content["nodes"], data[end:], classes).value(content["root"])
+        return _Reader(content["nodes"], data[end:], classes, there).value(content["root"])
     except NotPlainError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError) as error:
         raise ValueError(f"damaged data: {type(error).__name__}: {error}") from error
 
 
-def classes_in(value: Any) -> set[type]:
+def classes_in(value: Any, there: Sequence[Any] = ()) -> set[type]:
     """
     List the classes of the objects that a value holds.
 
     :param value: as for :func:`plain_dumps`
+    :param there: as for :func:`plain_dumps`
     :return: the classes
     :raises NotPlainError: as :func:`plain_dumps` does
     """
-    return _written(value).classes
+    return _written(value, there).classes
 
 
-def texts_in(value: Any) -> set[str]:
+def texts_in(value: Any, there: Sequence[Any] = ()) -> set[str]:
     """
     List the text that a value holds, keys included.
 
     :param value: as for :func:`plain_dumps`
+    :param there: as for :func:`plain_dumps`
     :return: each text once
     :raises NotPlainError: as :func:`plain_dumps` does
     """
-    return _written(value).texts
+    return _written(value, there).texts
 
 
-def _written(value: Any) -> "_Writer":
-    writer = _Writer()
-    writer.node(value)
+def _written(value: Any, there: Sequence[Any]) -> "_Writer":
+    writer = _Writer(there)
+    try:
+        writer.root = writer.node(value)
+    except RecursionError:
+        raise NotPlainError("objects that refer to each other in too long a chain") from None
     return writer
 
 
 class _Writer:
-    """Turn values into nodes. A node is an atom, or ``[position]`` of an entry in ``nodes``."""
+    """
+    Turn values into nodes. A node is an atom, or ``[position]`` of an entry in ``nodes``.
 
-    def __init__(self) -> None:
+    :param there: objects that the reader has
+    """
+
+    def __init__(self, there: Sequence[Any]) -> None:
+        self._there = {id(each): position for position, each in enumerate(there)}
+        self.root: Any = None
         self.nodes: list[Any] = []
         self.blob = bytearray()
         self.classes: set[type] = set()
@@ -114,6 +127,8 @@ class _Writer:
 
     def _entry(self, value: Any) -> list[Any]:
         """Describe a value: its kind and what it consists of."""
+        if id(value) in self._there:
+            return ["there", self._there[id(value)]]
         write = _WRITERS.get(type(value))
         if write is not None:
             return write(self, value)
@@ -130,6 +145,13 @@ class _Writer:
         offset = len(self.blob)
         self.blob += value.tobytes()
         return [value.dtype.str, list(value.shape), offset]
+
+    def tensor(self, value: th.Tensor) -> list[Any]:
+        """Write a tensor that NumPy could hold, too."""
+        try:
+            return ["tensor", *self.array(value.detach().cpu().numpy())]
+        except (TypeError, RuntimeError) as error:
+            raise NotPlainError(f"a tensor of dtype {value.dtype}: {error}") from None
 
     def _object(self, value: Any) -> list[Any]:
         """Write an object's class and attributes."""
@@ -171,7 +193,7 @@ _WRITERS: dict[type, Callable[[_Writer, Any], list[Any]]] = {
     collections.deque: lambda writer, value: ["deque", value.maxlen, *writer.items(value)],
     bytes: lambda writer, value: ["bytes", *writer.array(np.frombuffer(value, np.uint8))],
     np.ndarray: lambda writer, value: ["array", *writer.array(value)],
-    th.Tensor: lambda writer, value: ["tensor", *writer.array(value.detach().cpu().numpy())],
+    th.Tensor: _Writer.tensor,
     np.random.Generator: _Writer.generator,
     np.random.RandomState: lambda writer, value: [
         "random_state",
@@ -206,9 +228,13 @@ class _Reader:
     :param nodes: the entries
     :param blob: the arrays' bytes
     :param classes: of objects that may be rebuilt
+    :param there: objects that the data name by their positions
     """
 
-    def __init__(self, nodes: list[Any], blob: bytes, classes: Iterable[type]) -> None:
+    def __init__(
+        self, nodes: list[Any], blob: bytes, classes: Iterable[type], there: Sequence[Any]
+    ) -> None:
+        self.there = there
         self._nodes = nodes
         self._blob = blob
         self._classes = {_name_of(kind): kind for kind in classes}
@@ -283,6 +309,7 @@ _SHELLS: dict[str, Callable[[_Reader, list[Any]], Any]] = {
     "dtype": lambda reader, parts: np.dtype(parts[0]),
     "tensor": lambda reader, parts: th.from_numpy(reader.array(parts)),
     "object": _Reader.object_,
+    "there": lambda reader, parts: reader.there[parts[0]],
     "generator": _Reader.generator,
     "random_state": _Reader.random_state,
     "random": _Reader.random_,

@@ -547,6 +547,20 @@ class Counter:
         return reward * float(np.sin(self.count))
 
 
+class Sensor:
+    """
+    Reads its environment.
+
+    :param env: that has it
+    """
+
+    def __init__(self, env: "Weighing") -> None:
+        self.env = env
+
+    def weigh(self, reward: float) -> float:
+        return reward * float(np.sin(self.env.step_in_episode))
+
+
 class Weighing(ToyEnv):
     """Keeps state where an environment's attributes do not show it at once."""
 
@@ -559,6 +573,8 @@ class Weighing(ToyEnv):
             return reward * float(np.sin(count[0]))
 
         self.env: Any = Counter() if where == "attribute env" else None
+        if where == "object that refers back":
+            self.env = Sensor(self)
         self.weigh: Any = weigh if where == "closure" else None
         if where == "bound method":
             self.weigh = Counter().weigh
@@ -568,7 +584,7 @@ class Weighing(ToyEnv):
         return observation, (self.weigh or self.env.weigh)(reward), *rest
 
 
-@pytest.mark.parametrize("where", ["attribute env", "closure"])
+@pytest.mark.parametrize("where", ["attribute env", "closure", "object that refers back"])
 def test_state_anywhere_in_an_environment_is_copied(where: str, tmp_path: pathlib.Path) -> None:
     case: Case = (TRPO, "MlpPolicy", vector(lambda: Weighing(where)), {})
     whole = make_model(case).learn(STEPS)
@@ -579,6 +595,29 @@ def test_state_anywhere_in_an_environment_is_copied(where: str, tmp_path: pathli
 def test_state_behind_a_method_of_another_object_is_not_passed_over(tmp_path: pathlib.Path) -> None:
     case: Case = (TRPO, "MlpPolicy", vector(lambda: Weighing("bound method")), {})
     with pytest.warns(UserWarning, match=r"start new episodes.*Weighing\.weigh holds"):
+        interrupted(case, tmp_path)
+
+
+class Chain:
+    """A link, with those after it."""
+
+    def __init__(self, length: int) -> None:
+        self.next = Chain(length - 1) if length else None
+
+
+@pytest.mark.parametrize(
+    "value", [Chain(300), th.ones(2, dtype=th.bfloat16), th.ones(2).to_sparse()]
+)
+def test_attribute_that_cannot_be_copied_does_not_end_the_training(
+    value: Any, tmp_path: pathlib.Path
+) -> None:
+    def make() -> ToyEnv:
+        env: Any = toy()
+        env.unusual = value
+        return env
+
+    case: Case = (TRPO, "MlpPolicy", vector(make), {})
+    with pytest.warns(UserWarning, match=r"start new episodes.*ToyEnv\.unusual holds"):
         interrupted(case, tmp_path)
 
 

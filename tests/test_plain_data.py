@@ -84,6 +84,15 @@ def test_object_is_rebuilt_from_its_attributes_if_its_class_is_expected() -> Non
     assert [again.sample() for _ in range(9)] == [space.sample() for _ in range(9)]
 
 
+def test_object_that_is_there_is_named_and_not_copied() -> None:
+    there = [Exception("of no plain class"), {}]
+    data = plain_dumps({"one": [there[1]], "other": there[0]}, there)
+    others: list[Any] = [object(), object()]
+    assert plain_loads(data, (), others) == {"one": [others[1]], "other": others[0]}
+    with pytest.raises(ValueError, match="damaged data"):
+        plain_loads(data)
+
+
 @pytest.mark.parametrize(
     "value",
     [
