@@ -364,6 +364,8 @@ def _step_of(optimizer: th.optim.Optimizer) -> Callable[[Closure], Any]:
     What surrounds the kernel in ``Adam.step`` takes longer than the kernel. Adam is plain if its
     kernel is fused and nothing wraps or watches its steps.
     """
+    if type(optimizer) is not th.optim.Adam:
+        return optimizer.step
     hooks = (
         optimizer._optimizer_step_pre_hooks,
         optimizer._optimizer_step_post_hooks,
@@ -371,8 +373,7 @@ def _step_of(optimizer: th.optim.Optimizer) -> Callable[[Closure], Any]:
         _global_optimizer_post_hooks,
     )
     is_plain = (
-        type(optimizer) is th.optim.Adam
-        and len(optimizer.param_groups) == 1
+        len(optimizer.param_groups) == 1
         and optimizer.param_groups[0].get("fused")
         and not optimizer.param_groups[0]["amsgrad"]
         and not optimizer.param_groups[0].get("decoupled_weight_decay")

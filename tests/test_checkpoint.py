@@ -612,8 +612,8 @@ def test_attribute_that_cannot_be_copied_does_not_end_the_training(
     value: Any, tmp_path: pathlib.Path
 ) -> None:
     def make() -> ToyEnv:
-        env: Any = toy()
-        env.unusual = value
+        env = toy()
+        vars(env)["unusual"] = value
         return env
 
     case: Case = (TRPO, "MlpPolicy", vector(make), {})
