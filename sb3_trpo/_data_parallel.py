@@ -175,7 +175,8 @@ def merged_statistics(env: VecEnv | None, processes: Processes) -> Iterator[None
     Merge into VecNormalize's statistics what the other processes see within the block.
 
     :param env: training environment
-    :param processes: whose statistics are the same before the block
+    :param processes: whose statistics are the same before the block; if those of process 0 were
+        just resumed, all continue with these
     :return: context manager
     """
     statistics = running_statistics(env)
@@ -184,7 +185,9 @@ def merged_statistics(env: VecEnv | None, processes: Processes) -> Iterator[None
     if processes.size == 1 or not statistics:
         return
     seen = [_since(old, new) for old, new in zip(before, statistics, strict=True)]
-    for owner, old, *parts in zip(statistics, before, *processes.gather(seen), strict=True):
+    everyone = processes.gather((before if processes.rank == 0 else [], seen))
+    olds, parts_by_rank = everyone[0][0], [parts for _, parts in everyone]
+    for owner, old, *parts in zip(statistics, olds, *parts_by_rank, strict=True):
         merged = copy(old)
         for part in parts:
             if part.count > 0:

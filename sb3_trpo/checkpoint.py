@@ -248,10 +248,12 @@ class _Restore(BaseCallback):
             return
         assert isinstance(self.model, TRPO)
         self.model._iterations_before = state["rollouts"]
+        self.model._log_interval = state["arguments"].get("log_interval") or 1
         for callback in self._callbacks:
             callback.n_calls = state["n_calls"]
             if isinstance(callback, TrainingCheckpoint):
                 callback._rollouts = state["rollouts"]
+                callback._learn_arguments = state["arguments"]
                 callback._runs = [*state["runs"], callback._runs[-1]]
         with _naming(self._path):
             reason = put_training_state(self.model, state)
@@ -362,8 +364,11 @@ def finish_training(model: TRPO, found: Found, callback: MaybeCallback) -> TRPO:
     print(f"Resuming from {found.path}: {max(left, 0)} of {state['total_timesteps']} steps left")
     callbacks = list(_callbacks(callback))
     restore = _Restore(found, state, callbacks)
+    arguments = state["arguments"]
+    if arguments.get("log_interval"):
+        arguments = arguments | {"log_interval": 1}  # which would count from here: see `dump_logs`
     return model.learn(
-        left, CallbackList([restore, *callbacks]), reset_num_timesteps=False, **state["arguments"]
+        left, CallbackList([restore, *callbacks]), reset_num_timesteps=False, **arguments
     )
 
 

@@ -197,6 +197,7 @@ class TRPO(OnPolicyAlgorithm):
 
     # Of a `learn` that was interrupted and is resumed.
     _iterations_before = 0
+    _log_interval = 1
 
     # Where sb3-contrib averages the KL divergence over action dimensions.
     averaged_action_spaces: ClassVar[tuple[Any, ...]] = (spaces.Box, spaces.MultiBinary)
@@ -449,7 +450,7 @@ class TRPO(OnPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         """Prepare training as SB3 does, with no step pending and finite VecNormalize statistics."""
         self._check_learning_rate()
-        self._iterations_before = 0
+        self._iterations_before, self._log_interval = 0, 1
         processes = self._processes
         settings = {"total_timesteps": total_timesteps, "reset_num_timesteps": reset_num_timesteps}
         start_equal(self, settings, processes)
@@ -496,6 +497,8 @@ class TRPO(OnPolicyAlgorithm):
         processes = self._processes
         n_envs = int(processes.total(env.num_envs))
         try:
+            with processes.together():
+                self._start_rollout(env, callback, rollout_buffer)
             with joined_rollout(self, env, processes), naming_the_place(env, rollout_buffer):
                 goes_on = self._collect(env, callback, rollout_buffer, n_rollout_steps, n_envs)
             return processes.all(goes_on)
@@ -515,8 +518,6 @@ class TRPO(OnPolicyAlgorithm):
     ) -> bool:
         """Collect a rollout: SB3's loop, with the checks, beside ``n_envs`` of all processes."""
         n_steps = 0
-        self._start_rollout(env, rollout_buffer)
-        callback.on_rollout_start()
         act = partial(self._act, env, fast_forward(self.policy) or self.policy)
         add = fastest(rollout_buffer, "add")
         statistics = NormalizationStatistics(env)
@@ -555,14 +556,17 @@ class TRPO(OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _start_rollout(self, env: VecEnv, rollout_buffer: RolloutBuffer) -> None:
-        """Empty the buffer and sample gSDE's noise."""
+    def _start_rollout(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer
+    ) -> None:
+        """Empty the buffer and sample gSDE's noise; the callback may restore a training."""
         assert self._last_obs is not None, "No previous observation was provided"
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         if self.use_sde:
             with th.no_grad():  # with a graph the policy could not be copied
                 self.policy.reset_noise(env.num_envs)
+        callback.on_rollout_start()
 
     def _act(
         self, env: VecEnv, forward: Callable[..., Any], obs_tensor: Any, **context: Any
@@ -819,11 +823,13 @@ class TRPO(OnPolicyAlgorithm):
 
     def dump_logs(self, iteration: int = 0) -> None:
         """
-        Write the log.
+        Write the log, in a resumed ``learn`` at the iterations of the interrupted one.
 
         :param iteration: of this ``learn``
         """
-        super().dump_logs(iteration + self._iterations_before)
+        iteration += self._iterations_before
+        if iteration % self._log_interval == 0:
+            super().dump_logs(iteration)
 
     def save(
         self,

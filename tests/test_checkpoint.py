@@ -522,6 +522,21 @@ def test_log_goes_on_where_it_was(tmp_path: pathlib.Path) -> None:
     np.testing.assert_equal(after.rows, whole.rows[4:])
 
 
+def test_log_is_written_at_the_steps_of_an_uninterrupted_training(tmp_path: pathlib.Path) -> None:
+    whole, parts = Rows(), Rows()
+    make_model(TOY).learn(STEPS, Log(whole), log_interval=3)
+    checkpoint, interrupt = TrainingCheckpoint(tmp_path, 64), Interrupt(200)
+    with pytest.raises(InterruptionError):
+        make_model(TOY).learn(STEPS, [Log(parts), checkpoint, interrupt], log_interval=3)
+    callbacks = [Log(parts), TrainingCheckpoint(tmp_path, 64), Interrupt(460)]
+    with pytest.raises(InterruptionError):
+        resume_training(tmp_path, TOY[2](), callbacks, "cpu")
+    resume_training(tmp_path, TOY[2](), Log(parts), "cpu")
+    steps = [[row["time/total_timesteps"] for row in each.rows] for each in (whole, parts)]
+    assert steps[0] == [192, 384]
+    assert list(dict.fromkeys(steps[1])) == steps[0]
+
+
 class Simulator:
     """Stands for one that was written in C."""
 

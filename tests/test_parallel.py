@@ -385,6 +385,12 @@ def resume_together(rank: int, folder: str) -> None:
     assert th.equal(first, second)
     rewards = gathered(resumed.rollout_buffer.rewards.flatten())
     assert not np.isin(rewards[0], rewards[1]).any()
+    statistics: Any = resumed.env
+    for name in ("obs_rms", "ret_rms"):
+        one, other = gathered(getattr(statistics, name))
+        assert one.count == other.count
+        np.testing.assert_array_equal(one.mean, other.mean)
+        np.testing.assert_array_equal(one.var, other.var)
 
 
 def test_a_checkpoint_is_written_once_and_resumed_by_all(tmp_path: pathlib.Path) -> None:
