@@ -140,6 +140,17 @@ class Actor:
         return True
 
 
+def dtype_of(policy: nn.Module) -> th.dtype:
+    """
+    Return the precision in which a policy is trained.
+
+    :param policy: any policy
+    :return: the dtype of its first trainable parameter; a frozen part may have another one
+    """
+    trained = (p.dtype for p in policy.parameters() if p.requires_grad and p.is_floating_point())
+    return next(trained, th.float32)
+
+
 class LinearizedActor:
     """
     The actor at θ_k, linearised chunk by chunk.
@@ -431,7 +442,9 @@ def _recording(probe: _Probe, policy: nn.Module) -> Iterator[None]:
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             probe.layer_bytes += output.numel() * output.element_size()
 
-    handles = [module.register_forward_hook(called) for module in policy.modules()]
+    # Modules of TorchScript take no hooks.
+    watched = [m for m in policy.modules() if not isinstance(m, th.jit.ScriptModule)]
+    handles = [module.register_forward_hook(called) for module in watched]
     try:
         with th.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             yield

@@ -1,6 +1,7 @@
 """Fit the critic: minibatch regression on the returns, while the actor's parameters are held."""
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,8 @@ _ONE = th.ones(())
 Loss = Callable[[Features, th.Tensor], th.Tensor]
 # Room for what a minibatch sends, and the part of every parameter's gradient in it.
 _Message = tuple[th.Tensor, tuple[th.Tensor, ...]]
-Closure = Callable[[], float]
+# Computes the loss of the minibatch at hand, as above.
+Evaluate = Callable[[], th.Tensor]
 
 
 @dataclass(frozen=True)
@@ -190,12 +192,14 @@ def fit_critic(
         loss = _loss_of_all(loss, critic.parameters, processes)
     least = critic.least_states if processes.size == 1 else 1
     # An optimizer moves whatever has a gradient. From now on only the critic's parameters get one.
-    optimizer.zero_grad(set_to_none=True)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
     try:
         with training_mode(critic.modules), _fused(optimizer):
-            step = _step_of(optimizer)
+            descend = _descent_of(optimizer)
             usable = (minibatch for minibatch in minibatches if len(minibatch[1]) >= least)
-            losses = [_descend(step, loss, minibatch) for minibatch in usable]
+            losses = [descend(partial(loss, *minibatch)) for minibatch in usable]
     except BaseException:
         state.restore()
         raise
@@ -210,16 +214,36 @@ def fit_critic(
     return CriticFit(float(th.stack(losses).mean()) if losses else math.nan, diverged)
 
 
-def _descend(step: Callable[[Closure], Any], loss: Loss, minibatch: Minibatch) -> th.Tensor:
-    """Take a step on one minibatch and return its loss before the step."""
+def _descent_of(optimizer: th.optim.Optimizer) -> Callable[[Evaluate], th.Tensor]:
+    """Return a function that takes a step on one minibatch and returns its loss before the step."""
+    if _needs_closure(optimizer):
+        return partial(_descend_by_closure, optimizer)
+    return partial(_descend, _step_of(optimizer))
+
+
+def _needs_closure(optimizer: th.optim.Optimizer) -> bool:
+    """Return whether an optimizer evaluates the loss itself, several times in a step."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    is_required = closure is not None and closure.default is inspect.Parameter.empty
+    return is_required or isinstance(optimizer, th.optim.LBFGS)
+
+
+def _descend(step: Callable[[], Any], evaluate: Evaluate) -> th.Tensor:
+    """Take a step along the gradient, as SB3 does."""
+    loss = evaluate()
+    step()
+    return loss
+
+
+def _descend_by_closure(optimizer: th.optim.Optimizer, evaluate: Evaluate) -> th.Tensor:
+    """Take a step of an optimizer that needs the loss at several points."""
     losses: list[th.Tensor] = []
 
     def closure() -> float:
-        losses.append(loss(*minibatch))
+        losses.append(evaluate())
         return cast(float, losses[-1])  # torch's annotation; a number would wait for the device
 
-    # Optimizers such as LBFGS evaluate the loss several times in a step.
-    step(closure)
+    optimizer.step(closure)
     return losses[0]
 
 
@@ -357,7 +381,7 @@ def _fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
             group["fused"] = None
 
 
-def _step_of(optimizer: th.optim.Optimizer) -> Callable[[Closure], Any]:
+def _step_of(optimizer: th.optim.Optimizer) -> Callable[[], Any]:
     """
     Return the optimizer's ``step``, or the kernel of a plain Adam.
 
@@ -384,9 +408,8 @@ def _step_of(optimizer: th.optim.Optimizer) -> Callable[[Closure], Any]:
 
 
 @th.no_grad()
-def _step_of_adam(optimizer: th.optim.Adam, closure: Closure) -> None:
+def _step_of_adam(optimizer: th.optim.Adam) -> None:
     """Do what ``Adam.step`` does with one group."""
-    closure()
     (group,) = optimizer.param_groups
     moved = [parameter for parameter in group["params"] if parameter.grad is not None]
     states = [optimizer.state.get(parameter, {}) for parameter in moved]
@@ -427,10 +450,15 @@ class _State:
         self._optimizer_state = _copied(optimizer.state_dict())
 
     def is_finite(self) -> bool:
-        """Return whether all numbers are finite; an infinity would stop Adam for good."""
-        entries = [value for entry in self._optimizer.state.values() for value in entry.values()]
-        numbers = [*self._tensors, *filter(th.is_tensor, entries)]
-        return all(bool(tensor.isfinite().all()) for tensor in numbers)
+        """Return whether all numbers are finite; an infinite moment would stop Adam for good."""
+        moments = [
+            value
+            for parameter, entry in self._optimizer.state.items()
+            if isinstance(entry, dict)  # some optimizers have entries of no parameter
+            for value in entry.values()
+            if th.is_tensor(value) and value.shape == parameter.shape
+        ]
+        return all(bool(tensor.isfinite().all()) for tensor in [*self._tensors, *moments])
 
     @th.no_grad()
     def restore(self) -> None:
@@ -441,12 +469,12 @@ class _State:
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    """Copy an optimizer's state; a deep copy takes longer than ten steps."""
-    entries = {
-        index: {
-            name: value.clone() if th.is_tensor(value) else copy.deepcopy(value)
-            for name, value in entry.items()
-        }
-        for index, entry in state["state"].items()
-    }
-    return {"state": entries, "param_groups": copy.deepcopy(state["param_groups"])}
+    """Copy an optimizer's state; a deep copy of the tensors takes longer than ten steps."""
+    return {"state": _cloned(state["state"]), "param_groups": copy.deepcopy(state["param_groups"])}
+
+
+def _cloned(value: Any) -> Any:
+    """Copy a tensor, or tensors in dictionaries, and others deeply."""
+    if isinstance(value, dict):
+        return {name: _cloned(each) for name, each in value.items()}
+    return value.clone() if th.is_tensor(value) else copy.deepcopy(value)

@@ -11,6 +11,9 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
+# Seconds for which a worker that has answered something else than its spaces may answer once more.
+_PATIENCE = 1.0
+
 
 @contextmanager
 def naming_the_place(env: VecEnv | None, filled: RolloutBuffer | None = None) -> Iterator[None]:
@@ -101,7 +104,8 @@ def _is_behind(remote: Any) -> bool:
     """Ask a worker for its spaces, and discard what it answers before."""
     remote.send(("get_spaces", None))
     answers = [remote.recv()]
-    while not _are_spaces(answers[-1]):
+    # The worker of a subclass may answer something else.
+    while not _are_spaces(answers[-1]) and remote.poll(_PATIENCE):
         answers.append(remote.recv())
     return len(answers) > 1
 

@@ -189,8 +189,11 @@ def _normalizations(env: Any) -> list[VecNormalize]:
 def _statistics(normalization: VecNormalize) -> Iterator[tuple[str, RunningMeanStd]]:
     """List the statistics of observations, by the key of a dict observation, and of returns."""
     observations: Any = getattr(normalization, "obs_rms", {})
-    yield from observations.items() if isinstance(observations, dict) else [("", observations)]
-    yield "", normalization.ret_rms
+    by_key = observations if isinstance(observations, dict) else {"": observations}
+    # A wrapper that is derived from SB3's may have none of its own.
+    for key, statistic in [*by_key.items(), ("", normalization.ret_rms)]:
+        if isinstance(statistic, RunningMeanStd):
+            yield key, statistic
 
 
 def running_statistics(env: VecEnv | None) -> list[RunningMeanStd]:

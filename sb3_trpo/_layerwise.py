@@ -80,7 +80,9 @@ def recording_layers(policy: nn.Module) -> Iterator[list[Call]]:
     calls: list[Call] = []
 
     def note(layer: nn.Module, args: tuple[Any, ...], output: th.Tensor) -> None:
-        if th.is_grad_enabled() and output.requires_grad and len(args) == 1:
+        # Mixed precision would have to be repeated in the products.
+        is_uniform = output.dtype == layer.weight.dtype
+        if th.is_grad_enabled() and output.requires_grad and len(args) == 1 and is_uniform:
             inputs = args[0].detach()
             edge, n_outputs = get_gradient_edge(output), output[0].numel()
             calls.append(Call(cast(nn.Linear, layer), inputs, args[0]._version, edge, n_outputs))

@@ -63,11 +63,12 @@ def is_sb3_buffer(buffer: RolloutBuffer) -> bool:
     Return whether a buffer returns its content as SB3's own buffers do.
 
     :param buffer: the buffer
-    :return: False if ``get`` or ``_get_samples`` is overridden
+    :return: False if ``get``, ``_get_samples`` or ``to_torch`` is overridden
     """
-    kind = type(buffer)
-    return not {"get", "_get_samples"} & vars(buffer).keys() and any(
-        kind.get is known.get and kind._get_samples is known._get_samples for known in _KNOWN
+    names = ("get", "_get_samples", "to_torch")
+    return not {*names} & vars(buffer).keys() and any(
+        all(getattr(type(buffer), name) is getattr(known, name) for name in names)
+        for known in _KNOWN
     )
 
 

@@ -225,7 +225,7 @@ def _may_occur(kind: type) -> bool:
     """Return whether a class may occur as a value; no hook of the class is asked."""
     module = kind.__module__
     if module.partition(".")[0] == "torch":  # of its modules, the layers, not the compilers
-        return module.startswith(("torch.nn.modules.", "torch.optim."))
+        return module == "torch.optim" or module.startswith(("torch.nn.modules.", "torch.optim."))
     if module.partition(".")[0] == "numpy":
         return np.number in kind.__mro__ or kind in (np.ndarray, np.bool_)
     is_sb3s = module.startswith("stable_baselines3.") and th.optim.Optimizer in kind.__mro__

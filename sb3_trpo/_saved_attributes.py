@@ -93,7 +93,7 @@ def _read_attribute(
         _check_attribute(name, value, kind)
         attributes[name] = value
     except ByValueError as error:
-        if name == "learning_rate":
+        if name == "learning_rate" and "policy.optimizer" in weights:
             attributes[name] = _last_learning_rate(weights)
             attributes["_needs_learning_rate"] = True
         elif name not in _REBUILT:

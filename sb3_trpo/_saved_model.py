@@ -76,7 +76,7 @@ def read_model(
         return SavedModel(io.BytesIO(content), custom_objects, {}, _kl_reduction(saved))
     try:
         names, variables = _torch_names(kind)
-        weights = _read_weights(entries, names)
+        weights = _read_weights(entries, names, {*_WEIGHTS} & {*names})
         _check_variables(entries, variables)
         attributes = read_attributes(saved, kind, custom_objects or {}, overridden, weights)
     except ValueError as error:
@@ -86,18 +86,19 @@ def read_model(
     )
 
 
-def read_parameters(path: ModelFile, names: Collection[str]) -> io.BytesIO:
+def read_parameters(path: ModelFile, names: Collection[str], is_whole: bool) -> io.BytesIO:
     """
     Read the weights in the file of a model once.
 
     :param path: path, or a stream
     :param names: of the state dictionaries that the model has
+    :param is_whole: whether the file needs to have all of them
     :return: a copy of the file with weights only
     :raises ValueError: if the file is damaged, or holds something else than weights
     """
     try:
         entries = read_entries(read_file(path))
-        weights = _read_weights(entries, names)
+        weights = _read_weights(entries, names, {*names} if is_whole else set())
     except ValueError as error:
         raise ValueError(f"{name_of(path)} was not loaded: {error}") from error
     return write_entries({f"{name}.pth": entries[f"{name}.pth"] for name in weights})
@@ -137,19 +138,20 @@ def _torch_names(kind: Any) -> tuple[Collection[str], Collection[str]]:
 
 
 def _read_weights(
-    entries: Mapping[str, bytes], names: Collection[str]
+    entries: Mapping[str, bytes], names: Collection[str], needed: set[str]
 ) -> dict[str, dict[str, Any]]:
     """Read and check the state dictionaries of policy, optimizer and what a subclass adds."""
     found = {name.removesuffix(".pth") for name in entries if name.endswith(".pth")}
     found -= {*_VARIABLES}
-    if not found.issuperset(_WEIGHTS) or not found <= {*_WEIGHTS, *names}:
+    if not needed <= found <= {*_WEIGHTS, *names}:
         raise ValueError(
             f"it holds weights of {sorted(found)[:9]}, and needs {sorted({*_WEIGHTS, *names})}"
         )
     weights = {name: read_weights(f"{name}.pth", entries[f"{name}.pth"]) for name in sorted(found)}
-    if not all(isinstance(key, str) for key in weights["policy"]):
+    if not all(isinstance(key, str) for key in weights.get("policy", ())):
         raise ValueError("policy.pth has parameters without names")
-    _check_optimizer(weights["policy.optimizer"])
+    if "policy.optimizer" in weights:
+        _check_optimizer(weights["policy.optimizer"])
     return weights
 
 
@@ -168,8 +170,7 @@ def _check_variables(entries: Mapping[str, bytes], names: Collection[str]) -> No
 def _check_optimizer(state: Mapping[str, Any]) -> None:
     """Refuse what is no state dictionary of an optimizer."""
     groups, states = state.get("param_groups"), state.get("state")
-    is_one = isinstance(states, dict) and all(isinstance(each, dict) for each in states.values())
-    if not (is_one and isinstance(groups, list) and groups):
+    if not (isinstance(states, dict) and isinstance(groups, list) and groups):
         raise ValueError("policy.optimizer.pth is not the state of an optimizer")
     if not all(isinstance(group, dict) and "lr" in group for group in groups):
         raise ValueError("policy.optimizer.pth has parameters without options")

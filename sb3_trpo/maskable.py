@@ -37,6 +37,7 @@ class MaskableTRPO(TRPO):
     averaged_action_spaces = ()  # masked bits are categorical, whose KL divergence is summed
     policy_family: ClassVar[Any] = MaskableActorCriticPolicy
     other_families = ()
+    has_sde = False
     predict: Any = MaskablePPO.predict
     _use_masking = True
 

@@ -21,7 +21,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo._actor import Actor, LinearizedActor, read_actor
+from sb3_trpo._actor import Actor, LinearizedActor, dtype_of, read_actor
 from sb3_trpo._atomic import saving_path, write_atomically
 from sb3_trpo._batch import ActorBatch, Minibatch, Rollout
 from sb3_trpo._critic import Critic, CriticFit, fit_critic, read_critic
@@ -185,6 +185,9 @@ class TRPO(OnPolicyAlgorithm):
         *(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
     )
 
+    # Whether its policies know gSDE.
+    has_sde: ClassVar[bool] = True
+
     # The base class of its policies, and base classes that it refuses.
     policy_family: ClassVar[type[BasePolicy]] = ActorCriticPolicy
     other_families: ClassVar[tuple[type[BasePolicy], ...]] = (RecurrentActorCriticPolicy,)
@@ -311,8 +314,7 @@ class TRPO(OnPolicyAlgorithm):
         self.set_random_seed(
             None if self.seed is None else seed_of(self._processes.rank, self.seed)
         )
-        # Maskable policies do not know gSDE.
-        options = {**({"use_sde": True} if self.use_sde else {}), **self.policy_kwargs}
+        options = {**({"use_sde": self.use_sde} if self.has_sde else {}), **self.policy_kwargs}
         space: Any = self.observation_space
         with th.no_grad():  # with a graph, gSDE's first noise could not be copied
             policy: Any = self.policy_class(space, self.action_space, self.lr_schedule, **options)
@@ -649,7 +651,7 @@ class TRPO(OnPolicyAlgorithm):
         with deferring_interrupts():
             self.policy.set_training_mode(False)
             self._update_learning_rate(self.policy.optimizer)
-            dtype = next(self.policy.parameters()).dtype
+            dtype = dtype_of(self.policy)
             processes = self._processes
             with processes.together():
                 rollout = read_rollout(self.rollout_buffer, self.device, dtype)
@@ -870,9 +872,8 @@ class TRPO(OnPolicyAlgorithm):
         :param device: where to put them
         """
         if not isinstance(load_path_or_dict, dict):
-            load_path_or_dict = cast(
-                Any, read_parameters(load_path_or_dict, self._get_torch_save_params()[0])
-            )
+            names, _ = self._get_torch_save_params()
+            load_path_or_dict = cast(Any, read_parameters(load_path_or_dict, names, exact_match))
         compiled = self.policy
         self.policy = getattr(compiled, "_orig_mod", compiled)
         try:

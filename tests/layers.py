@@ -247,6 +247,7 @@ LAYERS: dict[str, tuple[Make, Run]] = {
     "grid_sample": _function(_grid),
     "once differentiable": _prelu_and(lambda x: Doubled.apply(x)),
     "backward outside autograd": _prelu_and(lambda x: Detached.apply(x)),
+    "TorchScript": _module(lambda: th.jit.script(nn.Sequential(nn.Linear(6, 3), nn.Tanh()))),
     "sparse COO buffer": _module(lambda: Graph("coo", as_buffer=True)),
     "sparse COO attribute": _module(lambda: Graph("coo", as_buffer=False)),
     "sparse CSR buffer": _module(lambda: Graph("csr", as_buffer=True)),

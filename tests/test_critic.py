@@ -336,6 +336,44 @@ def test_steps_of_a_wrapped_or_watched_optimizer_are_taken() -> None:
     assert step.call_count == watched > 0
 
 
+class WithoutClosure(th.optim.SGD):
+    """An optimizer whose author left out what SB3 does not pass."""
+
+    def step(self) -> None:  # type: ignore[override]
+        super().step()
+
+    def zero_grad(self) -> None:  # type: ignore[override]
+        super().zero_grad()
+
+
+class IgnoringClosure(th.optim.SGD):
+    """An optimizer that takes a closure and does not call it."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step()
+
+
+class WithSharedState(th.optim.SGD):
+    """An optimizer with an entry of no parameter, and with an infinity to compare with."""
+
+    def step(self, closure: Any = None) -> Any:
+        result = super().step(closure)
+        self.state["k"] = th.ones(1)  # type: ignore[index]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["best"] = th.tensor(float("inf"))
+        return result
+
+
+@pytest.mark.parametrize("kind", [WithoutClosure, IgnoringClosure, WithSharedState, th.optim.LBFGS])
+def test_every_optimizer_that_sb3_steps_is_stepped(kind: Any) -> None:
+    model = collected("box")
+    model.policy.optimizer = kind(model.policy.parameters(), lr=1e-2)
+    before = parameters_of(model.policy)
+    assert not fit(model).diverged
+    assert not th.equal(before["value_net.weight"], parameters_of(model.policy)["value_net.weight"])
+
+
 def test_fused_optimizer_other_than_adam_steps_by_itself() -> None:
     options = {"optimizer_class": th.optim.SGD, "optimizer_kwargs": {"fused": True}}
     model = TRPO("MlpPolicy", "Pendulum-v1", n_steps=64, batch_size=32, policy_kwargs=options)

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
+from torch import nn
 
 from sb3_trpo._linearization import RowwiseLinearization
 from sb3_trpo._surrogate import improvement_and_kl
@@ -19,13 +22,14 @@ from tests.cases import (
     toy_envs,
     toy_model,
 )
-from tests.environments import VECTOR
+from tests.environments import DISCRETE_ACTIONS, VECTOR
 from tests.layers import LAYERS, behind_a_linear_layer
 
 # torch calls nested and compressed tensors prototypes; ours says what is slow.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning"),
     pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*cannot differentiate twice:UserWarning"),
 ]
 
@@ -127,4 +131,54 @@ def test_sparse_gradients_are_trained_with(most: int | None) -> None:
             module.sparse = True
     model.policy.optimizer = th.optim.SGD(model.policy.parameters(), 1e-3)
     model.learn(24)
+    assert model.logger.name_to_value["train/is_line_search_success"] == 1
+
+
+class Frozen(BaseFeaturesExtractor):
+    """
+    A frozen encoder in another precision, in front of what is trained.
+
+    :param dtype: of its weights
+    """
+
+    def __init__(self, space: spaces.Box, dtype: th.dtype) -> None:
+        super().__init__(space, 4)
+        weights = 30 * th.randn(4, space.shape[0])
+        self.weights = nn.Parameter(weights.to(dtype), requires_grad=False)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return th.tanh(x @ (self.weights.float() / 30).T)
+
+
+@pytest.mark.parametrize("dtype", [th.bfloat16, th.float16, th.float64, th.int8])
+def test_frozen_part_in_another_precision_does_not_choose_that_of_the_update(
+    dtype: th.dtype,
+) -> None:
+    options = {"features_extractor_class": Frozen, "features_extractor_kwargs": {"dtype": dtype}}
+    model = toy_model(Case("MlpPolicy", VECTOR, DISCRETE_ACTIONS, options), **TINY)
+    seen: list[th.dtype] = []
+    update = model._update_actor
+
+    def look(rollout: Any) -> Any:
+        seen.extend([rollout.returns.dtype, rollout.actor_batch.old_log_prob.dtype])
+        return update(rollout)
+
+    vars(model)["_update_actor"] = look
+    model.learn(24)
+    assert set(seen) == {th.float32}
+    assert model.logger.name_to_value["train/is_line_search_success"] == 1
+
+
+class MixedPrecision(NatureCNN):
+    """Convolutions in half the precision, as automatic mixed precision runs them."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        with th.autocast("cpu", dtype=th.bfloat16):
+            return super().forward(observations).float()
+
+
+def test_mixed_precision_is_trained() -> None:
+    images = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+    options = {"features_extractor_class": MixedPrecision}
+    model = toy_model(Case("CnnPolicy", images, DISCRETE_ACTIONS, options), **TINY).learn(24)
     assert model.logger.name_to_value["train/is_line_search_success"] == 1

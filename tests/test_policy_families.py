@@ -30,6 +30,16 @@ def test_subclass_of_the_family_is_taken(algorithm: type[TRPO]) -> None:
     assert isinstance(make(algorithm, policy).policy, policy)
 
 
+@pytest.mark.parametrize("algorithm", [TRPO, RecurrentTRPO])
+def test_policy_is_told_whether_gsde_is_used(algorithm: type[TRPO]) -> None:
+    def init(self: Any, *arguments: Any, use_sde: bool, **options: Any) -> None:
+        """Name the argument, which SB3 always passes."""
+        super(own, self).__init__(*arguments, use_sde=use_sde, **options)
+
+    own: Any = type("Own", (FAMILIES[algorithm],), {"__init__": init})
+    assert not make(algorithm, own).policy.use_sde
+
+
 @pytest.mark.parametrize("algorithm", FAMILIES)
 def test_policy_of_another_family_is_refused_by_name(algorithm: type[TRPO]) -> None:
     others = {*FAMILIES.values(), SACPolicy} - {FAMILIES[algorithm]}

@@ -540,6 +540,29 @@ class TestSB3Interface:
         other.train()
         assert not changed(state_of(model), state_of(other))
 
+    def test_a_class_chooses_which_weights_its_files_hold(self, tmp_path: Path) -> None:
+        class WithoutOptimizer(TRPO):
+            def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+                return ["policy"], []
+
+        model = toy_model(seed=1)
+        small = toy_model(kind=WithoutOptimizer, seed=3)
+        small.set_parameters(model.get_parameters(), exact_match=False)
+        small.save(tmp_path / "small")
+        loaded = WithoutOptimizer.load(tmp_path / "small")
+        other = toy_model(seed=2)
+        with pytest.raises(ValueError, match=r"weights of \['policy'\], and needs"):
+            other.set_parameters(str(tmp_path / "small"))
+        other.set_parameters(str(tmp_path / "small"), exact_match=False)
+        for each in (loaded, other):
+            assert not changed(state_of(small), state_of(each))
+
+    @pytest.mark.parametrize("kind", [th.optim.Adafactor, th.optim.NAdam])
+    def test_optimizers_of_torch_are_loaded(self, kind: Any, tmp_path: Path) -> None:
+        model = toy_model(policy_kwargs={"optimizer_class": kind, "net_arch": [4]}).learn(48)
+        model.save(tmp_path / "model")
+        assert type(TRPO.load(tmp_path / "model").policy.optimizer) is kind
+
     def test_an_inexact_set_of_parameters_is_taken_only_if_asked_for(self) -> None:
         model, other = toy_model(seed=1), toy_model(seed=2)
         parameters = {"policy": model.get_parameters()["policy"]}

@@ -25,6 +25,8 @@ MOST_ENVS = 256
 WRAPPERS = re.compile(
     r"(rl_zoo3\.wrappers|sb3_trpo\.zoo\.atari|stable_baselines3\.common\.atari_wrappers"
     r"|(sb3_contrib\.common|gymnasium)\.wrappers(\.[a-z_]+)?)\.(?!RecordVideo)[A-Z]\w*"
+    r"|stable_baselines3\.common\.vec_env(\.[a-z_]+)?\.Vec(FrameStack|Normalize|TransposeImage"
+    r"|CheckNan|ExtractDictObs)"
 )
 
 
@@ -108,7 +110,7 @@ def find_code(text: str | bytes) -> str | None:
         return f"it is damaged ({type(error).__name__})"
     tags = [node.tag[:80] for node in nodes if not is_plain(node)]
     values = [
-        f"{key}: {str(value.value)[:80]}"
+        f"{key}: {' '.join(scalars_in(value))[:80]}"
         for key, value in pairs_of(nodes)
         if key in RULES and not RULES[key](value)
     ]
@@ -157,6 +159,15 @@ def nodes_of(root: yaml.Node | None) -> Iterator[yaml.Node]:
             waiting += node.value
         elif isinstance(node, yaml.MappingNode):
             waiting += [each for pair in node.value for each in pair]
+
+
+def scalars_in(node: yaml.Node) -> list[str]:
+    """List the words of a node.
+
+    :param node: any node
+    :return: names and values, in no order
+    """
+    return [each.value for each in nodes_of(node) if isinstance(each, yaml.ScalarNode)]
 
 
 def pairs_of(nodes: list[yaml.Node]) -> Iterator[tuple[str, yaml.Node]]:
