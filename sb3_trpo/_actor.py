@@ -1,17 +1,16 @@
 """The policy as an actor: its parameters, and how it evaluates and linearises a batch."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _NormBase
 
 from sb3_trpo._batch import ActorBatch, SequenceBatch
 from sb3_trpo._distributions import ActionDistribution, Outputs
@@ -26,7 +25,8 @@ from sb3_trpo._linearization import (
 from sb3_trpo._plain import read_plain, read_plain_recurrent
 from sb3_trpo._processes import ALONE, Processes
 from sb3_trpo._recurrence import linearize_recurrent
-from sb3_trpo._sequences import Observations
+from sb3_trpo._running_statistics import Buffers, training_mode
+from sb3_trpo._sequences import Observations, select
 
 # States that are evaluated to find the actor's parts and the memory that a state takes.
 _PROBE_STATES = 16
@@ -123,21 +123,22 @@ class Actor:
         self, batches: Sequence[ActorBatch], processes: Processes = ALONE
     ) -> bool:
         """
-        Update the running statistics of the actor's batch normalisation, once per rollout.
+        Update the buffers that the actor's layers change in training mode, once per rollout.
 
         :param batches: minibatches; single states are skipped because they have no variance
-        :param processes: over which the statistics are averaged afterwards
+        :param processes: over which the buffers are averaged afterwards
         :return: whether the actor has such layers
         """
-        layers = [m for m in self.modules if isinstance(m, _NormBase) and m.track_running_stats]
-        if not layers:
+        buffers = Buffers(self.policy, self.modules)
+        if not buffers.owners:
             return False
-        with training_mode(layers), th.no_grad():
+        with training_mode(self.policy, buffers.owners), th.no_grad():
             for batch in batches:
                 if len(batch) > 1:
-                    read_distribution(self.policy, batch)
-        average_running_statistics(layers, processes)
-        return True
+                    _run_before_memory(self.policy, batch)
+                    if not buffers.changed():
+                        break  # they are constants
+        return buffers.average(processes)
 
 
 def dtype_of(policy: nn.Module) -> th.dtype:
@@ -211,49 +212,28 @@ def read_distribution(policy: ActorCriticPolicy, batch: ActorBatch) -> ActionDis
         return ActionDistribution(answer[0] if isinstance(answer, tuple) else answer)
 
 
+def _run_before_memory(policy: ActorCriticPolicy, batch: ActorBatch) -> None:
+    """Run the actor; of a recurrent one the extractor alone, which then sees no padding."""
+    if isinstance(batch, SequenceBatch):
+        rows = batch.sequences.rows.flatten()[batch.sequences.states]
+        states: Any = select(batch.observations, rows)
+        BasePolicy.extract_features(policy, states, policy.pi_features_extractor)
+    else:
+        read_distribution(policy, batch)
+
+
 @contextmanager
 def _keeping_state(distribution: object) -> Iterator[None]:
     """Restore an object's attributes after the block."""
+    if not hasattr(distribution, "__dict__"):  # a policy may keep none, or a dictionary of them
+        yield
+        return
     attributes = dict(vars(distribution))
     try:
         yield
     finally:
         vars(distribution).clear()
         vars(distribution).update(attributes)
-
-
-@contextmanager
-def training_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """
-    Put modules, and not what is inside them, into training mode for the duration of a block.
-
-    :param modules: in evaluation mode
-    :return: context manager
-    """
-    for module in modules:
-        module.training = True
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.training = False
-
-
-@th.no_grad()
-def average_running_statistics(modules: Iterable[nn.Module], processes: Processes) -> None:
-    """
-    Give batch normalisation the same statistics in all processes: their average.
-
-    :param modules: of which those without running statistics are left alone
-    :param processes: that have the same modules
-    """
-    if processes.size == 1:
-        return
-    for module in modules:
-        if isinstance(module, _NormBase) and module.track_running_stats:
-            for statistic in (module.running_mean, module.running_var):
-                assert statistic is not None
-                statistic.copy_(processes.mean(statistic, 1.0))
 
 
 @dataclass
@@ -288,16 +268,19 @@ def read_actor(
     batch: ActorBatch,
     kl_reduction: str = "sum",
     max_states_per_chunk: int | None = None,
+    processes: Processes = ALONE,
 ) -> Actor:
     """
     Run the policy once to find which parts belong to the actor.
 
     :param policy: in evaluation mode
-    :param batch: the states of the update; a few of them are evaluated
+    :param batch: the states of the update; a few of them are evaluated, and all if parts of the
+        policy run for none of these
     :param kl_reduction: ``sum`` for the KL divergence of the joint action, ``mean`` for its average
         over the action dimensions
     :param max_states_per_chunk: states whose graphs are in memory at a time; ``None`` for as many
         as take about half a GB, on a GPU up to a fifth of its memory
+    :param processes: that train the policy together, each on states of its own
     :return: the actor
     :raises ValueError: if no parameter that may be trained has an influence on the action
         distribution, or in torch's inference mode
@@ -312,7 +295,7 @@ def read_actor(
     # In this order: layers that have a hook already are not recorded.
     with th.enable_grad(), recording_layers(policy) as calls, _recording(probe, policy):
         distribution = read_distribution(policy, few)
-    parameters = _parameters_of(policy, distribution)
+    parameters = _parameters_of(policy, batch, few, distribution, probe, processes)
     linearization: Linearization | None = layerwise(policy, distribution, parameters, calls)
     if linearization is None:
         linearization = AutogradLinearization(distribution, parameters)
@@ -341,19 +324,59 @@ def _has_closed_form(policy: ActorCriticPolicy) -> bool:
 
 
 def _parameters_of(
-    policy: ActorCriticPolicy, distribution: ActionDistribution
+    policy: ActorCriticPolicy,
+    batch: ActorBatch,
+    few: ActorBatch,
+    distribution: ActionDistribution,
+    probe: _Probe,
+    processes: Processes,
 ) -> tuple[nn.Parameter, ...]:
-    """Return θ: the parameters for which the outputs have a gradient."""
-    attached = [z.sum() for z in distribution.outputs if z.requires_grad]
-    if not attached:
+    """Return θ: the parameters for which the outputs at any state have a gradient."""
+    candidates = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    reached = _reached(distribution.outputs, candidates)
+    if not _has_closed_form(policy):
+        reached = _in_any(processes, reached)
+        with th.enable_grad(), _twice_differentiable(policy):
+            critics = _reached((policy.predict_values(*few.inputs),), candidates)
+        if len(reached | _in_any(processes, critics)) < len(candidates):
+            reached = _in_any(processes, _reached_by_all(policy, batch, candidates, probe))
+    if not reached:
         raise ValueError(
             "The policy has nothing to train: every parameter of its action distribution is "
             "frozen. Set requires_grad of at least one to True."
         )
-    candidates = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    return tuple(candidates[position] for position in sorted(reached))
+
+
+def _reached_by_all(
+    policy: ActorCriticPolicy,
+    batch: ActorBatch,
+    candidates: Sequence[nn.Parameter],
+    probe: _Probe,
+) -> set[int]:
+    """Evaluate all states: some parts, such as the head of a rare task, run for few of them."""
+    reached: set[int] = set()
+    saved = sum(probe.saved_bytes.values()) / probe.n_states
+    for chunk in batch.chunks(_states_in(_memory_budget(candidates[0].device), saved)):
+        found = _Probe(len(chunk))
+        with th.enable_grad(), _recording(found, policy):
+            reached |= _reached(read_distribution(policy, chunk).outputs, candidates)
+        probe.modules |= found.modules
+    return reached
+
+
+def _reached(outputs: Outputs, candidates: Sequence[nn.Parameter]) -> set[int]:
+    """List the positions of the parameters for which outputs have a gradient."""
+    attached = [z.sum() for z in outputs if z.requires_grad]
+    if not attached:
+        return set()
     slopes = th.autograd.grad(attached, candidates, allow_unused=True, retain_graph=True)
-    pairs = zip(candidates, slopes, strict=True)
-    return tuple(parameter for parameter, slope in pairs if slope is not None)
+    return {position for position, slope in enumerate(slopes) if slope is not None}
+
+
+def _in_any(processes: Processes, positions: set[int]) -> set[int]:
+    """Add what the other processes have found, on other states."""
+    return set[int]().union(*processes.gather(positions))
 
 
 def _memory_budget(device: th.device) -> int:

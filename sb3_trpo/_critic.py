@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from sb3_trpo._actor import average_running_statistics, training_mode
 from sb3_trpo._batch import Features, Minibatch, size_of
 from sb3_trpo._mlp import Tape, flat_features, pairs_of, preprocessed
 from sb3_trpo._plain import Mlp, read_plain
 from sb3_trpo._processes import ALONE, Processes
+from sb3_trpo._running_statistics import Buffers, training_mode
 from sb3_trpo._sequences import Observations, select
 from sb3_trpo._vectors import unflatten
 
@@ -185,8 +185,9 @@ def fit_critic(
     :return: the loss, and whether the fit was undone
     """
     optimizer = critic.policy.optimizer
-    buffers = [b for module in critic.modules for b in module.buffers(recurse=False)]
-    state = _State([*critic.parameters, *buffers], optimizer)
+    buffers = Buffers(critic.policy, critic.modules)
+    tensors = [buffer for owner in buffers.owners for buffer in owner.buffers(recurse=False)]
+    state = _State([*critic.parameters, *tensors], optimizer)
     loss = _loss_by_autograd(critic) if critic.mlp is None else _loss_in_closed_form(critic.mlp)
     if processes.size > 1:
         loss = _loss_of_all(loss, critic.parameters, processes)
@@ -196,7 +197,7 @@ def fit_critic(
         for parameter in group["params"]:
             parameter.grad = None
     try:
-        with training_mode(critic.modules), _fused(optimizer):
+        with training_mode(critic.policy, critic.modules), _fused(optimizer):
             descend = _descent_of(optimizer)
             usable = (minibatch for minibatch in minibatches if len(minibatch[1]) >= least)
             losses = [descend(partial(loss, *minibatch)) for minibatch in usable]
@@ -206,7 +207,7 @@ def fit_critic(
     finally:
         for parameter in critic.parameters:
             parameter.grad = None
-    average_running_statistics(critic.modules, processes)
+    buffers.average(processes)
     diverged = not processes.all(state.is_finite())
     if diverged:
         state.restore()

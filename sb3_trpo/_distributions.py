@@ -23,7 +23,7 @@ under a bijection of the actions.
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -192,22 +192,29 @@ class Generic(Family):
     Any torch distribution whose KL divergence torch knows, z = its parameters.
 
     :param template: a distribution of the family
-    :raises ValueError: if torch has no KL divergence for it
+    :raises ValueError: if torch has no KL divergence for it, or its parameters cannot be read
     """
 
     def __init__(self, template: td.Distribution) -> None:
-        self.template = template
         if _has_learned_transform(template):
             raise _without_kl(template)
         try:
             td.kl_divergence(template, template)
         except NotImplementedError:
             raise _without_kl(template) from None
+        self.template = template
+        self._base = _base(template)
+        self._names = _parameter_names(self._base)
+        if not self._names:
+            raise _unreadable(template, "its `arg_constraints` name none")
+        self._is_constructed = _is_what_its_constructor_makes(self._base, self._names)
+        if not (self._is_constructed or vars(self._base).keys() >= {*self._names}):
+            raise _unreadable(template, "its constructor does not take them, nor does it keep them")
 
     def outputs(self, distribution: td.Distribution) -> Outputs:
         """Read the parameters that the distribution is constructed from."""
         base = _base(distribution)
-        return tuple(th.as_tensor(getattr(base, name)) for name in _parameter_names(base))
+        return tuple(th.as_tensor(getattr(base, name)) for name in self._names)
 
     def kl(self, new: Outputs, old: Outputs) -> th.Tensor:
         """Use torch's formula."""
@@ -224,43 +231,81 @@ class Generic(Family):
 
     def _rebuild(self, z: Outputs) -> td.Distribution:
         """Make a distribution of the family from its parameters."""
-        names = _parameter_names(_base(self.template))
-        return _with_base(self.template, dict(zip(names, z, strict=True)))
+        pairs = list(zip(self._names, z, strict=True))
+        kept = vars(self._base)
+        others: dict[int, Any] = {id(kept[name]): value for name, value in pairs if name in kept}
+        if self._is_constructed:
+            family: Any = type(self._base)
+            others[id(self._base)] = family(**dict(pairs), validate_args=False)
+        known = others.get(id(self.template))
+        return known if known is not None else _copied(self.template, others)
 
 
 def _base(distribution: Any) -> td.Distribution:
     """Return the distribution under Independent and TransformedDistribution."""
-    while type(distribution) in _WRAPPERS:
+    while _is_wrapper(distribution):
         distribution = distribution.base_dist
     return cast(td.Distribution, distribution)
 
 
-# Exact types: a subclass such as Kumaraswamy has parameters of its own.
-_WRAPPERS = (td.Independent, td.TransformedDistribution)
+def _is_wrapper(distribution: Any) -> bool:
+    """Return whether all parameters are another one's; those of Kumaraswamy are its own."""
+    is_kind = isinstance(distribution, (td.Independent, td.TransformedDistribution))
+    return is_kind and not distribution.arg_constraints
+
+
+def _is_what_its_constructor_makes(base: td.Distribution, names: list[str]) -> bool:
+    """Return whether a class makes the same distribution of the parameters that it names."""
+    values = {name: getattr(base, name) for name in names}
+    family: Any = type(base)
+    try:
+        again = family(**values, validate_args=False)
+    except TypeError:  # a subclass has a constructor of its own
+        return False
+    pairs = [(getattr(again, name), value) for name, value in values.items()]
+    return all(th.equal(*map(th.as_tensor, pair)) for pair in pairs)
+
+
+def _copied(distribution: td.Distribution, others: Mapping[int, Any]) -> td.Distribution:
+    """
+    Copy a distribution, and those in it, with other parameters.
+
+    :param distribution: any
+    :param others: parameters and distributions, by the identities of those that they replace
+    :return: the copy
+    :raises ValueError: if it holds something else that the network has computed
+    """
+    new = copy.copy(distribution)
+    for name, value in vars(distribution).items():
+        if id(value) in others:
+            vars(new)[name] = others[id(value)]
+        elif isinstance(value, td.Distribution):
+            vars(new)[name] = _copied(value, others)
+        elif isinstance(getattr(type(distribution), name, None), td.utils.lazy_property):
+            del vars(new)[name]  # computed from the parameters at its next use
+        elif isinstance(value, th.Tensor) and value.requires_grad:
+            raise _unreadable(distribution, f"its attribute {name} depends on them, too")
+    return new
+
+
+def _unreadable(template: td.Distribution, why: str) -> ValueError:
+    """Return the error for a distribution that cannot be made of its parameters."""
+    return ValueError(
+        f"TRPO needs the parameters of the action distribution, and those of "
+        f"{_family_name(template)} cannot be read: {why}. Give the class a constructor with the "
+        f"names and the meaning of its `arg_constraints`."
+    )
 
 
 def _has_learned_transform(distribution: Any) -> bool:
     """Return whether a transform depends on the network, which the KL of the base does not see."""
     transforms: list[Any] = []
-    while type(distribution) in _WRAPPERS:
+    while _is_wrapper(distribution):
         transforms += getattr(distribution, "transforms", [])
         distribution = distribution.base_dist
     parts = [part for t in transforms for part in (t, *getattr(t, "parts", []))]
     values = [value for part in parts for value in vars(part).values()]
     return any(isinstance(value, th.Tensor) and value.requires_grad for value in values)
-
-
-def _with_base(template: td.Distribution, parameters: dict[str, th.Tensor]) -> td.Distribution:
-    """Rebuild the wrappers of the template around a base distribution with other parameters."""
-    if type(template) is td.Independent:
-        inner = _with_base(template.base_dist, parameters)
-        return td.Independent(inner, template.reinterpreted_batch_ndims, validate_args=False)
-    if type(template) is td.TransformedDistribution:
-        inner = _with_base(template.base_dist, parameters)
-        return td.TransformedDistribution(inner, template.transforms, validate_args=False)
-    family: Any = type(template)
-    rebuilt: td.Distribution = family(**parameters, validate_args=False)
-    return rebuilt
 
 
 def _parameter_names(base: td.Distribution) -> list[str]:
@@ -301,14 +346,15 @@ def family_of(distribution: object) -> Family:
     :raises ValueError: if it is no distribution, or one whose KL divergence torch does not know
     """
     closed_form = _CLOSED_FORMS.get(type(distribution))
-    if closed_form is not None:
+    blocks = distribution if isinstance(distribution, list) else []
+    if closed_form is not None and all(isinstance(block, td.Categorical) for block in blocks):
         return closed_form
     if isinstance(distribution, td.Distribution):
         return Generic(distribution)
     raise ValueError(
         f"TRPO reads the action distribution's attribute `distribution`, which has to be a torch "
         f"distribution or a list of categorical ones; the policy's is "
-        f"{type(distribution).__name__}."
+        f"{[type(block).__name__ for block in blocks] or type(distribution).__name__}."
     )
 
 

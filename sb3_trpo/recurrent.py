@@ -10,9 +10,9 @@ from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, Rec
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.vec_env import VecEnv
-from torch.nn.modules.batchnorm import _NormBase
 
 from sb3_trpo._read_buffer import is_sb3_buffer
+from sb3_trpo._running_statistics import has_running_statistics, modules_in_training
 from sb3_trpo.trpo import TRPO
 
 
@@ -46,7 +46,7 @@ class RecurrentTRPO(TRPO):
                 "squash_output=True does not go with an LSTM: sb3-contrib's recurrent rollout "
                 "does not scale squashed actions back to the action space. Leave it out."
             )
-        if any(isinstance(m, _NormBase) and m.track_running_stats for m in policy.modules()):
+        if any(map(has_running_statistics, modules_in_training(policy))):
             raise ValueError(
                 "Batch normalisation does not go with an LSTM: its running statistics would take "
                 "in the padding of the sequences. Use nn.LayerNorm."

@@ -673,7 +673,9 @@ class TRPO(OnPolicyAlgorithm):
         target_kl = value_at("target_kl", self.target_kl, progress)
         damping = value_at("cg_damping", self.cg_damping, progress)
         batch = self._actor_batch(rollout)
-        actor = read_actor(self.policy, batch, self.kl_reduction, self.max_states_per_chunk)
+        actor = read_actor(
+            self.policy, batch, self.kl_reduction, self.max_states_per_chunk, processes
+        )
         chunks = fisher_chunks = batch.chunks(actor.max_states_per_chunk)
         if self.fisher_sub_sampling_factor > 1:
             fisher_batch = self._every(self.fisher_sub_sampling_factor, batch)

@@ -4,6 +4,7 @@ import types
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch as th
@@ -16,13 +17,15 @@ from torch import nn
 from sb3_trpo import TRPO
 from sb3_trpo import _actor as actor_module
 from sb3_trpo import _layerwise as layerwise
-from sb3_trpo._actor import Actor, LinearizedActor, read_actor, training_mode
+from sb3_trpo._actor import Actor, LinearizedActor, read_actor
 from sb3_trpo._batch import ActorBatch
+from sb3_trpo._critic import read_critic
 from sb3_trpo._layerwise import LayerwiseLinearization
 from sb3_trpo._linearization import AutogradLinearization
 from sb3_trpo._read_buffer import read_rollout
+from sb3_trpo._running_statistics import training_mode
 from tests import reference
-from tests.cases import POLICIES, Case, actor_and_batch, collected, toy_model
+from tests.cases import CASES, POLICIES, Case, actor_and_batch, collected, fisher_of, toy_model
 from tests.environments import VECTOR, collect
 from tests.policies import LinearExtractor, freeze
 
@@ -75,6 +78,54 @@ def test_parameter_that_nothing_depends_on_is_not_the_actors() -> None:
     actor, _ = actor_and_batch(collected("beta"))
     assert "log_std" in dict(actor.policy.named_parameters())
     assert "log_std" not in names_of(actor.policy, actor.parameters)
+
+
+class RareHead(BaseFeaturesExtractor):
+    """A layer for all states, and another one for those that begin with one number."""
+
+    number = 0.0
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, features_dim=4)
+        self.usual = nn.Linear(3, 4)
+        self.rare = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        features, is_rare = self.usual(x), x[:, 0] == self.number
+        if is_rare.any():
+            features = features.index_add(0, is_rare.nonzero().flatten(), self.rare(x[is_rare]))
+        return th.tanh(features)
+
+
+def with_a_rare_state(shared: bool) -> Any:
+    """Collect a rollout of which one state runs a layer, and none of those that are tried."""
+    options = {"features_extractor_class": RareHead, "share_features_extractor": shared}
+    model = collected(Case(policy_kwargs=options), float64=True)
+    observations: Any = read_rollout(model.rollout_buffer, model.device, th.float64).actor_batch
+    few: Any = observations.every(2, 0).observations[:, 0]
+    number = next(x for x in observations.observations[:, 0] if x not in few)
+    for extractor in (model.policy.pi_features_extractor, model.policy.vf_features_extractor):
+        extractor.number = number
+    return model
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("most", [None, 5])
+def test_part_that_runs_for_one_state_is_the_actors(shared: bool, most: int | None) -> None:
+    model = with_a_rare_state(shared)
+    batch = read_rollout(model.rollout_buffer, model.device, th.float64).actor_batch.normalized()
+    actor = read_actor(model.policy, batch, max_states_per_chunk=most)
+    head = model.policy.pi_features_extractor.rare
+    assert {*head.parameters()} <= {*actor.parameters}
+    assert {*head} <= actor.modules
+    expected = reference.fisher_by_differences(actor.policy, batch.observations, actor.parameters)
+    fisher = fisher_of(actor, batch.chunks(actor.max_states_per_chunk))
+    units = th.eye(len(expected), dtype=th.float64)
+    ours = th.stack([fisher(unit).clone() for unit in units], dim=1)
+    th.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-7)
+
+    critic = read_critic(model.policy, actor.parameters, actor.modules)
+    assert {*head.parameters()}.isdisjoint(critic.parameters)
 
 
 @pytest.mark.parametrize("name", ["box", "box_shared", "gsde", "beta"])
@@ -331,12 +382,106 @@ def test_policy_without_running_statistics_needs_no_pass(name: str) -> None:
     assert not actor.refresh_running_statistics([batch])
 
 
+class Normalizing(nn.Module):
+    """Normalises by the mean of what it has seen in training mode."""
+
+    count: th.Tensor
+    total: th.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", th.tensor(0))
+        self.register_buffer("total", th.zeros(3))
+        self.register_buffer("constant", th.ones(3))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        if self.training:
+            self.count += len(x)
+            self.total += x.sum(0)
+        return x - self.total / self.count.clamp(min=1)
+
+
+class Seen(BaseFeaturesExtractor):
+    """
+    A layer of two modes in front of a linear one.
+
+    :param mode: ``pinned`` if a pretrained layer is to stay as it is
+    """
+
+    def __init__(self, observation_space: spaces.Box, layer: Any, mode: str = "") -> None:
+        super().__init__(observation_space, features_dim=4)
+        self.layer, self.mode = layer(), mode
+        self.last = nn.Linear(3, 4)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return th.tanh(self.last(self.layer(x)))
+
+    def train(self, mode: bool = True) -> "Seen":
+        super().train(mode)
+        if self.mode == "pinned":
+            self.layer.eval()
+        return self
+
+
+def seeing(name: str, layer: Any, mode: str = "", **options: Any) -> Any:
+    """Make a model with such an extractor, for actor and critic each."""
+    case = CASES[name]
+    kwargs = {
+        "features_extractor_class": Seen,
+        "features_extractor_kwargs": {"layer": layer, "mode": mode},
+        "share_features_extractor": False,
+    }
+    return toy_model(replace(case, policy_kwargs=case.policy_kwargs | kwargs), **options)
+
+
+@pytest.mark.parametrize("name", ["box", "lstm_box"])
+def test_layer_that_normalises_by_what_it_has_seen_sees_the_rollout_once(name: str) -> None:
+    model = seeing(name, Normalizing).learn(64)
+    layer = model.policy.pi_features_extractor.layer
+    assert layer.count == 64  # of an LSTM's sequences, no padding
+    rollout = read_rollout(model.rollout_buffer, model.device, th.float32).actor_batch
+    observations: Any = rollout.observations
+    th.testing.assert_close(layer.total, observations.sum(0), rtol=1e-4, atol=1e-4)
+
+
+def test_spectral_norm_of_the_actor_stays_one() -> None:
+    def layer() -> nn.Module:
+        return nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+
+    model = seeing("box", layer, target_kl=0.3).learn(64 * 20)
+    weight = model.policy.pi_features_extractor.layer.weight
+    assert float(th.linalg.matrix_norm(weight.detach(), 2)) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["box", "lstm_box"])
+def test_pretrained_layer_that_is_pinned_to_evaluation_mode_stays_as_it_is(name: str) -> None:
+    model = seeing(name, lambda: nn.BatchNorm1d(3), mode="pinned")
+    before = running_statistics(model.policy)
+    assert len(before) >= 4
+    model.learn(64)
+    after = running_statistics(model.policy)
+    assert all(th.equal(before[key], after[key]) for key in before)
+    assert "train/kl_after_running_statistics" not in model.logger.name_to_value
+
+
+def test_layers_with_constants_need_one_minibatch() -> None:
+    class Constant(nn.Identity):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("constant", th.ones(1))
+
+    actor, batch = actor_and_batch(seeing("box", Constant).learn(64))
+    with mock.patch.object(actor_module, "read_distribution") as read:
+        assert not actor.refresh_running_statistics(batch.chunks(8))
+    assert read.call_count == 1
+
+
 def test_training_mode_is_left_even_when_the_block_raises() -> None:
     outer = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout())).eval()
     inner = outer[1]
 
     def fail() -> None:
-        with training_mode([outer, inner]):
+        with training_mode(outer, [outer, inner]):
             assert [m.training for m in (outer, outer[0], inner)] == [True, False, True]
             raise KeyboardInterrupt
 

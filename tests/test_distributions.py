@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch as th
@@ -353,6 +353,109 @@ def test_subclass_of_a_known_family_keeps_its_own_kl() -> None:
     one, two = ScaledNormal(th.ones(N, 1), 1.0), ScaledNormal(th.zeros(N, 1), 1.0)
     family = family_of(one)
     assert family.kl(family.outputs(one), family.outputs(two)).flatten().tolist() == [7.0] * N
+
+
+class FromLogStd(td.Normal):
+    """A subclass whose constructor takes something else than what it keeps."""
+
+    def __init__(self, mean: th.Tensor, log_std: th.Tensor) -> None:
+        super().__init__(mean, log_std.exp())
+
+
+class ScaleIsItsLog(td.Normal):
+    """A subclass whose constructor means something else by the name."""
+
+    def __init__(self, loc: th.Tensor, scale: th.Tensor, **options: Any) -> None:
+        super().__init__(loc, scale.exp(), **options)
+
+
+class TanhNormal(td.TransformedDistribution):
+    """A squashed Gaussian as users write it."""
+
+    def __init__(self, loc: th.Tensor, scale: th.Tensor) -> None:
+        self.loc = loc
+        super().__init__(td.Normal(loc, scale), td.TanhTransform(cache_size=1))
+
+
+class Between(td.Distribution):
+    """A distribution with bounds that are no parameters, and its KL divergence."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {
+        "loc": td.constraints.real,
+        "scale": td.constraints.positive,
+    }
+
+    def __init__(self, loc: th.Tensor, scale: th.Tensor, low: float, high: float) -> None:
+        self.loc, self.scale, self.low, self.high = loc, scale, low, high
+        self.inner = td.Normal(loc, scale)
+        super().__init__(loc.shape, validate_args=False)
+
+
+@td.register_kl(Between, Between)  # type: ignore[no-untyped-call, untyped-decorator]
+def _kl_between(p: Between, q: Between) -> th.Tensor:
+    return td.kl_divergence(p.inner, q.inner)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda mean, log_std: FromLogStd(mean, log_std),
+        lambda mean, log_std: ScaleIsItsLog(mean, log_std),
+        lambda mean, log_std: TanhNormal(mean, log_std.exp()),
+        lambda mean, log_std: td.Independent(TanhNormal(mean, log_std.exp()), 0),
+        lambda mean, log_std: Between(mean, log_std.exp(), -1.0, 1.0),
+    ],
+)
+def test_subclass_with_a_constructor_of_its_own_is_the_gaussian_that_it_is(make: Any) -> None:
+    mean, log_std = th.randn(2, N, 2)
+    mean.requires_grad_()
+    log_std.requires_grad_()
+    one = make(mean, log_std)
+    two = make(mean.detach() + 0.1, log_std.detach() - 0.2)
+    family = family_of(one)
+    assert isinstance(family, Generic)
+    z, other = family.outputs(one), family.outputs(two)
+    gaussian = td.Normal(mean, log_std.exp())
+    expected = td.kl_divergence(td.Normal(mean + 0.1, (log_std - 0.2).exp()), gaussian)
+    th.testing.assert_close(family.kl(other, z), expected)
+    tangent = tuple(th.ones_like(part) for part in z)
+    variance = log_std.detach().exp().square()
+    product = family.fisher_metric(z)(tangent)
+    th.testing.assert_close(product, (1 / variance, 2 / variance))
+
+
+class WithADerivedNumber(FromLogStd):
+    """Another number that the network has computed, which cannot be made anew."""
+
+    def __init__(self, mean: th.Tensor, log_std: th.Tensor) -> None:
+        super().__init__(mean, log_std)
+        self.log_std = log_std
+
+
+WithoutNames = type("WithoutNames", (td.Normal,), {"arg_constraints": {}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [(WithADerivedNumber, "log_std depends on them"), (WithoutNames, "name none")]
+)
+def test_distribution_whose_parameters_cannot_be_read_is_refused_by_name(
+    kind: Any, why: str
+) -> None:
+    one = kind(th.zeros(N, 2), th.zeros(N, 2, requires_grad=True).exp())
+    with pytest.raises(ValueError, match=rf"those of {kind.__name__} cannot be read.*{why}"):
+        kl_from_itself(one)
+
+
+def kl_from_itself(distribution: td.Distribution) -> th.Tensor:
+    family = family_of(distribution)
+    z = family.outputs(distribution)
+    return family.kl(z, z)
+
+
+def test_list_of_other_distributions_is_refused_by_their_names() -> None:
+    blocks = [td.Normal(th.zeros(N), th.ones(N)), td.Categorical(logits=th.zeros(N, 2))]
+    with pytest.raises(ValueError, match=r"categorical ones.*\['Normal', 'Categorical'\]"):
+        family_of(blocks)
 
 
 # ActionDistribution, on SB3's distributions

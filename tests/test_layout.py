@@ -24,6 +24,7 @@ LAYERS: tuple[Collection[str], ...] = (
         "_linearization",
         "_layerwise",
         "_recurrence",
+        "_running_statistics",
         "_actor",
     ),
     {"_surrogate", "_fisher", "_trust_region", "_critic"},
