@@ -1,6 +1,7 @@
 """Derivatives layer by layer: the same numbers as autograd, and only where they are right."""
 
 import math
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -18,6 +19,7 @@ from sb3_trpo._vectors import flatten
 from tests.cases import POLICIES, Case, actor_and_batch, collected
 from tests.environments import BOX_ACTIONS, DISCRETE_ACTIONS, TINY_IMAGE, VECTOR
 from tests.layers import case_of
+from tests.policies import freeze
 
 # Sums of a few thousand products in double precision.
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
@@ -223,7 +225,6 @@ def have_a_parameter_of_its_own(layers: Any, x: th.Tensor) -> Any:
         run_twice,
         use_a_weight_elsewhere,
         use_a_layer_aside_and_its_weight,
-        overwrite_an_input,
         run_on_part_of_the_states,
         have_a_parameter_of_its_own,
     ],
@@ -233,6 +234,15 @@ def test_what_is_not_one_layer_after_the_other_goes_through_autograd(run: Any) -
         return {**one_layer(), "norm": nn.LayerNorm(4)}
 
     assert kind_of(case_of(make, run)) is AutogradLinearization
+
+
+def test_layer_whose_input_is_overwritten_is_left_to_autograd_which_refuses_it() -> None:
+    case = case_of(one_layer, overwrite_an_input)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kind_of(case)
+    options = {**case.policy_kwargs, "share_features_extractor": False}
+    actor_alone = replace(case, policy_kwargs=options, prepare=freeze("vf_features_extractor"))
+    assert kind_of(actor_alone) is AutogradLinearization
 
 
 @pytest.mark.parametrize("options", [{"padding": "same"}, {"padding_mode": "circular"}], ids=str)
