@@ -58,7 +58,8 @@ class Update:
             "critic": Messages(self.minibatches, self.critic + 2),  # loss, gradient
         }
         numbers = {
-            "agreement": Messages(3, FLOAT64),  # on faults, states and divergence
+            # on faults, states, divergence, and whether actor and critic are in closed form
+            "agreement": Messages(5, FLOAT64),
             "explained variance": Messages(2, 3 * FLOAT64),  # two means, two variances
         }
         return numbers | {part: Messages(n, FLOAT32 * size) for part, (n, size) in means.items()}

@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -26,7 +26,7 @@ from sb3_trpo._plain import read_plain, read_plain_recurrent
 from sb3_trpo._processes import ALONE, Processes
 from sb3_trpo._recurrence import linearize_recurrent
 from sb3_trpo._running_statistics import Buffers, training_mode
-from sb3_trpo._sequences import Observations, select
+from sb3_trpo._sequences import Observations
 
 # States that are evaluated to find the actor's parts and the memory that a state takes.
 _PROBE_STATES = 16
@@ -132,12 +132,10 @@ class Actor:
         buffers = Buffers(self.policy, self.modules)
         if not buffers.owners:
             return False
-        with training_mode(self.policy, buffers.owners), th.no_grad():
+        with training_mode(buffers.owners), th.no_grad():
             for batch in batches:
-                if len(batch) > 1:
-                    _run_before_memory(self.policy, batch)
-                    if not buffers.changed():
-                        break  # they are constants
+                for part in _without_padding(batch) if len(batch) > 1 else ():
+                    read_distribution(self.policy, part)
         return buffers.average(processes)
 
 
@@ -212,14 +210,13 @@ def read_distribution(policy: ActorCriticPolicy, batch: ActorBatch) -> ActionDis
         return ActionDistribution(answer[0] if isinstance(answer, tuple) else answer)
 
 
-def _run_before_memory(policy: ActorCriticPolicy, batch: ActorBatch) -> None:
-    """Run the actor; of a recurrent one the extractor alone, which then sees no padding."""
-    if isinstance(batch, SequenceBatch):
-        rows = batch.sequences.rows.flatten()[batch.sequences.states]
-        states: Any = select(batch.observations, rows)
-        BasePolicy.extract_features(policy, states, policy.pi_features_extractor)
-    else:
-        read_distribution(policy, batch)
+def _without_padding(batch: ActorBatch) -> list[ActorBatch]:
+    """Divide sequences into groups of one length, which need no padding."""
+    if not isinstance(batch, SequenceBatch):
+        return [batch]
+    lengths = batch.sequences.lengths
+    groups = [lengths == length for length in set(lengths.tolist())]
+    return [batch.select(group.nonzero().flatten()) for group in groups]
 
 
 @contextmanager
@@ -295,7 +292,9 @@ def read_actor(
     # In this order: layers that have a hook already are not recorded.
     with th.enable_grad(), recording_layers(policy) as calls, _recording(probe, policy):
         distribution = read_distribution(policy, few)
-    parameters = _parameters_of(policy, batch, few, distribution, probe, processes)
+    parameters = _parameters_of(
+        policy, batch, few, distribution, probe, max_states_per_chunk, processes
+    )
     linearization: Linearization | None = layerwise(policy, distribution, parameters, calls)
     if linearization is None:
         linearization = AutogradLinearization(distribution, parameters)
@@ -329,17 +328,24 @@ def _parameters_of(
     few: ActorBatch,
     distribution: ActionDistribution,
     probe: _Probe,
+    max_states_per_chunk: int | None,
     processes: Processes,
 ) -> tuple[nn.Parameter, ...]:
     """Return θ: the parameters for which the outputs at any state have a gradient."""
     candidates = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     reached = _reached(distribution.outputs, candidates)
-    if not _has_closed_form(policy):
+    if not processes.all(_has_closed_form(policy)):  # in one process something may watch a module
         reached = _in_any(processes, reached)
         with th.enable_grad(), _twice_differentiable(policy):
             critics = _reached((policy.predict_values(*few.inputs),), candidates)
         if len(reached | _in_any(processes, critics)) < len(candidates):
-            reached = _in_any(processes, _reached_by_all(policy, batch, candidates, probe))
+            saved = sum(probe.saved_bytes.values()) / probe.n_states
+            budget = _memory_budget(distribution.outputs[0].device)
+            chunks = batch.chunks(max_states_per_chunk or _states_in(budget, saved))
+            reached = _in_any(processes, _reached_by_all(policy, chunks, candidates, probe))
+        everything = list(policy.modules())
+        ran = {position for position, m in enumerate(everything) if m in probe.modules}
+        probe.modules = {everything[position] for position in _in_any(processes, ran)}
     if not reached:
         raise ValueError(
             "The policy has nothing to train: every parameter of its action distribution is "
@@ -350,14 +356,13 @@ def _parameters_of(
 
 def _reached_by_all(
     policy: ActorCriticPolicy,
-    batch: ActorBatch,
+    chunks: Sequence[ActorBatch],
     candidates: Sequence[nn.Parameter],
     probe: _Probe,
 ) -> set[int]:
     """Evaluate all states: some parts, such as the head of a rare task, run for few of them."""
     reached: set[int] = set()
-    saved = sum(probe.saved_bytes.values()) / probe.n_states
-    for chunk in batch.chunks(_states_in(_memory_budget(candidates[0].device), saved)):
+    for chunk in chunks:
         found = _Probe(len(chunk))
         with th.enable_grad(), _recording(found, policy):
             reached |= _reached(read_distribution(policy, chunk).outputs, candidates)

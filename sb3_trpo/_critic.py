@@ -14,14 +14,18 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sb3_trpo._batch import Features, Minibatch, size_of
 from sb3_trpo._mlp import Tape, flat_features, pairs_of, preprocessed
 from sb3_trpo._plain import Mlp, read_plain
 from sb3_trpo._processes import ALONE, Processes
-from sb3_trpo._running_statistics import Buffers, training_mode
+from sb3_trpo._running_statistics import (
+    Buffers,
+    modules_in_training,
+    training_mode,
+    uses_the_minibatch,
+)
 from sb3_trpo._sequences import Observations, select
 from sb3_trpo._vectors import unflatten
 
@@ -33,8 +37,6 @@ _ONE = th.ones(())
 
 # Computes a minibatch's loss and writes its gradient into the parameters' ``grad``.
 Loss = Callable[[Features, th.Tensor], th.Tensor]
-# Room for what a minibatch sends, and the part of every parameter's gradient in it.
-_Message = tuple[th.Tensor, tuple[th.Tensor, ...]]
 # Computes the loss of the minibatch at hand, as above.
 Evaluate = Callable[[], th.Tensor]
 
@@ -68,6 +70,8 @@ class Critic:
         moves, else ``None``; the fit then needs no autograd
     :param max_states_per_chunk: number of states of a minibatch that are evaluated at a time;
         ``None`` for all, as batch normalisation needs it
+    :param least_states: the smallest minibatch: batch normalisation has no variance of a single
+        state
     """
 
     policy: ActorCriticPolicy
@@ -76,11 +80,7 @@ class Critic:
     trunk: nn.Module | None
     mlp: Mlp | None
     max_states_per_chunk: int | None = None
-
-    @property
-    def least_states(self) -> int:
-        """Return the smallest minibatch: batch normalisation has no variance of a single state."""
-        return 2 if any(isinstance(module, _NormBase) for module in self.modules) else 1
+    least_states: int = 1
 
     @th.no_grad()
     def features(self, observations: Observations) -> Observations:
@@ -121,6 +121,7 @@ def read_critic(
     actor_parameters: Iterable[nn.Parameter],
     actor_modules: frozenset[nn.Module],
     max_states_per_chunk: int | None = None,
+    processes: Processes = ALONE,
 ) -> Critic:
     """
     Find the parameters and modules that only the critic uses.
@@ -132,21 +133,25 @@ def read_critic(
     :param actor_parameters: the parameters that must not move
     :param actor_modules: the modules that the actor uses
     :param max_states_per_chunk: number of states that fit into memory; ``None`` for any
+    :param processes: that fit copies of this critic together
     :return: the critic
     """
     held = set(actor_parameters)
     parameters = tuple(p for p in policy.parameters() if p.requires_grad and p not in held)
     trunk = _fixed_trunk(policy, held, actor_modules)
     still = actor_modules | frozenset([] if trunk is None else trunk.modules())
-    modules = tuple(module for module in policy.modules() if module not in still)
+    critics = [module for module in policy.modules() if module not in still]
+    in_training = modules_in_training(policy)
+    modules = tuple(module for module in critics if module in in_training)
     plain = read_plain(policy)
     mlp = None if plain is None else plain.critic
     is_whole = mlp is not None and set(mlp.parameters) == set(parameters)
-    if any(isinstance(module, _NormBase) for module in modules):
-        max_states_per_chunk = None
-    return Critic(
-        policy, parameters, modules, trunk, mlp if is_whole else None, max_states_per_chunk
-    )
+    least_states = 1
+    if any(uses_the_minibatch(module, module in in_training) for module in critics):
+        max_states_per_chunk, least_states = None, 2
+    # In one process, something may watch a module.
+    mlp = mlp if processes.all(is_whole) else None
+    return Critic(policy, parameters, modules, trunk, mlp, max_states_per_chunk, least_states)
 
 
 def _fixed_trunk(
@@ -186,18 +191,17 @@ def fit_critic(
     """
     optimizer = critic.policy.optimizer
     buffers = Buffers(critic.policy, critic.modules)
-    tensors = [buffer for owner in buffers.owners for buffer in owner.buffers(recurse=False)]
-    state = _State([*critic.parameters, *tensors], optimizer)
+    state = _State(critic.parameters, buffers, optimizer)
     loss = _loss_by_autograd(critic) if critic.mlp is None else _loss_in_closed_form(critic.mlp)
     if processes.size > 1:
-        loss = _loss_of_all(loss, critic.parameters, processes)
+        loss = _loss_of_all(loss, critic, processes)
     least = critic.least_states if processes.size == 1 else 1
     # An optimizer moves whatever has a gradient. From now on only the critic's parameters get one.
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
     try:
-        with training_mode(critic.policy, critic.modules), _fused(optimizer):
+        with training_mode(critic.modules), _fused(optimizer):
             descend = _descent_of(optimizer)
             usable = (minibatch for minibatch in minibatches if len(minibatch[1]) >= least)
             losses = [descend(partial(loss, *minibatch)) for minibatch in usable]
@@ -332,28 +336,39 @@ def _loss_in_closed_form(mlp: Mlp) -> Loss:
     return loss
 
 
-def _loss_of_all(loss: Loss, parameters: Sequence[nn.Parameter], processes: Processes) -> Loss:
+def _loss_of_all(loss: Loss, critic: Critic, processes: Processes) -> Loss:
     """Return the loss whose states, and those of its gradient, are shared among processes."""
-    messages: dict[tuple[nn.Parameter, ...], _Message] = {}
+    parameters = critic.parameters
+    # Some parts may run for the states of one process only. In closed form, all run for all.
+    flagged = () if critic.mlp is not None else parameters
+    messages: list[tuple[th.Tensor, tuple[th.Tensor, ...]]] = []
 
     def mean(features: Features, returns: th.Tensor) -> th.Tensor:
         own = loss(features, returns).reshape(1)
-        moved = tuple(parameter for parameter in parameters if parameter.grad is not None)
-        message, slopes = messages.get(moved) or messages.setdefault(moved, _message_of(own, moved))
-        gradient = [cast(th.Tensor, parameter.grad).flatten() for parameter in moved]
-        th.cat([own, *gradient, own.new_ones(1)], out=message).mul_(len(returns))
+        if not messages:
+            messages.append(_message_of(own, parameters, len(flagged)))
+        message, slopes = messages[0]
+        gradients = [
+            own.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parameters
+        ]
+        flags = own.new_tensor([float(parameter.grad is not None) for parameter in flagged])
+        th.cat([own, *gradients, flags, own.new_ones(1)], out=message).mul_(len(returns))
         processes.average(message)
-        for parameter, slope in zip(moved, slopes, strict=True):
-            parameter.grad = slope
+        ran = message[-1 - len(flagged) : -1].tolist() if flagged else [1.0] * len(parameters)
+        for parameter, slope, share in zip(parameters, slopes, ran, strict=True):
+            parameter.grad = slope if share > 0 else None
         return message[0].clone()
 
     return mean
 
 
-def _message_of(loss: th.Tensor, parameters: Sequence[nn.Parameter]) -> _Message:
-    """Make room for a loss, its gradient and the number of states, and views of the gradient."""
-    message = loss.new_empty(sum(parameter.numel() for parameter in parameters) + 2)
-    return message, unflatten(message[1:-1], parameters)
+def _message_of(
+    loss: th.Tensor, parameters: Sequence[nn.Parameter], n_flags: int
+) -> tuple[th.Tensor, tuple[th.Tensor, ...]]:
+    """Make room for a loss, its gradient, flags and the number of states; and views of it."""
+    size = sum(parameter.numel() for parameter in parameters)
+    message = loss.new_empty(1 + size + n_flags + 1)
+    return message, unflatten(message[1 : 1 + size], parameters)
 
 
 @contextmanager
@@ -440,13 +455,20 @@ class _State:
     """
     The tensors and the optimizer's state that a fit changes, with a copy to return to.
 
-    :param tensors: parameters and running statistics
+    :param parameters: that the fit moves
+    :param buffers: running statistics
     :param optimizer: the optimizer that takes the steps
     """
 
-    def __init__(self, tensors: Sequence[th.Tensor], optimizer: th.optim.Optimizer) -> None:
-        self._tensors = tensors
-        self._values = [tensor.detach().clone() for tensor in tensors]
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        buffers: Buffers,
+        optimizer: th.optim.Optimizer,
+    ) -> None:
+        self._parameters, self._buffers = parameters, buffers
+        self._values = [parameter.detach().clone() for parameter in parameters]
+        self._statistics = [buffer.clone() for buffer in buffers.current()]
         self._optimizer = optimizer
         self._optimizer_state = _copied(optimizer.state_dict())
 
@@ -455,17 +477,19 @@ class _State:
         moments = [
             value
             for parameter, entry in self._optimizer.state.items()
-            if isinstance(entry, dict)  # some optimizers have entries of no parameter
+            if th.is_tensor(parameter) and isinstance(entry, dict)  # and not of an own kind
             for value in entry.values()
-            if th.is_tensor(value) and value.shape == parameter.shape
+            if th.is_tensor(value) and value.dim() > 0
         ]
-        return all(bool(tensor.isfinite().all()) for tensor in [*self._tensors, *moments])
+        tensors = [*self._parameters, *self._buffers.current(), *moments]
+        return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
     @th.no_grad()
     def restore(self) -> None:
         """Put everything back."""
-        for tensor, value in zip(self._tensors, self._values, strict=True):
-            tensor.copy_(value)
+        for parameter, value in zip(self._parameters, self._values, strict=True):
+            parameter.copy_(value)
+        self._buffers.restore(self._statistics)
         self._optimizer.load_state_dict(self._optimizer_state)
 
 

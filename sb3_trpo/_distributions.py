@@ -233,7 +233,13 @@ class Generic(Family):
         """Make a distribution of the family from its parameters."""
         pairs = list(zip(self._names, z, strict=True))
         kept = vars(self._base)
-        others: dict[int, Any] = {id(kept[name]): value for name, value in pairs if name in kept}
+        others: dict[int, Any] = {
+            id(old): value
+            for name, value in pairs
+            # torch may keep a view, in the shape that all parameters have together.
+            for old in (kept.get(name), getattr(kept.get(name), "_base", None))
+            if old is not None
+        }
         if self._is_constructed:
             family: Any = type(self._base)
             others[id(self._base)] = family(**dict(pairs), validate_args=False)
@@ -260,10 +266,15 @@ def _is_what_its_constructor_makes(base: td.Distribution, names: list[str]) -> b
     family: Any = type(base)
     try:
         again = family(**values, validate_args=False)
-    except TypeError:  # a subclass has a constructor of its own
+    except (TypeError, ValueError):  # a subclass has a constructor of its own
         return False
     pairs = [(getattr(again, name), value) for name, value in values.items()]
-    return all(th.equal(*map(th.as_tensor, pair)) for pair in pairs)
+    return all(_are_close(*map(th.as_tensor, pair)) for pair in pairs)
+
+
+def _are_close(one: th.Tensor, other: th.Tensor) -> bool:
+    """Return whether two parameters are equal; to rounding, as some are normalised again."""
+    return one.shape == other.shape and th.allclose(one, other, rtol=1e-4, equal_nan=True)
 
 
 def _copied(distribution: td.Distribution, others: Mapping[int, Any]) -> td.Distribution:

@@ -32,8 +32,8 @@ def read_rollout(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> R
     """
     Read a full rollout buffer.
 
-    The arrays of SB3's own buffers are used directly, without a copy on the CPU. A class that
-    overrides ``get`` is read through ``get(None)``.
+    The arrays of SB3's own buffers are used directly, without a copy on the CPU. Any other
+    one (see :func:`is_sb3_buffer`) is read through ``get(None)``.
 
     :param buffer: buffer after ``compute_returns_and_advantage``
     :param device: the policy's device
@@ -85,13 +85,13 @@ def minibatches(
 
     The order and the random numbers used are those of ``RolloutBuffer.get``.
 
-    :param buffer: the buffer that the rollout was read from; if its class overrides ``get``, its
-        own minibatches are used
+    :param buffer: the buffer that the rollout was read from; if it is not SB3's, its own
+        minibatches are used
     :param rollout: the buffer's content
     :param batch_size: number of states in a minibatch; the last one of an epoch may be smaller
     :param n_epochs: number of passes over all states
     :param features: function of the observations whose result takes their place; it is evaluated
-        once, unless the buffer's class overrides ``get``
+        once, unless the buffer is not SB3's
     :param n_parts: number of minibatches of an epoch, of nearly equal size, in place of
         ``batch_size``; see :func:`minibatches_per_epoch`
     :return: pairs of features and returns
@@ -206,7 +206,7 @@ def _read_sequences(
 
 
 def _read_samples(buffer: RolloutBuffer) -> Rollout:
-    """Read a buffer whose class overrides ``get``, in the order that it chooses."""
+    """Read a buffer that is not SB3's, in the order that it chooses."""
     samples = next(iter(buffer.get(None)))
     return Rollout(
         samples.observations,

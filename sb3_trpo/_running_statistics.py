@@ -6,7 +6,7 @@ an update they are in evaluation mode, and afterwards a pass over the rollout re
 that the policy's own ``train`` leaves in evaluation mode, as a pretrained one, stays in it.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch as th
@@ -31,21 +31,19 @@ def modules_in_training(policy: nn.Module) -> set[nn.Module]:
 
 
 @contextmanager
-def training_mode(policy: nn.Module, modules: Collection[nn.Module]) -> Iterator[None]:
+def training_mode(modules: Collection[nn.Module]) -> Iterator[None]:
     """
     Put modules, and not what is inside them, into training mode for the duration of a block.
 
-    :param policy: in evaluation mode
-    :param modules: of the policy; those that it pins to evaluation mode stay in it
+    :param modules: in evaluation mode
     :return: context manager
     """
-    trained = modules_in_training(policy).intersection(modules)
-    for module in trained:
+    for module in modules:
         module.training = True
     try:
         yield
     finally:
-        for module in trained:
+        for module in modules:
             module.training = False
 
 
@@ -58,6 +56,17 @@ def has_running_statistics(module: nn.Module) -> bool:
     return isinstance(module, _NormBase) and module.track_running_stats
 
 
+def uses_the_minibatch(module: nn.Module, is_in_training: bool) -> bool:
+    """
+    Return whether a module normalises by what is in the minibatch with a state.
+
+    :param module: any module
+    :param is_in_training: whether it is in training mode; in evaluation mode, batch normalisation
+        uses its running statistics if it has some
+    """
+    return isinstance(module, _NormBase) and (is_in_training or not module.track_running_stats)
+
+
 class Buffers:
     """
     The buffers of some modules, to see which of them change.
@@ -68,10 +77,30 @@ class Buffers:
 
     def __init__(self, policy: nn.Module, modules: Collection[nn.Module]) -> None:
         # In an order that all processes have.
-        owners = [m for m in policy.modules() if _buffers_of(m) and m in modules]
+        owners = [m for m in policy.modules() if _named(m) and m in modules]
         in_training = modules_in_training(policy) if owners else set()
         self.owners = [owner for owner in owners if owner in in_training]
-        self._before = list(map(_versions_of, self.owners))
+        # The buffers themselves, as a layer may replace them, and how often they were written into.
+        self._before = [
+            {name: (buffer, buffer._version) for name, buffer in _named(owner)}
+            for owner in self.owners
+        ]
+
+    def current(self) -> list[th.Tensor]:
+        """Return the buffers that the modules have now."""
+        return [buffer for owner in self.owners for _, buffer in _named(owner)]
+
+    @th.no_grad()
+    def restore(self, values: Sequence[th.Tensor]) -> None:
+        """
+        Put back the buffers that were there.
+
+        :param values: copies of :meth:`current`, made at the start
+        """
+        copies = iter(values)
+        for owner, before in zip(self.owners, self._before, strict=True):
+            for name, (buffer, _) in before.items():
+                owner._buffers[name] = buffer.copy_(next(copies))
 
     @th.no_grad()
     def average(self, processes: Processes) -> bool:
@@ -83,30 +112,28 @@ class Buffers:
         """
         if not self.owners:
             return False
-        changed = set[int]().union(*processes.gather(self.changed()))
+        changed = set[int]().union(*processes.gather(self._changed()))
         for position in sorted(changed) if processes.size > 1 else ():
-            for buffer in _buffers_of(self.owners[position]):
-                if buffer.is_floating_point() and buffer.layout is th.strided:
-                    buffer.copy_(processes.mean(buffer, 1.0))
+            for _, buffer in _named(self.owners[position]):
+                if buffer.layout is th.strided and buffer.dtype is not th.bool:
+                    mean = processes.mean(buffer.double(), 1.0)
+                    buffer.copy_(mean if buffer.is_floating_point() else mean.round())
         return bool(changed)
 
-    def changed(self) -> set[int]:
-        """
-        Find the owners whose buffers were replaced or written into, in this process.
-
-        :return: their positions in ``owners``
-        """
+    def _changed(self) -> set[int]:
+        """List the positions of the owners whose buffers were replaced or written into."""
         return {
             position
-            for position, owner in enumerate(self.owners)
+            for position, (owner, before) in enumerate(zip(self.owners, self._before, strict=True))
             # torch writes into some running statistics without counting it.
-            if has_running_statistics(owner) or _versions_of(owner) != self._before[position]
+            if has_running_statistics(owner)
+            or any(_is_other(buffer, before.get(name)) for name, buffer in _named(owner))
         }
 
 
-def _buffers_of(module: nn.Module) -> list[th.Tensor]:
-    return list(module.buffers(recurse=False))
+def _named(module: nn.Module) -> list[tuple[str, th.Tensor]]:
+    return list(module.named_buffers(recurse=False))
 
 
-def _versions_of(module: nn.Module) -> list[tuple[int, int]]:
-    return [(id(buffer), buffer._version) for buffer in _buffers_of(module)]
+def _is_other(buffer: th.Tensor, before: tuple[th.Tensor, int] | None) -> bool:
+    return before is None or buffer is not before[0] or buffer._version != before[1]

@@ -29,7 +29,7 @@ class RecurrentTRPO(TRPO):
     ``MlpLstmPolicy``, ``CnnLstmPolicy``, ``MultiInputLstmPolicy``.
 
     :raises ValueError: if the policy has no LSTM, squashes its actions or has batch normalisation,
-        or if the rollout buffer overrides ``get``
+        or if the rollout buffer overrides ``get``, ``_get_samples`` or ``to_torch``
     """
 
     policy_aliases = RecurrentPPO.policy_aliases
@@ -60,7 +60,7 @@ class RecurrentTRPO(TRPO):
             raise ValueError(
                 f"{type(self.rollout_buffer).__name__} hands out samples in its own way, in which "
                 f"the sequences of an LSTM cannot be found. Subclass sb3-contrib's "
-                f"RecurrentRolloutBuffer without overriding get."
+                f"RecurrentRolloutBuffer without overriding get, _get_samples or to_torch."
             )
 
     def _act(self, env: VecEnv, forward: Any, obs_tensor: Any, **context: Any) -> Any:

@@ -372,8 +372,8 @@ class TRPO(OnPolicyAlgorithm):
         if self.data_parallel and not is_sb3_buffer(self.rollout_buffer):
             raise ValueError(
                 f"data_parallel=True cannot share the minibatches of a "
-                f"{self.rollout_buffer_class.__name__} among processes, because it overrides get. "
-                f"Leave get and _get_samples as they are in SB3."
+                f"{self.rollout_buffer_class.__name__} among processes, because it overrides get, "
+                f"_get_samples or to_torch. Leave them as they are in SB3."
             )
 
     def _check_hyperparameters(self) -> None:
@@ -716,10 +716,9 @@ class TRPO(OnPolicyAlgorithm):
         :param rollout: the collected rollout
         :param actor: at its new parameters
         """
-        critic = read_critic(
-            self.policy, actor.parameters, actor.modules, actor.max_states_in_memory
-        )
-        fit = fit_critic(critic, self._minibatches(rollout, critic), self._processes)
+        memory, processes = actor.max_states_in_memory, self._processes
+        critic = read_critic(self.policy, actor.parameters, actor.modules, memory, processes)
+        fit = fit_critic(critic, self._minibatches(rollout, critic), processes)
         self._log_critic(rollout, fit)
 
     def _actor_batch(self, rollout: Rollout) -> ActorBatch:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -114,7 +115,11 @@ def with_a_rare_state(shared: bool) -> Any:
 def test_part_that_runs_for_one_state_is_the_actors(shared: bool, most: int | None) -> None:
     model = with_a_rare_state(shared)
     batch = read_rollout(model.rollout_buffer, model.device, th.float64).actor_batch.normalized()
-    actor = read_actor(model.policy, batch, max_states_per_chunk=most)
+    evaluate, sizes = actor_module.read_distribution, []
+    with mock.patch.object(actor_module, "read_distribution") as read:
+        read.side_effect = lambda policy, part: sizes.append(len(part)) or evaluate(policy, part)
+        actor = read_actor(model.policy, batch, max_states_per_chunk=most)
+    assert max(sizes[1:]) == (most or len(batch))
     head = model.policy.pi_features_extractor.rare
     assert {*head.parameters()} <= {*actor.parameters}
     assert {*head} <= actor.modules
@@ -464,16 +469,64 @@ def test_pretrained_layer_that_is_pinned_to_evaluation_mode_stays_as_it_is(name:
     assert "train/kl_after_running_statistics" not in model.logger.name_to_value
 
 
-def test_layers_with_constants_need_one_minibatch() -> None:
-    class Constant(nn.Identity):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("constant", th.ones(1))
+class Averaging(nn.Module):
+    """Replaces its buffers in training mode, as moving averages are often written."""
 
-    actor, batch = actor_and_batch(seeing("box", Constant).learn(64))
-    with mock.patch.object(actor_module, "read_distribution") as read:
-        assert not actor.refresh_running_statistics(batch.chunks(8))
-    assert read.call_count == 1
+    count: th.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", th.tensor(0.0))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        if self.training:
+            self.count = self.count + 1
+        return x - 0.01 * self.count
+
+
+def test_layer_that_replaces_its_buffer_sees_every_minibatch() -> None:
+    model = seeing("box", Averaging, n_critic_updates=3)
+    model.learn(64)
+    assert model.policy.pi_features_extractor.layer.count == 64 / model.batch_size
+    assert model.policy.vf_features_extractor.layer.count == 3 * 64 / model.batch_size
+    assert "train/kl_after_running_statistics" in model.logger.name_to_value
+
+
+class AtLast(Normalizing):
+    """Runs for the last state of an episode alone."""
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        is_last = x[:, 2] > 0.9
+        if not is_last.any():
+            return x
+        return x.index_copy(0, is_last.nonzero().flatten(), super().forward(x[is_last]))
+
+
+def test_layer_that_runs_for_few_states_sees_all_of_these() -> None:
+    model = seeing("box", AtLast, batch_size=8)
+    model.policy.set_training_mode(False)
+    model.rollout_buffer = collected("box", n_steps=32, n_envs=2).rollout_buffer
+    observations = model.rollout_buffer.observations
+    observations[..., 2] = np.arange(64).reshape(32, 2) >= 50
+    model._setup_learn(64)
+    model.train()
+    assert model.policy.pi_features_extractor.layer.count == 14
+
+
+def test_spectral_norm_behind_an_lstm_stays_one() -> None:
+    model = toy_model("lstm_box", target_kl=0.3)
+    network = model.policy.mlp_extractor.policy_net
+    network[0] = nn.utils.parametrizations.spectral_norm(network[0])
+    model.policy.optimizer = th.optim.Adam(model.policy.parameters())
+    model.learn(64 * 15)
+    assert float(th.linalg.matrix_norm(network[0].weight.detach(), 2)) == pytest.approx(1, abs=0.01)
+
+
+def test_batch_normalisation_that_is_pinned_may_see_single_states() -> None:
+    model = seeing("box", lambda: nn.BatchNorm1d(3), mode="pinned").learn(64)
+    actor, _ = actor_and_batch(model)
+    critic = read_critic(model.policy, actor.parameters, actor.modules, 16)
+    assert (critic.least_states, critic.max_states_per_chunk) == (1, 16)
 
 
 def test_training_mode_is_left_even_when_the_block_raises() -> None:
@@ -481,7 +534,7 @@ def test_training_mode_is_left_even_when_the_block_raises() -> None:
     inner = outer[1]
 
     def fail() -> None:
-        with training_mode(outer, [outer, inner]):
+        with training_mode([outer, inner]):
             assert [m.training for m in (outer, outer[0], inner)] == [True, False, True]
             raise KeyboardInterrupt
 

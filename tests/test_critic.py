@@ -359,6 +359,7 @@ class WithSharedState(th.optim.SGD):
     def step(self, closure: Any = None) -> Any:
         result = super().step(closure)
         self.state["k"] = th.ones(1)  # type: ignore[index]
+        self.state["shared"] = {"k": th.ones(1)}  # type: ignore[index]
         for group in self.param_groups:
             for parameter in group["params"]:
                 self.state[parameter]["best"] = th.tensor(float("inf"))

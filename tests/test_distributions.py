@@ -54,6 +54,10 @@ def independent(raw: th.Tensor) -> td.Distribution:
     return td.Independent(gaussian(raw), 1)
 
 
+def one_hot(raw: th.Tensor) -> td.OneHotCategorical:
+    return td.OneHotCategorical(logits=raw)
+
+
 def squashed(raw: th.Tensor) -> td.TransformedDistribution:
     return td.TransformedDistribution(gaussian(raw), [td.TanhTransform(cache_size=1)])
 
@@ -80,6 +84,7 @@ GENERIC: tuple[Builder, ...] = (
     beta,
     independent,
     independent_beta,
+    one_hot,
     squashed,
     log_normal,
     multivariate,
@@ -373,7 +378,7 @@ class TanhNormal(td.TransformedDistribution):
     """A squashed Gaussian as users write it."""
 
     def __init__(self, loc: th.Tensor, scale: th.Tensor) -> None:
-        self.loc = loc
+        self.mu, self.sigma = loc, scale
         super().__init__(td.Normal(loc, scale), td.TanhTransform(cache_size=1))
 
 
@@ -402,14 +407,13 @@ def _kl_between(p: Between, q: Between) -> th.Tensor:
         lambda mean, log_std: FromLogStd(mean, log_std),
         lambda mean, log_std: ScaleIsItsLog(mean, log_std),
         lambda mean, log_std: TanhNormal(mean, log_std.exp()),
+        lambda mean, log_std: TanhNormal(mean, log_std[0].exp()),
         lambda mean, log_std: td.Independent(TanhNormal(mean, log_std.exp()), 0),
         lambda mean, log_std: Between(mean, log_std.exp(), -1.0, 1.0),
     ],
 )
 def test_subclass_with_a_constructor_of_its_own_is_the_gaussian_that_it_is(make: Any) -> None:
-    mean, log_std = th.randn(2, N, 2)
-    mean.requires_grad_()
-    log_std.requires_grad_()
+    mean, log_std = th.randn(N, 2).requires_grad_(), th.randn(2).repeat(N, 1).requires_grad_()
     one = make(mean, log_std)
     two = make(mean.detach() + 0.1, log_std.detach() - 0.2)
     family = family_of(one)

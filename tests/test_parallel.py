@@ -19,6 +19,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
 
 from sb3_trpo import TRPO
 from sb3_trpo._checkpoint_file import find_checkpoint
@@ -160,6 +161,46 @@ def learn_together(rank: int) -> None:
         other.learn(2 * 96)
         first, second = gathered(flat(other))
         assert th.equal(first, second), name
+
+
+class Partly(nn.Module):
+    """
+    A network with a part that runs for the states of one process only.
+
+    :param network: that runs for all
+    :param part: that the other one adds
+    :param runs: whether it does in this process
+    """
+
+    def __init__(self, network: nn.Module, part: nn.Module, runs: bool) -> None:
+        super().__init__()
+        self.network, self.part, self.runs = network, part, runs
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        latent = self.network(x)
+        return latent + self.part(latent) if self.runs else th.as_tensor(latent)
+
+
+def learn_what_one_process_sees(rank: int) -> None:
+    models = [cases.toy_model("box", n_envs=rank + 1, data_parallel=True) for _ in range(3)]
+    if rank == 0:
+        models[0].policy.action_net.register_forward_hook(lambda *_: None)
+        models[0].policy.value_net.register_forward_hook(lambda *_: None)
+    for model, make in zip(models[1:], (nn.Linear, nn.BatchNorm1d), strict=True):
+        nets = model.policy.mlp_extractor
+        for name, size in (("policy_net", nets.latent_dim_pi), ("value_net", nets.latent_dim_vf)):
+            part = (
+                nn.Linear(size, size) if make is nn.Linear else nn.BatchNorm1d(size, affine=False)
+            )
+            setattr(nets, name, Partly(getattr(nets, name), part, runs=rank == 0))
+        model.policy.optimizer = th.optim.Adam(model.policy.parameters(), lr=1e-3)
+    for model in models:
+        before = flat(model)
+        model.learn(2 * 96)
+        assert not th.equal(before, flat(model))
+        tensors = [*model.policy.parameters(), *model.policy.buffers()]
+        first, second = gathered(th.cat([tensor.detach().double().flatten() for tensor in tensors]))
+        assert th.equal(first, second)
 
 
 def train_on_elsewhere(model: TRPO) -> None:
@@ -400,7 +441,7 @@ def test_a_checkpoint_is_written_once_and_resumed_by_all(tmp_path: pathlib.Path)
 @pytest.mark.parametrize(
     "work",
     [
-        *(learn_together, fit_one_critic, end_together),
+        *(learn_together, learn_what_one_process_sees, fit_one_critic, end_together),
         *(end_together_at_an_interruption, show_the_progress_of_all),
     ],
 )

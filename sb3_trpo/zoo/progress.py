@@ -26,7 +26,7 @@ def read_progress(path: Path) -> pd.DataFrame:
 
 
 class LongerCSV(CSVOutputFormat):
-    """SB3's writer, behind what a file holds already. The file is whole at any time.
+    """SB3's writer, behind what a file holds already, which it does not empty first.
 
     :param filename: of a file that SB3's writer has written
     """
