@@ -115,11 +115,10 @@ def with_a_rare_state(shared: bool) -> Any:
 def test_part_that_runs_for_one_state_is_the_actors(shared: bool, most: int | None) -> None:
     model = with_a_rare_state(shared)
     batch = read_rollout(model.rollout_buffer, model.device, th.float64).actor_batch.normalized()
-    evaluate, sizes = actor_module.read_distribution, []
-    with mock.patch.object(actor_module, "read_distribution") as read:
-        read.side_effect = lambda policy, part: sizes.append(len(part)) or evaluate(policy, part)
+    evaluate = actor_module.read_distribution
+    with mock.patch.object(actor_module, "read_distribution", side_effect=evaluate) as read:
         actor = read_actor(model.policy, batch, max_states_per_chunk=most)
-    assert max(sizes[1:]) == (most or len(batch))
+    assert max(len(call.args[1]) for call in read.mock_calls[1:]) == (most or len(batch))
     head = model.policy.pi_features_extractor.rare
     assert {*head.parameters()} <= {*actor.parameters}
     assert {*head} <= actor.modules

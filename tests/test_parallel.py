@@ -186,13 +186,11 @@ def learn_what_one_process_sees(rank: int) -> None:
     if rank == 0:
         models[0].policy.action_net.register_forward_hook(lambda *_: None)
         models[0].policy.value_net.register_forward_hook(lambda *_: None)
-    for model, make in zip(models[1:], (nn.Linear, nn.BatchNorm1d), strict=True):
+    parts: list[Any] = [lambda n: nn.Linear(n, n), lambda n: nn.BatchNorm1d(n, affine=False)]
+    for model, make in zip(models[1:], parts, strict=True):
         nets = model.policy.mlp_extractor
         for name, size in (("policy_net", nets.latent_dim_pi), ("value_net", nets.latent_dim_vf)):
-            part = (
-                nn.Linear(size, size) if make is nn.Linear else nn.BatchNorm1d(size, affine=False)
-            )
-            setattr(nets, name, Partly(getattr(nets, name), part, runs=rank == 0))
+            setattr(nets, name, Partly(getattr(nets, name), make(size), runs=rank == 0))
         model.policy.optimizer = th.optim.Adam(model.policy.parameters(), lr=1e-3)
     for model in models:
         before = flat(model)
