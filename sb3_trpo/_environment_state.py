@@ -9,6 +9,7 @@ other attribute that is not plain data, such as a simulator written in C, cannot
 A state may come from elsewhere: it sets only what a copy would hold, no code and no path.
 """
 
+import hashlib
 import os
 import types
 from typing import Any
@@ -19,6 +20,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_trpo._plain_data import NotPlainError, classes_in, plain_dumps, plain_loads, texts_in
+from sb3_trpo._random_states import are_random_states, random_states, set_random_states
 
 # Attributes that are as the environment was built, or are other layers.
 _BUILT = frozenset(
@@ -26,8 +28,10 @@ _BUILT = frozenset(
     | {"reset_infos", "_cached_spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
 )
 _CODE = (type, types.ModuleType, types.BuiltinFunctionType)
-# Windows, files and constant models.
-_PROCESS = ("pygame", "_io", "mujoco", "matplotlib", "gymnasium.envs.mujoco.mujoco_rendering")
+# Packages of windows, files and constant models, and modules of these.
+_PROCESS = ("_io", "mujoco", "matplotlib", "gymnasium.envs.mujoco.mujoco_rendering")
+# pygame's classes that are no numbers of a game.
+_PYGAME = ("Surface", "Clock", "Font", "Window", "Renderer", "Texture", "Sound", "Channel")
 _MUJOCO_DATA = "MjData"
 
 
@@ -123,6 +127,7 @@ def _settable(layer: Any, saved: dict[str, Any], layers: list[Any]) -> dict[str,
     """Take the attributes of a layer to set: paths stay as the environment was built."""
     for name, value in saved.items():
         _check_attribute(layer, name, value, layers)
+        _check_model(layer, name, value)
     stays = {name for name in saved if _is_outside(vars(layer).get(name)) or _is_path(saved[name])}
     return {name: value for name, value in saved.items() if name not in stays}
 
@@ -143,6 +148,14 @@ def _check_attribute(layer: Any, name: Any, value: Any, layers: list[Any]) -> No
         raise ValueError(f"it sets {what}, which is text, to bytes")
     if _is_kept(current, layers) and not _is_outside(current):
         raise NotPlainError(f"it holds {what}, which is code or another layer in this one")
+
+
+def _check_model(layer: Any, name: str, value: Any) -> None:
+    """Refuse the data of a MuJoCo model that is not this one, as a reset may change it."""
+    if type(vars(layer).get(name)).__name__ != _MUJOCO_DATA:
+        return
+    if not isinstance(value, dict) or value.get("model") != _digest(layer.model):
+        raise NotPlainError(f"{type(layer).__name__}.{name} is of another MuJoCo model")
 
 
 def _carried(layer: Any, layers: list[Any]) -> dict[str, Any]:
@@ -176,15 +189,18 @@ def _is_kept(value: Any, layers: list[Any]) -> bool:
         value = value.__self__
     if isinstance(value, types.FunctionType):
         return not _cells(value, layers)
-    is_layer = any(value is layer for layer in layers)
+    # Some wrappers of vectorised environments keep what they wrap under a second name.
+    is_layer = isinstance(value, VecEnv) or any(value is layer for layer in layers)
     return is_layer or isinstance(value, _CODE) or _is_outside(value)
 
 
 def _is_outside(value: Any) -> bool:
     """Return whether a value is of the process, or a path."""
-    module = str(getattr(type(value), "__module__", ""))
-    is_of_process = module.startswith(_PROCESS) and type(value).__name__ != _MUJOCO_DATA
-    return is_of_process or _is_path(value)
+    module, name = str(getattr(type(value), "__module__", "")), type(value).__name__
+    if module.partition(".")[0] == "pygame":
+        return name in _PYGAME
+    is_of_process = f"{module}.".startswith(tuple(f"{each}." for each in _PROCESS))
+    return (is_of_process and name != _MUJOCO_DATA) or _is_path(value)
 
 
 def _is_path(value: Any) -> bool:
@@ -219,7 +235,8 @@ def _read_mujoco(model: Any, data: Any) -> dict[str, Any]:
     kind = mujoco.mjtState.mjSTATE_INTEGRATION
     state = np.empty(mujoco.mj_stateSize(model, kind))
     mujoco.mj_getState(model, data, state, kind)
-    return {"state": state, "arrays": {name: array.copy() for name, array in _arrays(data)}}
+    arrays = {name: array.copy() for name, array in _arrays(data)}
+    return {"state": state, "arrays": arrays, "model": _digest(model)}
 
 
 def _write_mujoco(model: Any, data: Any, saved: dict[str, Any]) -> None:
@@ -234,6 +251,17 @@ def _write_mujoco(model: Any, data: Any, saved: dict[str, Any]) -> None:
         if computed is not None and computed.shape == array.shape:
             array[...] = computed
     mujoco.mj_setState(model, data, saved["state"], kind)
+
+
+def _digest(model: Any) -> str:
+    """Identify a model by its numbers."""
+    digest = hashlib.sha256()
+    for owner in (model, model.opt):
+        for name in dir(owner):
+            value = None if name.startswith("_") else getattr(owner, name, None)
+            if isinstance(value, (np.ndarray, float)):
+                digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
 
 
 def _arrays(data: Any) -> list[tuple[str, np.ndarray]]:
@@ -259,7 +287,7 @@ class Resumable(gym.Wrapper[Any, Any, Any, Any]):
         :return: plain data, or why it cannot be copied
         """
         try:
-            return copy_state(layers_of(self.env))
+            return plain_dumps([copy_state(layers_of(self.env)), random_states()])
         except NotPlainError as error:
             return str(error)
 
@@ -271,10 +299,21 @@ class Resumable(gym.Wrapper[Any, Any, Any, Any]):
         :return: the error that says why it cannot be restored; ``None`` if it was
         """
         try:
-            put_state(layers_of(self.env), data)
+            state, random = _state_and_generators(data)
+            put_state(layers_of(self.env), state)
         except ValueError as error:
             return error
+        set_random_states(random)
         return None
+
+
+def _state_and_generators(data: bytes) -> tuple[bytes, dict[str, Any]]:
+    """Read the state of an environment in a process of its own, and the process's generators."""
+    parts = plain_loads(data)
+    is_pair = isinstance(parts, list) and len(parts) == 2 and isinstance(parts[0], bytes)
+    if not (is_pair and are_random_states(parts[1])):
+        raise ValueError("it is not the state of an environment and its process")
+    return parts[0], parts[1]
 
 
 def copy_states(base: VecEnv) -> list[bytes]:

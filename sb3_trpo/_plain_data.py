@@ -110,6 +110,7 @@ class _Writer:
         self.classes: set[type] = set()
         self.texts: set[str] = set()
         self._positions: dict[int, int] = {}
+        self._parts: dict[int, list[np.ndarray]] = collections.defaultdict(list)
         self._alive: list[Any] = []  # so that no id is used twice
 
     def node(self, value: Any) -> Any:
@@ -153,6 +154,24 @@ class _Writer:
         except (TypeError, RuntimeError) as error:
             raise NotPlainError(f"a tensor of dtype {value.dtype}: {error}") from None
 
+    def own_array(self, value: np.ndarray) -> list[Any]:
+        """Write an array that shares its memory with no other one, in its own order."""
+        whole: Any = value
+        while isinstance(whole.base, np.ndarray):
+            whole = whole.base
+        if any(np.may_share_memory(value, other) for other in self._parts[id(whole)]):
+            raise NotPlainError("arrays that share their memory")
+        self._parts[id(whole)].append(value)
+        if value.flags.f_contiguous and not value.flags.c_contiguous:
+            return ["fortran", *self.array(value.T)]
+        return ["array", *self.array(value)]
+
+    def set_(self, value: set[Any]) -> list[Any]:
+        """Write a set whose order does not depend on what it has held before."""
+        if list(set(list(value))) != list(value):
+            raise NotPlainError("a set in an order that depends on what it has held before")
+        return ["set", *self.items(value)]
+
     def _object(self, value: Any) -> list[Any]:
         """Write an object's class and attributes."""
         kind = type(value)
@@ -189,10 +208,10 @@ _WRITERS: dict[type, Callable[[_Writer, Any], list[Any]]] = {
     dict: _Writer.dict_,
     collections.OrderedDict: _Writer.dict_,
     tuple: lambda writer, value: ["tuple", *writer.items(value)],
-    set: lambda writer, value: ["set", *writer.items(value)],
+    set: _Writer.set_,
     collections.deque: lambda writer, value: ["deque", value.maxlen, *writer.items(value)],
     bytes: lambda writer, value: ["bytes", *writer.array(np.frombuffer(value, np.uint8))],
-    np.ndarray: lambda writer, value: ["array", *writer.array(value)],
+    np.ndarray: _Writer.own_array,
     th.Tensor: _Writer.tensor,
     np.random.Generator: _Writer.generator,
     np.random.RandomState: lambda writer, value: [
@@ -305,6 +324,7 @@ _SHELLS: dict[str, Callable[[_Reader, list[Any]], Any]] = {
     "tuple": lambda reader, parts: tuple(reader.items(parts)),
     "bytes": lambda reader, parts: reader.array(parts).tobytes(),
     "array": _Reader.array,
+    "fortran": lambda reader, parts: reader.array(parts).T,
     "scalar": lambda reader, parts: reader.array(parts)[()],
     "dtype": lambda reader, parts: np.dtype(parts[0]),
     "tensor": lambda reader, parts: th.from_numpy(reader.array(parts)),

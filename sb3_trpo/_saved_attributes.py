@@ -128,7 +128,8 @@ def _unpickled(name: str, raw: Mapping[str, Any]) -> Any:
 
 def _last_learning_rate(weights: Mapping[str, Any]) -> float:
     """Take the optimizer's learning rate in place of a function; it serves prediction only."""
-    rate = float(weights["policy.optimizer"]["param_groups"][0]["lr"])
+    # SB3's schedules end a little below 0 where the last rollout exceeds the total.
+    rate = max(float(weights["policy.optimizer"]["param_groups"][0]["lr"]), 0.0)
     warnings.warn(
         f"The saved learning_rate is a function, which is not taken from a file that is not "
         f"trusted. The model predicts; to train on, pass learning_rate to load. The optimizer's "

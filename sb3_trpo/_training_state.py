@@ -167,11 +167,15 @@ def environment_state(env: VecEnv) -> dict[str, Any]:
     state: dict[str, Any] = {"names": layer_names(wrappers), "num_envs": env.num_envs}
     copies: list[bytes | None] = [None] * len(wrappers)
     state |= {"wrappers": copies, "spaces": None, "episodes": None, "reason": None}
-    try:
-        for position, wrapper in enumerate(wrappers):
+    for position, wrapper in enumerate(wrappers):
+        try:
             copies[position] = copy_state([wrapper])
-        state["spaces"] = plain_dumps(_spaces(base))
-        state["episodes"] = copy_states(base)
+        except NotPlainError as error:  # the others, such as VecNormalize, are copied all the same
+            state["reason"] = str(error)
+    try:
+        if state["reason"] is None:
+            state["spaces"] = plain_dumps(_spaces(base))
+            state["episodes"] = copy_states(base)
     except NotPlainError as error:
         state["reason"] = str(error)
     return state

@@ -35,6 +35,7 @@ from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
     VecEnv,
+    VecEnvWrapper,
     VecFrameStack,
     VecMonitor,
     VecNormalize,
@@ -634,6 +635,96 @@ def test_attribute_that_cannot_be_copied_does_not_end_the_training(
     case: Case = (TRPO, "MlpPolicy", vector(make), {})
     with pytest.warns(UserWarning, match=r"start new episodes.*ToyEnv\.unusual holds"):
         interrupted(case, tmp_path)
+
+
+class Redrawn(gym.Wrapper[Any, Any, Any, Any]):
+    """Draws another mass at each reset."""
+
+    def reset(self, **options: Any) -> Any:
+        answer = super().reset(**options)
+        model: Any = self.unwrapped.model  # type: ignore[attr-defined]
+        model.body_mass[1:] = self.unwrapped.np_random.uniform(1, 2, len(model.body_mass) - 1)
+        return answer
+
+
+@needs_mujoco
+def test_simulation_whose_model_a_reset_changes_starts_new_episodes(tmp_path: pathlib.Path) -> None:
+    make = vector(lambda: Redrawn(gym.make("InvertedPendulum-v5")), 1)
+    case: Case = (TRPO, "MlpPolicy", make, {})
+    interrupted(case, tmp_path)
+    with pytest.warns(UserWarning, match="start new episodes.*is of another MuJoCo model"):
+        resume_training(tmp_path, make(), device="cpu")
+
+
+class Keeping(VecEnvWrapper):
+    """
+    Keeps what it wraps under a second name, as SB3's VecVideoRecorder does, and something else.
+
+    :param venv: what it wraps
+    :param simulator: that cannot be copied
+    """
+
+    def __init__(self, venv: VecEnv, simulator: Any = None) -> None:
+        super().__init__(venv)
+        self.env, self.simulator = venv, simulator
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        return self.venv.step_wait()
+
+
+def test_wrapper_that_keeps_what_it_wraps_twice_is_copied(tmp_path: pathlib.Path) -> None:
+    case: Case = (TRPO, "MlpPolicy", lambda: Keeping(VecNormalize(vector(toy)())), {})
+    whole = make_model(case).learn(STEPS)
+    interrupted(case, tmp_path)
+    assert_same(whole, resume_training(tmp_path, case[2](), device="cpu"))
+
+
+def test_wrapper_that_cannot_be_copied_leaves_the_others_their_state(
+    tmp_path: pathlib.Path,
+) -> None:
+    def make() -> VecEnv:
+        return Keeping(VecNormalize(vector(toy)()), Simulator())
+
+    case: Case = (TRPO, "MlpPolicy", make, {})
+    with pytest.warns(UserWarning, match=r"start new episodes.*Keeping\.simulator holds"):
+        interrupted(case, tmp_path)
+    with pytest.warns(UserWarning, match="start new episodes"):
+        resumed = resume_training(tmp_path, make(), device="cpu")
+    normalization = resumed.get_vec_normalize_env()
+    assert normalization is not None
+    assert normalization.obs_rms.count > STEPS
+
+
+class Global(ToyEnv):
+    """Draws from the generators of its process."""
+
+    def __init__(self) -> None:
+        super().__init__(deepcopy(VECTOR), DISCRETE_ACTIONS)
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = super().step(action)
+        return observation, reward * np.random.rand(), *rest
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        if seed is not None:
+            np.random.seed(seed)
+        return super().reset(seed=seed, options=options)
+
+
+def test_generators_of_processes_of_environments_go_on(tmp_path: pathlib.Path) -> None:
+    def make() -> VecEnv:
+        return SubprocVecEnv([lambda: Resumable(Monitor(Global()))] * 2, start_method="fork")
+
+    case: Case = (TRPO, "MlpPolicy", make, {})
+    whole = make_model(case).learn(STEPS)
+    interrupted(case, tmp_path)
+    resumed = resume_training(tmp_path, make(), device="cpu")
+    assert_same(whole, resumed)
+    for model in (whole, resumed):
+        model.get_env().close()
 
 
 class Recorder(gym.Wrapper[Any, Any, Any, Any]):

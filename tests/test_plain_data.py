@@ -35,6 +35,7 @@ VALUES: list[Any] = [
     np.array(7.0),
     np.float32(0.1),
     np.dtype(np.uint8),
+    np.asfortranarray(np.arange(6.0).reshape(2, 3)),
     th.arange(4.0).reshape(2, 2),
 ]
 
@@ -47,6 +48,7 @@ def test_value_comes_back_with_its_type(value: Any) -> None:
         each.numpy() if isinstance(each, th.Tensor) else each for each in (again, value)
     ]
     np.testing.assert_equal(plain[0], plain[1])
+    assert getattr(again, "strides", None) == getattr(value, "strides", None)
     assert getattr(again, "maxlen", None) == getattr(value, "maxlen", None)
 
 
@@ -64,6 +66,19 @@ def test_random_generator_continues(make: Any) -> None:
     generator.random()
     again = plain_loads(plain_dumps(generator))
     assert [again.random() for _ in range(5)] == [generator.random() for _ in range(5)]
+
+
+def test_what_would_come_back_in_another_way_is_refused() -> None:
+    whole = np.zeros((2, 2))
+    with pytest.raises(NotPlainError, match="share their memory"):
+        plain_dumps([whole, whole[0]])
+    plain_dumps([whole[0], whole[1], whole[0, :1].copy()])
+    numbers = set(range(100))
+    numbers -= set(range(1, 90))
+    numbers |= {1001, 8, 64}
+    assert list(set(list(numbers))) != list(numbers)
+    with pytest.raises(NotPlainError, match="a set in an order"):
+        plain_dumps(numbers)
 
 
 def test_object_that_occurs_twice_is_one_again_and_may_hold_itself() -> None:
