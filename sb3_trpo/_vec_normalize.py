@@ -84,8 +84,10 @@ def _option(state: Mapping[str, Any], name: str) -> Any:
 
 def _keys(keys: Any) -> list[str] | None:
     """Read which observations are normalised; SB3 stores a list of names for dictionaries."""
-    if keys is None or (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
-        return keys
+    if keys is None:
+        return None
+    if isinstance(keys, (list, tuple)) and all(isinstance(key, str) for key in keys):
+        return list(keys)
     raise ValueError(f"norm_obs_keys is {str(keys)[:40]!r}")
 
 

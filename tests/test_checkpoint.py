@@ -693,8 +693,7 @@ def test_wrapper_that_cannot_be_copied_leaves_the_others_their_state(
         interrupted(case, tmp_path)
     with pytest.warns(UserWarning, match="start new episodes"):
         resumed = resume_training(tmp_path, make(), device="cpu")
-    normalization = resumed.get_vec_normalize_env()
-    assert normalization is not None
+    normalization: Any = resumed.get_vec_normalize_env()
     assert normalization.obs_rms.count > STEPS
 
 
@@ -724,7 +723,7 @@ def test_generators_of_processes_of_environments_go_on(tmp_path: pathlib.Path) -
     resumed = resume_training(tmp_path, make(), device="cpu")
     assert_same(whole, resumed)
     for model in (whole, resumed):
-        model.get_env().close()
+        model.env.close()  # type: ignore[union-attr]
 
 
 class Recorder(gym.Wrapper[Any, Any, Any, Any]):

@@ -144,6 +144,27 @@ def test_continue_trains_the_chosen_model_with_the_settings_of_its_run(
     assert [word for word in words if word in ("--gym-packages", *packages)] == options
 
 
+def test_continue_takes_the_arguments_of_the_runs_environment(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.continuing import env_options
+
+    assert env_options(tmp_path) == []
+    (tmp_path / "args.yml").write_text(yaml.dump({"env_kwargs": {"g": 2.0, "name": "a b"}}))
+    assert env_options(tmp_path) == ["--env-kwargs", "g:2.0", "name:'a b'"]
+
+
+def test_export_makes_the_environment_with_the_arguments_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sb3_trpo.zoo import export
+
+    seen: list[Any] = []
+    monkeypatch.setattr(export, "saved_settings", lambda *_, **__: ({}, None))
+    monkeypatch.setattr(export, "create_test_env", lambda *_, **options: seen.append(options))
+    (tmp_path / "args.yml").write_text(yaml.dump({"env_kwargs": {"g": 2.0}}))
+    export.make_env("Pendulum-v1", tmp_path)
+    assert seen[0]["env_kwargs"] == {"g": 2.0}
+
+
 def test_continue_starts_a_new_run() -> None:
     from sb3_trpo.zoo.continuing import continue_training
 

@@ -151,6 +151,32 @@ def test_seeds_are_numbers_and_ranges(text: str, seeds: list[int]) -> None:
     assert parse_seeds(text) == seeds
 
 
+@pytest.mark.parametrize(
+    ("name", "env", "number"),
+    [
+        ("CartPole-v1_3", "CartPole-v1", 3),
+        ("A_B-v1_12", "A_B-v1", 12),
+        ("Env_4_0d1b9e0a-3c9f-4f3e-9d2b-8a5e6f7c1b2d", "Env", 4),
+        ("best", "", 0),
+    ],
+)
+def test_name_of_a_folder_has_environment_and_number(
+    name: str, env: str, number: int, tmp_path: Path
+) -> None:
+    from sb3_trpo.zoo.runs import Run
+
+    run = Run(tmp_path / name, np.zeros(0), np.zeros(0), np.zeros(0))
+    assert (run.env, run.number) == (env, number)
+
+
+def test_damaged_log_of_a_run_is_named(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.progress import read_progress
+
+    (tmp_path / "progress.csv").write_text("a,b\n1,2\n1,2,3,4\n")
+    with pytest.raises(UsageError, match=r"progress.csv is damaged: .*: remove it"):
+        read_progress(tmp_path / "progress.csv")
+
+
 def test_final_evaluation_is_the_runs_own_if_there_is_one(tmp_path: Path) -> None:
     from sb3_trpo.zoo.runs import read_run, save_final_evaluation
 

@@ -8,11 +8,12 @@ from sb3_trpo.zoo.choice import add_choice, check_model, find_model, settings_fo
 from sb3_trpo.zoo.entry import write_entry
 from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.script import Parser
-from sb3_trpo.zoo.settings import check_settings
+from sb3_trpo.zoo.settings import check_settings, read_mapping
 from sb3_trpo.zoo.train import RESUME, train
 
 HELP = """\
-Continue training a model, in a new run, with the hyperparameters and normalisation of its run.
+Continue training a model, in a new run, with the hyperparameters, normalisation
+and environment's arguments of its run.
 
 examples:
   sb3-trpo continue --env CartPole-v1 --n-timesteps 20000
@@ -47,7 +48,19 @@ def continue_training(words: list[str]) -> None:
         chosen = ["--algo", choice.algo, "--env", choice.env, "--log-folder", choice.folder]
         packages = ["--gym-packages", *choice.gym_packages] if choice.gym_packages else []
         trust = ["--trust-checkpoint"] if choice.trust_checkpoint else []
-        train([*chosen, *packages, *trust, "-i", str(model), "--conf-file", str(config), *rest])
+        same = [*chosen, *packages, *trust, *env_options(settings_folder(model, choice.env))]
+        train([*same, "-i", str(model), "--conf-file", str(config), *rest])
+
+
+def env_options(settings: Path) -> list[str]:
+    """Repeat the arguments of a run's environment, which are not among its hyperparameters.
+
+    :param settings: the run's folder of hyperparameters
+    :return: part of a command line; what the user gives behind it replaces it
+    """
+    env_kwargs = read_mapping(settings / "args.yml").get("env_kwargs") or {}
+    words = [f"{name}:{value!r}" for name, value in env_kwargs.items()]
+    return ["--env-kwargs", *words] if words else []
 
 
 def write_settings(model: Path, env: str, folder: Path) -> Path:

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import math
+import shlex
 import shutil
 import sys
 from contextlib import AbstractContextManager
@@ -285,8 +286,8 @@ class RunManager(ExperimentManager):
         """
         if self.checkpoint is None or self.checkpoint.latest is None:
             return ""
-        options = "".join(f" {option}" for option in repeated(self.args))
-        return f"; resume with 'sb3-trpo train --resume {self.save_path}{options}'"
+        line = shlex.join(["sb3-trpo", "train", "--resume", self.save_path, *repeated(self.args)])
+        return f"; resume with '{line}'"
 
     def draw(self, title: str, result: str) -> None:
         """Draw the run and print where the pictures are.

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +197,9 @@ def report(study: optuna.Study, choice: argparse.Namespace, folder: Path) -> Non
     print(f"Best of {len(study.trials)} trials: mean return {best.value:.1f}\n")
     print(path.read_text())
     print(f"Picture: {draw_search(study, folder / f'study_{name}.png')}")
-    print(f"Train:   sb3-trpo train --algo {choice.algo} --env {choice.env} --conf-file {path}")
+    packages = ["--gym-packages", *choice.gym_packages] if choice.gym_packages else []
+    words = ["train", "--algo", choice.algo, "--env", choice.env, "--conf-file", str(path)]
+    print(f"Train:   {shlex.join(['sb3-trpo', *words, *packages])}")
 
 
 def file_name(choice: argparse.Namespace) -> str:

@@ -7,6 +7,8 @@ import pandas as pd
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import CSVOutputFormat
 
+from sb3_trpo.zoo.errors import UsageError, one_line
+
 PROGRESS = "progress.csv"
 STEPS = "time/total_timesteps"
 # Steps at which an update was made; SB3 logs an update with the rollout after it. In the file only.
@@ -22,7 +24,12 @@ def read_progress(path: Path) -> pd.DataFrame:
     """
     if not path.is_file() or path.stat().st_size == 0:
         return pd.DataFrame()
-    return pd.read_csv(path)
+    try:
+        return pd.read_csv(path)
+    except ValueError as error:  # pandas' errors are
+        raise UsageError(
+            f"{path} is damaged: {one_line(error)}: remove it to go on without its pictures"
+        ) from error
 
 
 class LongerCSV(CSVOutputFormat):

@@ -15,7 +15,7 @@ from huggingface_sb3 import EnvironmentName
 from sb3_trpo._archive import check_entries
 from sb3_trpo.zoo.errors import BROKEN, UsageError, one_line
 from sb3_trpo.zoo.progress import PROGRESS, STEPS, read_progress
-from sb3_trpo.zoo.settings import env_of, read_mapping, settings_of
+from sb3_trpo.zoo.settings import NUMBERED, env_of, read_mapping, settings_of
 
 Array = npt.NDArray[np.float64]
 
@@ -55,8 +55,8 @@ class Run:
     @property
     def number(self) -> int:
         """Number of the run."""
-        number = self.folder.resolve().name.rpartition("_")[2]
-        return int(number) if number.isdigit() else 0
+        numbered = NUMBERED.fullmatch(self.folder.resolve().name)
+        return int(numbered[2]) if numbered else 0
 
     @property
     def settings(self) -> str:

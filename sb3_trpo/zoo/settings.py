@@ -19,6 +19,8 @@ PLAIN_TAGS = {
     f"{PLAIN_TAG}{name}"
     for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge", ORDERED_DICT, TUPLE)
 }
+# Name of a run's folder; the RL Zoo's -uuid adds one behind the number.
+NUMBERED = re.compile(r"(.+)_(\d+)(?:_[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})?")
 # Environments of a run that nobody vouches for: each may be a process.
 MOST_ENVS = 256
 # Wrappers that write no files.
@@ -54,7 +56,9 @@ def env_of(run: Path) -> str:
     :param run: the run's folder
     :return: the folder's name without the run's number
     """
-    return run.resolve().name.rpartition("_")[0]
+    name = run.resolve().name
+    numbered = NUMBERED.fullmatch(name)
+    return numbered[1] if numbered else name.rpartition("_")[0]
 
 
 def settings_of(run: Path) -> Path:
