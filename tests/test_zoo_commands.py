@@ -378,7 +378,7 @@ def study_with_trials(values: list[float]) -> Any:
 
 def search_options(**changes: Any) -> Namespace:
     options = {"env": "Pendulum-v1", "algo": "trpo", "study_name": "a study", "storage": None}
-    return Namespace(**options | changes)
+    return Namespace(gym_packages=[], **options | changes)
 
 
 def test_best_configuration_is_the_best_trials_over_what_was_not_searched(tmp_path: Path) -> None:
