@@ -481,7 +481,7 @@ class _State:
             for value in entry.values()
             if th.is_tensor(value) and value.dim() > 0
         ]
-        tensors = [*self._parameters, *self._buffers.current(), *moments]
+        tensors = [*self._parameters, *self._buffers.moved(), *moments]
         return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
     @th.no_grad()

@@ -6,7 +6,7 @@ an update they are in evaluation mode, and afterwards a pass over the rollout re
 that the policy's own ``train`` leaves in evaluation mode, as a pretrained one, stays in it.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch as th
@@ -90,6 +90,11 @@ class Buffers:
         """Return the buffers that the modules have now."""
         return [buffer for owner in self.owners for _, buffer in _named(owner)]
 
+    def moved(self) -> list[th.Tensor]:
+        """Return the buffers that were replaced or written into; others may hold infinities."""
+        pairs = zip(self.owners, self._before, strict=True)
+        return [buffer for pair in pairs for buffer in _moved(*pair)]
+
     @th.no_grad()
     def restore(self, values: Sequence[th.Tensor]) -> None:
         """
@@ -116,24 +121,29 @@ class Buffers:
         for position in sorted(changed) if processes.size > 1 else ():
             for _, buffer in _named(self.owners[position]):
                 if buffer.layout is th.strided and buffer.dtype is not th.bool:
-                    mean = processes.mean(buffer.double(), 1.0)
+                    mean = processes.mean(buffer.cpu().double(), 1.0)
                     buffer.copy_(mean if buffer.is_floating_point() else mean.round())
         return bool(changed)
 
     def _changed(self) -> set[int]:
         """List the positions of the owners whose buffers were replaced or written into."""
-        return {
-            position
-            for position, (owner, before) in enumerate(zip(self.owners, self._before, strict=True))
-            # torch writes into some running statistics without counting it.
-            if has_running_statistics(owner)
-            or any(_is_other(buffer, before.get(name)) for name, buffer in _named(owner))
-        }
+        pairs = enumerate(zip(self.owners, self._before, strict=True))
+        return {position for position, pair in pairs if _moved(*pair)}
 
 
 def _named(module: nn.Module) -> list[tuple[str, th.Tensor]]:
     return list(module.named_buffers(recurse=False))
 
 
-def _is_other(buffer: th.Tensor, before: tuple[th.Tensor, int] | None) -> bool:
-    return before is None or buffer is not before[0] or buffer._version != before[1]
+def _moved(owner: nn.Module, before: Mapping[str, tuple[th.Tensor, int]]) -> list[th.Tensor]:
+    """List the buffers of a module that are not as they were."""
+    # torch writes into some running statistics without counting it.
+    is_uncounted = has_running_statistics(owner)
+    return [
+        buffer
+        for name, buffer in _named(owner)
+        if is_uncounted
+        or name not in before
+        or buffer is not before[name][0]
+        or buffer._version != before[name][1]
+    ]

@@ -22,7 +22,7 @@ from sb3_trpo._critic import Critic, CriticFit, fit_critic, read_critic
 from sb3_trpo._read_buffer import minibatches
 from tests import reference
 from tests.cases import CASES, POLICIES, actor_and_batch, collected, rollout_of
-from tests.policies import freeze
+from tests.policies import LinearExtractor, freeze
 
 # Of SB3's loop in float64, whose sums are in another order: 18 Adam steps of 1e-3 each amplify
 # the rounding where a second moment is tiny.
@@ -334,6 +334,22 @@ def test_steps_of_a_wrapped_or_watched_optimizer_are_taken() -> None:
     vars(model.policy.optimizer)["step"] = step
     fit(model, epochs=1)
     assert step.call_count == watched > 0
+
+
+class Masked(LinearExtractor):
+    """An extractor with a constant that is not finite, as masks of attention are."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space)
+        self.register_buffer("mask", th.tensor([0.0, -math.inf]))
+
+
+def test_constants_that_are_not_finite_are_no_divergence() -> None:
+    model = collected(
+        "box", policy_kwargs={"features_extractor_class": Masked, "share_features_extractor": False}
+    )
+    model.policy.vf_features_extractor.mask[1] = -math.inf
+    assert not fit(model).diverged
 
 
 class WithoutClosure(th.optim.SGD):
