@@ -170,11 +170,13 @@ def test_name_of_a_folder_has_environment_and_number(
 
 
 def test_damaged_log_of_a_run_is_named(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.live_progress import run_state
     from sb3_trpo.zoo.progress import read_progress
 
     (tmp_path / "progress.csv").write_text("a,b\n1,2\n1,2,3,4\n")
     with pytest.raises(UsageError, match=r"progress.csv is damaged: .*: remove it"):
         read_progress(tmp_path / "progress.csv")
+    assert run_state(tmp_path) is None  # of a run that is writing at this moment
 
 
 def test_final_evaluation_is_the_runs_own_if_there_is_one(tmp_path: Path) -> None:

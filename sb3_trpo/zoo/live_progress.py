@@ -9,6 +9,7 @@ from typing import TextIO
 
 import pandas as pd
 
+from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.progress import PROGRESS, STEPS, read_progress
 
 MEAN_RETURN = "rollout/ep_rew_mean"
@@ -58,7 +59,7 @@ def run_state(run: Path) -> str | None:
     """
     try:
         log = read_progress(run / PROGRESS)
-    except pd.errors.ParserError:  # a line is being written
+    except UsageError:  # a line is being written
         return None
     if log.empty:
         return None
