@@ -71,6 +71,15 @@ def add_gym_packages(parser: Parser) -> None:
     )
 
 
+def packages_again(packages: list[str]) -> list[str]:
+    """Repeat the option that imports the user's packages.
+
+    :param packages: its value
+    :return: part of a command line
+    """
+    return ["--gym-packages", *packages] if packages else []
+
+
 def check_environment(choice: argparse.Namespace) -> None:
     """Import the user's packages, then look up the environment and the algorithm.
 

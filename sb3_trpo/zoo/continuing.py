@@ -4,7 +4,13 @@ import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sb3_trpo.zoo.choice import add_choice, check_model, find_model, settings_folder
+from sb3_trpo.zoo.choice import (
+    add_choice,
+    check_model,
+    find_model,
+    packages_again,
+    settings_folder,
+)
 from sb3_trpo.zoo.entry import write_entry
 from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.script import Parser
@@ -46,7 +52,7 @@ def continue_training(words: list[str]) -> None:
     with TemporaryDirectory() as scratch:
         config = choice.conf_file or write_settings(model, choice.env, Path(scratch))
         chosen = ["--algo", choice.algo, "--env", choice.env, "--log-folder", choice.folder]
-        packages = ["--gym-packages", *choice.gym_packages] if choice.gym_packages else []
+        packages = packages_again(choice.gym_packages)
         trust = ["--trust-checkpoint"] if choice.trust_checkpoint else []
         same = [*chosen, *packages, *trust, *env_options(settings_folder(model, choice.env))]
         train([*same, "-i", str(model), "--conf-file", str(config), *rest])

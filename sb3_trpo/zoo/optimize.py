@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from sqlalchemy.exc import SQLAlchemyError
 
-from sb3_trpo.zoo.choice import add_environment, check_environment
+from sb3_trpo.zoo.choice import add_environment, check_environment, packages_again
 from sb3_trpo.zoo.entry import entry_text
 from sb3_trpo.zoo.errors import UsageError, one_line, user_errors
 from sb3_trpo.zoo.figure_style import (
@@ -118,8 +118,7 @@ def worker_words(choice: argparse.Namespace, rest: list[str]) -> list[list[str]]
     shared = ["--algo", choice.algo, "--env", choice.env, "--log-folder", choice.folder]
     shared += ["--storage", choice.storage, "--study-name", choice.study_name]
     shared += ["--num-threads", str(threads_per_job(workers)), "--no-optim-plots", "-optimize"]
-    if choice.gym_packages:
-        shared += ["--gym-packages", *choice.gym_packages]
+    shared += packages_again(choice.gym_packages)
     tasks = []
     for worker in range(workers):
         trials = len(range(worker, choice.n_trials, workers))
@@ -197,9 +196,9 @@ def report(study: optuna.Study, choice: argparse.Namespace, folder: Path) -> Non
     print(f"Best of {len(study.trials)} trials: mean return {best.value:.1f}\n")
     print(path.read_text())
     print(f"Picture: {draw_search(study, folder / f'study_{name}.png')}")
-    packages = ["--gym-packages", *choice.gym_packages] if choice.gym_packages else []
     words = ["train", "--algo", choice.algo, "--env", choice.env, "--conf-file", str(path)]
-    print(f"Train:   {shlex.join(['sb3-trpo', *words, *packages])}")
+    line = ["sb3-trpo", *words, *packages_again(choice.gym_packages)]
+    print(f"Train:   {shlex.join(line)}")
 
 
 def file_name(choice: argparse.Namespace) -> str:
