@@ -59,6 +59,17 @@ def test_runs_that_start_at_the_same_moment_have_folders_of_their_own(tmp_path: 
     assert all(Path(each.params_path).is_dir() for each in managers)
 
 
+def test_a_run_keeps_its_folder_to_itself_until_its_end(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.lock import lock_run
+
+    run = manager(tmp_path)
+    run.create_log_folder()
+    with pytest.raises(UsageError, match="another process is training"):
+        lock_run(Path(run.save_path))
+    run.unlock()
+    lock_run(Path(run.save_path)).release()
+
+
 # When a model cannot be built, the Zoo leaves its environments' Monitor files open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_run_that_cannot_start_leaves_no_folder_and_touches_no_other(tmp_path: Path) -> None:

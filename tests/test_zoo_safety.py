@@ -2,6 +2,8 @@
 
 import contextlib
 import shutil
+import subprocess
+import sys
 from collections import OrderedDict
 from io import BytesIO
 from pathlib import Path
@@ -361,6 +363,26 @@ def test_an_untouched_run_is_resumed_and_logs_where_its_user_says(
     assert "Resuming from" in capsys.readouterr().out
     assert folders == [None]
     assert not Path("theirs").exists()
+
+
+@pytest.mark.filterwarnings("ignore:rich is experimental")
+def test_a_run_that_is_training_is_not_resumed_beside_it(interrupted: Path, capsys: Any) -> None:
+    from sb3_trpo.zoo.commands import main
+    from sb3_trpo.zoo.lock import LOCK, lock_run
+
+    hold = f"from filelock import FileLock; lock = FileLock({str(interrupted / LOCK)!r}); "
+    wait = "lock.acquire(); print(flush=True); input()"
+    logs = {path: path.read_bytes() for path in interrupted.glob("*.csv")}
+    command = [sys.executable, "-c", hold + wait]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert main(["train", "--resume", str(interrupted)]) == 2
+        assert "another process is training in" in capsys.readouterr().err
+        assert logs == {path: path.read_bytes() for path in interrupted.glob("*.csv")}
+        other.kill()
+    assert main(["train", "--resume", str(interrupted), "--verbose", "0"]) == 0
+    lock_run(interrupted).release()
 
 
 def test_a_runs_checkpoint_is_resumed_in_python(interrupted: Path) -> None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import optuna
 import rl_zoo3.exp_manager
 import rl_zoo3.train
+from filelock import BaseFileLock
 from rl_zoo3 import ALGOS
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -39,6 +40,7 @@ from sb3_trpo.zoo.errors import (
 )
 from sb3_trpo.zoo.interruptions import Interruptions, left_to_this_process
 from sb3_trpo.zoo.learning_curve import draw_learning_curve
+from sb3_trpo.zoo.lock import lock_run
 from sb3_trpo.zoo.masks import evaluate_policy, masks_in_evaluations
 from sb3_trpo.zoo.processes import current_processes, is_torchrun, launch_name
 from sb3_trpo.zoo.progress import ProgressFile
@@ -82,6 +84,7 @@ class RunManager(ExperimentManager):
         self.interruption: KeyboardInterrupt | None = None
         self.trained: BaseAlgorithm | None = None  # if another model was trained than was built
         self._made: Path | None = None  # the run's folder, once this run has created it
+        self._lock: BaseFileLock | None = None  # of the run's folder
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read the configuration.
@@ -109,9 +112,20 @@ class RunManager(ExperimentManager):
             with self._builder():
                 results = super().setup_experiment()
         finally:
-            if results is None and self._made is not None:
-                shutil.rmtree(self._made)
+            if results is None:
+                self.unlock()
+                if self._made is not None:
+                    shutil.rmtree(self._made)
         return results
+
+    def lock(self) -> None:
+        """Keep other processes from training in the run's folder."""
+        self._lock = lock_run(Path(self.save_path))
+
+    def unlock(self) -> None:
+        """Let other processes train in the run's folder again."""
+        if self._lock is not None:
+            self._lock.release()
 
     def _builder(self) -> AbstractContextManager[None]:
         """Let the Zoo build and load models with :class:`Builder`."""
@@ -136,6 +150,7 @@ class RunManager(ExperimentManager):
         with user_errors(OSError):
             while self._made is None:
                 self._claim(Path(self.save_path))
+            self.lock()
             self.params_path = f"{self.save_path}/{self.env_name}"
             Path(self.params_path).mkdir()
 
@@ -341,8 +356,12 @@ def run_manager(
         managers.append(manager_class(*arguments, **options))
         return managers[0]
 
-    with replaced(rl_zoo3.train, "ExperimentManager", make_manager):
-        run_script(rl_zoo3.train.train, prog, help_text, words, add_options)
+    try:
+        with replaced(rl_zoo3.train, "ExperimentManager", make_manager):
+            run_script(rl_zoo3.train.train, prog, help_text, words, add_options)
+    finally:
+        for manager in managers:
+            manager.unlock()
     return managers[0]
 
 

@@ -151,6 +151,7 @@ class ResumedRun(RunManager):
     def create_log_folder(self) -> None:
         """Remove from the run's logs what came after the checkpoint, and append to them."""
         with user_errors(OSError):
+            self.lock()
             shorten_logs(Path(self.save_path), self.found.checkpoint.state.get("extra"))
         self.monitor_kwargs["override_existing"] = False
 
