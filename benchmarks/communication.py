@@ -52,7 +52,7 @@ class Update:
         """List the all-reduces of ``train()``; a mean is a sum and, behind it, its weight."""
         means = {
             "advantages": Messages(2, 2),  # mean, variance
-            "surrogate": Messages(1, self.actor + 3),  # value, entropy, gradient
+            "surrogate": Messages(1, self.actor + 4),  # value, entropy, ratios, gradient
             "Fisher products": Messages(self.products, self.actor + 1),
             "line search": Messages(self.candidates, 3),  # improvement, KL divergence
             "critic": Messages(self.minibatches, self.critic + 2),  # loss, gradient

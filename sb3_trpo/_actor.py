@@ -300,19 +300,27 @@ def read_actor(
         linearization = AutogradLinearization(distribution, parameters)
         if not _has_closed_form(policy):
             linearization = differentiable(linearization)
-    bytes_per_state = probe.bytes_per_state(linearization)
-    budget = _memory_budget(parameters[0].device)
-    in_memory = max_states_per_chunk or _states_in(budget, bytes_per_state)
-    per_chunk = in_memory
-    is_rowwise = isinstance(linearization, RowwiseLinearization)
-    if is_rowwise:
-        per_chunk = min(in_memory, _FEW_STATES)
-    elif probe.is_of_images:
-        of_chunk = _CHUNK_BUDGET if parameters[0].is_cpu else budget // _CHUNKS_ON_GPU
-        per_chunk = min(in_memory, _states_in(of_chunk, bytes_per_state))
+    sizes = _chunk_sizes(probe, linearization, max_states_per_chunk)
     modules = frozenset(probe.modules | _modules_with(policy, parameters))
     kl_scale = 1.0 if kl_reduction == "sum" else 1.0 / _action_dimensions(distribution)
-    return Actor(policy, parameters, modules, kl_scale, per_chunk, in_memory, is_rowwise)
+    is_rowwise = isinstance(linearization, RowwiseLinearization)
+    return Actor(policy, parameters, modules, kl_scale, *sizes, is_rowwise)
+
+
+def _chunk_sizes(
+    probe: _Probe, linearization: Linearization, max_states_per_chunk: int | None
+) -> tuple[int, int]:
+    """Choose how many states are in a chunk, and in memory at a time."""
+    device = linearization.distribution.outputs[0].device
+    bytes_per_state = probe.bytes_per_state(linearization)
+    budget = _memory_budget(device)
+    in_memory = max_states_per_chunk or _states_in(budget, bytes_per_state)
+    if isinstance(linearization, RowwiseLinearization):
+        return min(in_memory, _FEW_STATES), in_memory
+    if probe.is_of_images:
+        of_chunk = _CHUNK_BUDGET if device.type == "cpu" else budget // _CHUNKS_ON_GPU
+        return min(in_memory, _states_in(of_chunk, bytes_per_state)), in_memory
+    return in_memory, in_memory
 
 
 def _has_closed_form(policy: ActorCriticPolicy) -> bool:
@@ -331,7 +339,11 @@ def _parameters_of(
     max_states_per_chunk: int | None,
     processes: Processes,
 ) -> tuple[nn.Parameter, ...]:
-    """Return θ: the parameters for which the outputs at any state have a gradient."""
+    """
+    Return θ: the parameters for which the outputs at any state have a gradient.
+
+    Parts that did not run for the few states are added to the probe's modules.
+    """
     candidates = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     reached = _reached(distribution.outputs, candidates)
     if not processes.all(_has_closed_form(policy)):  # in one process something may watch a module
@@ -404,7 +416,7 @@ def in_fast_layout(policy: ActorCriticPolicy, observations: Observations) -> Obs
     :param observations: n states
     :return: the same numbers
     """
-    if type(policy.features_extractor) is not NatureCNN or isinstance(observations, dict):
+    if type(policy.pi_features_extractor) is not NatureCNN or isinstance(observations, dict):
         return observations
     return observations.contiguous(memory_format=th.channels_last)
 

@@ -57,23 +57,22 @@ def is_being_written(temporary: pathlib.Path) -> bool:
     return True
 
 
-def saving_path(path: pathlib.Path, suffix: str) -> pathlib.Path:
+def saving_path(path: pathlib.Path) -> pathlib.Path:
     """
     Choose the path at which SB3 saves, and make its folder.
 
     :param path: that the user gave
-    :param suffix: is added to a path that has none
-    :return: the path; if it is a folder, one beside it
+    :return: the path, with ``.zip`` if it has no suffix; if it is a folder, one beside it
     :raises ValueError: if it can only be a folder
     :raises OSError: if the folder cannot be made
     """
     if path.name in ("", ".."):
         raise ValueError(f"{str(path)!r} is a folder. Pass the path of a file in it.")
     if not path.suffix:
-        path = path.with_name(f"{path.name}.{suffix}")
+        path = path.with_name(f"{path.name}.zip")
     if path.is_dir():
         warnings.warn(f"{path} is a folder. Saving to {path}_2 instead.", stacklevel=3)
-        path = path.with_name(f"{path.name}_2.{suffix}")
+        path = path.with_name(f"{path.name}_2.zip")
     if not path.parent.exists():
         warnings.warn(f"The folder {path.parent} does not exist. Making it.", stacklevel=3)
         path.parent.mkdir(parents=True, exist_ok=True)

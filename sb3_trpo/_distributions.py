@@ -12,6 +12,7 @@ Gaussian              mean μ, log std             1/σ² on μ, 2 on log σ
 Categorical           logits                      diag(p) - ppᵀ
 MultiCategorical      logits of every block       the same, block by block
 Bernoulli             logits                      p(1 - p)
+Laplace               location μ, scale b         1/b² on both, beside torch's KL divergence
 anything else         its torch parameters        the Hessian of the KL divergence, by autograd
 ====================  ==========================  ===============================================
 
@@ -223,6 +224,8 @@ class Generic(Family):
 
     def fisher_metric(self, z: Outputs) -> Metric:
         """Differentiate the KL divergence twice."""
+        if type(self._base) is td.Laplace:
+            return _laplace_metric(z)
         with th.enable_grad():
             leaves = tuple(value.detach().clone().requires_grad_() for value in z)
             divergence = self.kl(leaves, tuple(value.detach() for value in z)).sum()
@@ -245,6 +248,16 @@ class Generic(Family):
             others[id(self._base)] = family(**dict(pairs), validate_args=False)
         known = others.get(id(self.template))
         return known if known is not None else _copied(self.template, others)
+
+
+def _laplace_metric(z: Outputs) -> Metric:
+    """
+    Multiply by 1/b² and 1/b², z being (μ, b).
+
+    The KL divergence has |μ' - μ|, to which autograd gives no second derivative at 0.
+    """
+    precision = z[1] ** -2
+    return lambda tangent: tuple(precision * part for part in tangent)
 
 
 def _base(distribution: Any) -> td.Distribution:
@@ -392,7 +405,7 @@ _HEADS: dict[type, Family] = {
 
 
 # Methods of SB3's distributions that may be overridden on an instance.
-DISTRIBUTION_METHODS = frozenset(
+_DISTRIBUTION_METHODS = frozenset(
     ["proba_distribution", "sample", "mode", "get_actions", "log_prob", "entropy"]
 )
 
@@ -407,7 +420,7 @@ def head_of(policy: ActorCriticPolicy) -> Head | None:
     """
     distribution = policy.action_dist
     family = _HEADS.get(type(distribution))
-    if family is None or not DISTRIBUTION_METHODS.isdisjoint(vars(distribution)):
+    if family is None or not _DISTRIBUTION_METHODS.isdisjoint(vars(distribution)):
         return None
     if isinstance(distribution, DiagGaussianDistribution):
         return Head(family) if policy.log_std.shape == (distribution.action_dim,) else None

@@ -224,7 +224,7 @@ RANGES: Ranges = {
         "None or a path",
         lambda value: value is None or isinstance(value, (str, os.PathLike)),
     ),
-    "verbose": ("0, 1 or 2", lambda value: _is_flag(value) or is_integer(0)(value)),
+    "verbose": ("0, 1, 2 or more", lambda value: _is_flag(value) or is_integer(0)(value)),
     "seed": (
         "None or an integer from 0 to 2**32 - 1",
         lambda value: value is None or (is_integer(0)(value) and value < 2**32),

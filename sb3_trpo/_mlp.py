@@ -49,10 +49,10 @@ def flat_features(policy: ActorCriticPolicy, observations: Observations) -> th.T
 
     :param policy: recognised by :func:`sb3_trpo._plain.read_plain`
     :param observations: n states
-    :return: shape ``(n, features)``, in the type of the policy's parameters
+    :return: shape ``(n, features)``, in the type of the policy's parameters, which is one for all
     """
     features = cast(th.Tensor, policy.features_extractor(preprocessed(policy, observations)))
-    return features.to(policy.value_net.weight.dtype)
+    return features.to(next(policy.parameters()).dtype)
 
 
 def _tanh(h: th.Tensor) -> th.Tensor:

@@ -136,12 +136,18 @@ def _is_plain_policy(policy: nn.Module, kinds: tuple[type[nn.Module], ...]) -> b
         and not any(name in vars(policy) for name in flow)
         and not any(map(_has_gradient_hooks, policy.parameters(recurse=False)))
         and not has_global_hooks()
+        and len({parameter.dtype for parameter in policy.parameters()}) == 1
         and type(policy.mlp_extractor) is MlpExtractor
         and is_plain(policy.mlp_extractor)
         and not {"forward_actor", "forward_critic"} & vars(policy.mlp_extractor).keys()
-        and _only_flattens(cast(nn.Module, policy.pi_features_extractor))
-        and _only_flattens(cast(nn.Module, policy.vf_features_extractor))
+        and all(map(_only_flattens, _features_extractors(policy)))
     )
+
+
+def _features_extractors(policy: nn.Module) -> list[nn.Module]:
+    """List those for acting, for the actor and for the critic; SB3 makes one of them serve all."""
+    kinds = ("features_extractor", "pi_features_extractor", "vf_features_extractor")
+    return [cast(nn.Module, getattr(policy, kind)) for kind in kinds]
 
 
 def _only_flattens(extractor: nn.Module) -> bool:

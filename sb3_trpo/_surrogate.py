@@ -54,12 +54,15 @@ class Surrogate:
 
     :param value: L(θ_k), entropy bonus included
     :param entropy: mean of H_θk, in nats
+    :param ratio_error: mean of |ρ_θk - 1|, 0 up to rounding if the policy still is what it was in
+        the rollout
     :param gradient: g, shape ``(P,)``
     :param old: the policy of θ_k, chunk by chunk
     """
 
     value: float
     entropy: float
+    ratio_error: float
     gradient: th.Tensor
     old: tuple[OldPolicy, ...]
 
@@ -128,13 +131,12 @@ def surrogate_at(
         tensors = ratio, entropy, *linearization.distribution.outputs
         kept = rows.keep([tensor.detach() for tensor in tensors])
         old.append(OldPolicy(chunk, kept[2:], *kept[:2]))
-        return th.cat(
-            [value.detach().reshape(1), chunk.weighted_sum(entropy.detach()).reshape(1), gradient]
-        )
+        terms = th.stack([entropy.detach(), (ratio.detach() - 1).abs()], dim=1)
+        return th.cat([value.detach().reshape(1), chunk.weighted_sum(terms), gradient])
 
     mean = state_mean(weighted_sum, chunks, processes)
-    value, entropy = mean[:2].tolist()
-    return Surrogate(value, entropy, mean[2:], tuple(old))
+    value, entropy, ratio_error = mean[:3].tolist()
+    return Surrogate(value, entropy, ratio_error, mean[3:], tuple(old))
 
 
 @th.no_grad()

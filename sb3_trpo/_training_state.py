@@ -123,14 +123,10 @@ def _put_last_step(model: TRPO, last: dict[str, Any]) -> None:
     """Restore what the next step starts from."""
     for name in LAST[:3]:
         setattr(model, name, last[name])
-    if last["_last_lstm_states"] is not None:
-        pi, vf = (tuple(state.to(model.device) for state in pair) for pair in _pairs(last))
+    pairs: list[list[th.Tensor]] | None = last["_last_lstm_states"]
+    if pairs is not None:
+        pi, vf = (tuple(state.to(model.device) for state in pair) for pair in pairs)
         model._last_lstm_states = RNNStates(pi, vf)
-
-
-def _pairs(last: dict[str, Any]) -> list[list[th.Tensor]]:
-    pairs: list[list[th.Tensor]] = last["_last_lstm_states"]
-    return pairs
 
 
 def _episode_buffers(model: TRPO) -> tuple[Any, Any]:

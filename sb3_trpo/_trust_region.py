@@ -130,24 +130,18 @@ def natural_step(
     # Dividing by the largest entry first keeps the squares inside the norm from under- and
     # overflowing.
     largest = gradient.abs().max()
-    norm = (
-        float(largest * th.linalg.vector_norm(gradient / largest))
-        if largest > 0
-        else float(largest)
-    )
+    scaled = gradient / th.where(largest > 0, largest, 1.0)
+    scaled_norm = th.linalg.vector_norm(scaled)
+    norm = float(largest * scaled_norm)
     reason = _reason_to_skip(norm, target_kl)
     if reason is not None:
         return _no_step(gradient, norm, None, reason)
-    unit_gradient = gradient / largest
-    unit_gradient = unit_gradient / th.linalg.vector_norm(unit_gradient)
+    unit_gradient = scaled / scaled_norm
     cg = conjugate_gradient(fisher, unit_gradient, cg_max_steps, cg_residual_tol)
-    if cg.status is CGStatus.NOT_FINITE or not cg.curvature > 0:
-        failure = (
-            CGStatus.NOT_FINITE
-            if cg.status is CGStatus.NOT_FINITE
-            else CGStatus.NON_POSITIVE_CURVATURE
-        )
-        return _no_step(gradient, norm, cg, failure.value)
+    if cg.status is CGStatus.NOT_FINITE:
+        return _no_step(gradient, norm, cg, cg.status.value)
+    if not cg.curvature > 0:
+        return _no_step(gradient, norm, cg, CGStatus.NON_POSITIVE_CURVATURE.value)
     curvature = cg.curvature - subtract_damping * float(th.dot(cg.x, cg.x))
     unit_step_size = math.sqrt(2 * target_kl / max(curvature, _LEAST_SHARE * cg.curvature))
     step = unit_step_size * cg.x

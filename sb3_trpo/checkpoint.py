@@ -361,7 +361,9 @@ def finish_training(model: TRPO, found: Found, callback: MaybeCallback) -> TRPO:
         environments = _environments(state, model.env, rank)
         state = state | {"environments": environments, "noise": {}, "random": random_states()}
     left = state["total_timesteps"] - state["num_timesteps"]
-    print(f"Resuming from {found.path}: {max(left, 0)} of {state['total_timesteps']} steps left")
+    if model.verbose >= 1 and rank == 0:
+        total = state["total_timesteps"]
+        print(f"Resuming from {found.path}: {max(left, 0)} of {total} steps left")
     callbacks = list(_callbacks(callback))
     restore = _Restore(found, state, callbacks)
     arguments = state["arguments"]

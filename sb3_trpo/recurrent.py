@@ -23,7 +23,8 @@ class RecurrentTRPO(TRPO):
     Episodes, or the parts of them that are in a rollout, are evaluated as whole sequences; the
     Fisher products are exact through the LSTM. A sequence starts from the LSTM's state in the
     rollout, which is a constant. ``sub_sampling_factor`` and ``fisher_sub_sampling_factor`` take
-    every k-th sequence; ``max_states_per_chunk`` and ``batch_size`` are in whole sequences.
+    every k-th sequence; ``max_states_per_chunk`` and ``batch_size`` count the states of whole
+    sequences.
 
     The arguments are those of :class:`~sb3_trpo.TRPO`; ``policy`` is a class, or one of
     ``MlpLstmPolicy``, ``CnnLstmPolicy``, ``MultiInputLstmPolicy``.

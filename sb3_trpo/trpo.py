@@ -99,6 +99,9 @@ _ADVICE = {
 # Warn after this many updates in a row that left the policy unchanged.
 _SKIPS_BEFORE_WARNING = 10
 
+# Mean of |ρ_θk - 1|: rounding leaves 1e-6 of it, bfloat16 0.01, and σ = 2e-9 some 0.2.
+_LARGEST_RATIO_ERROR = 0.3
+
 
 class TRPO(OnPolicyAlgorithm):
     r"""
@@ -160,8 +163,8 @@ class TRPO(OnPolicyAlgorithm):
     :param line_search_accept_ratio: least ratio of realised to expected improvement, from 0 to
         below 1
     :param max_states_per_chunk: states whose graphs are in memory at a time; ``None`` for as many
-        as take about half a GB. Bounds the memory of the actor's update; the step stays the same to
-        rounding
+        as take about half a GB, on a GPU a fifth of its memory. Bounds the memory of the update,
+        whose step stays the same to rounding
     :param data_parallel: whether all processes of torch's default process group train this policy
         together; ``n_steps`` and ``env`` are those of each, ``batch_size``, ``total_timesteps`` and
         what is logged count all. It is not saved
@@ -518,7 +521,11 @@ class TRPO(OnPolicyAlgorithm):
         n_rollout_steps: int,
         n_envs: int,
     ) -> bool:
-        """Collect a rollout: SB3's loop, with the checks, beside ``n_envs`` of all processes."""
+        """
+        Collect a rollout: SB3's loop, with the checks.
+
+        :param n_envs: environments of all processes, whose steps count
+        """
         n_steps = 0
         act = partial(self._act, env, fast_forward(self.policy) or self.policy)
         add = fastest(rollout_buffer, "add")
@@ -683,6 +690,7 @@ class TRPO(OnPolicyAlgorithm):
         # L, g and F at the old parameters
         linearized = LinearizedActor(actor, fisher_chunks)
         surrogate = surrogate_at(linearized, chunks, self.ent_coef, processes)
+        _check_ratios(surrogate.ratio_error)
         fisher = FisherProduct(linearized, fisher_chunks, damping, processes)
         # x = (F + λI)⁻¹g and the full step βx
         step = natural_step(
@@ -796,7 +804,8 @@ class TRPO(OnPolicyAlgorithm):
         if fit.diverged:
             warnings.warn(
                 f"The critic's fit produced numbers that are not finite and was undone (loss "
-                f"{fit.loss}). Use a smaller learning_rate, or normalise the rewards.",
+                f"{fit.loss}). Use a smaller learning_rate, normalise the rewards, or check the "
+                f"observations for infinities.",
                 stacklevel=3,
             )
 
@@ -854,7 +863,7 @@ class TRPO(OnPolicyAlgorithm):
             return
         content = BytesIO()
         super().save(content, exclude, include)
-        write_atomically(saving_path(pathlib.Path(path), "zip"), content.getvalue())
+        write_atomically(saving_path(pathlib.Path(path)), content.getvalue())
 
     def set_parameters(
         self,
@@ -944,6 +953,21 @@ class TRPO(OnPolicyAlgorithm):
             loaded = super().load(model.file, *options, **kwargs)
             check_parameters(loaded.policy)
         return loaded
+
+
+def _check_ratios(ratio_error: float) -> None:
+    """Warn if the old policy's ratios, which are 1, show that another policy has acted."""
+    if ratio_error > _LARGEST_RATIO_ERROR:
+        warnings.warn(
+            f"The rollout's actions were not drawn from what policy.get_distribution returns, "
+            f"unless the policy was changed meanwhile or its standard deviation is of the size of "
+            f"rounding errors: the ratio of their probabilities to the recorded ones is not 1, but "
+            f"differs from it by {ratio_error:.2g} on average. TRPO optimizes what "
+            f"get_distribution returns, and PPO uses evaluate_actions: override both. If you "
+            f"replaced features_extractor, replace pi_features_extractor and "
+            f"vf_features_extractor, too.",
+            stacklevel=5,
+        )
 
 
 def _changes_unit(saved: str, changes: dict[str, Any]) -> bool:

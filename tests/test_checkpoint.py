@@ -233,6 +233,14 @@ def test_resumed_training_ends_bitwise_as_an_uninterrupted_one(
     assert_same(whole, resumed)
 
 
+def test_resuming_prints_only_what_the_model_may(tmp_path: pathlib.Path, capsys: Any) -> None:
+    case = CASES["CartPole"]
+    for verbose in (0, 1):
+        interrupted(case, tmp_path / str(verbose))
+        resume_training(tmp_path / str(verbose), case[2](), device="cpu", verbose=verbose)
+        assert ("Resuming from" in capsys.readouterr().out) == bool(verbose)
+
+
 def test_resumed_training_can_be_interrupted_again(tmp_path: pathlib.Path) -> None:
     case = CASES["Pendulum, VecNormalize"]
     whole = make_model(case).learn(STEPS)

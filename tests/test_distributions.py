@@ -346,6 +346,27 @@ def test_what_is_no_distribution_is_refused_by_its_type(thing: object) -> None:
         family_of(thing)
 
 
+def laplace(raw: th.Tensor) -> td.Distribution:
+    """A family whose KL divergence has a kink where autograd needs its second derivative."""
+    return td.Laplace(raw[:, :2], raw[:, 2:4].exp())
+
+
+def joint_laplace(raw: th.Tensor) -> td.Distribution:
+    """The same as one distribution of several actions."""
+    return td.Independent(laplace(raw), 1)
+
+
+@pytest.mark.parametrize("builder", [gaussian, bernoulli, laplace, joint_laplace])
+def test_half_the_metrics_square_of_a_small_change_is_its_kl(builder: Builder) -> None:
+    family, old = read(builder, raw_numbers())
+    tangent = tuple(th.randn_like(z) for z in old)
+    new = tuple(z + 1e-5 * v for z, v in zip(old, tangent, strict=True))
+    kl = family.kl(new, old).sum()
+    product = family.fisher_metric(old)(tangent)
+    square = sum((v * m).sum() for v, m in zip(tangent, product, strict=True))
+    th.testing.assert_close(kl / 1e-10, 0.5 * square, rtol=1e-2, atol=1e-3)
+
+
 class ScaledNormal(td.Normal):
     """A user's subclass with a KL divergence of its own."""
 

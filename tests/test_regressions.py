@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import distributions as td
 from torch import nn
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, RecurrentTRPO
 from sb3_trpo._actor import read_actor
 from sb3_trpo._critic import read_critic
 from sb3_trpo._distributions import family_of
@@ -107,6 +107,7 @@ def test_hook_and_replaced_method_of_the_mlp_extractor_are_respected() -> None:
     th.testing.assert_close(head.weight.detach(), before, rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:The rollout's actions were not drawn")
 @pytest.mark.parametrize("at_step", [False, True])
 def test_module_replaced_in_a_rollout_acts_from_the_next_rollout_on(at_step: bool) -> None:
     model = model_of(action_space=spaces.Discrete(2), line_search_max_iter=1, target_kl=0.0)
@@ -121,6 +122,87 @@ def test_module_replaced_in_a_rollout_acts_from_the_next_rollout_on(at_step: boo
     model.learn(64 if at_step else 32, callback=Calls(replace_head, at_step))
     assert not model.rollout_buffer.actions.any()
     assert len(calls) >= 32
+
+
+class TenTimes(nn.Module):
+    """A critic's last layer that is no plain one."""
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.net = nn.Linear(n_features, 1)
+
+    def forward(self, features: th.Tensor) -> th.Tensor:
+        return 10 * cast(th.Tensor, self.net(features))
+
+
+@pytest.mark.parametrize("algorithm", [TRPO, RecurrentTRPO])
+@pytest.mark.parametrize(
+    "replacement", [lambda n: nn.Sequential(nn.Linear(n, 4), nn.Tanh(), nn.Linear(4, 1)), TenTimes]
+)
+def test_replaced_value_net_trains_beside_a_plain_actor(algorithm: Any, replacement: Any) -> None:
+    name = "MlpLstmPolicy" if algorithm is RecurrentTRPO else "MlpPolicy"
+    model = algorithm(name, ToyEnv(VECTOR, BOX_ACTIONS, 9), n_steps=32, batch_size=32, seed=0)
+    policy = model.policy
+    policy.value_net = replacement(policy.value_net.in_features)
+    policy.optimizer = policy.optimizer_class(policy.parameters(), lr=1e-3)
+    before = copy.deepcopy(policy.state_dict())
+    model.learn(32)
+    moved = {name for name, value in policy.state_dict().items() if not value.equal(before[name])}
+    assert "action_net.weight" in moved
+    assert any(name.startswith("value_net") for name in moved)
+
+
+def test_plain_policy_with_parameters_of_two_types_trains() -> None:
+    model = model_of()
+    model.policy.log_std.data = model.policy.log_std.data.double()
+    before = model.policy.log_std.detach().clone()
+    model.learn(32)
+    assert not model.policy.log_std.equal(before)
+
+
+class Gain(nn.Module):
+    """A features extractor that a user puts in place of SB3's."""
+
+    features_dim = VECTOR.shape[0]
+
+    def __init__(self, is_learned: bool) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(th.full(VECTOR.shape, 5.0), requires_grad=is_learned)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return observations * self.gain
+
+
+@pytest.mark.parametrize("is_learned", [False, True])
+def test_replaced_features_extractor_acts_and_the_one_left_behind_is_named(
+    is_learned: bool,
+) -> None:
+    model = model_of(n_steps=128)
+    policy: Any = model.policy
+    policy.features_extractor = Gain(is_learned)
+    policy.action_net.weight.data.mul_(100)
+    policy.log_std.data.fill_(-2)
+    with pytest.warns(UserWarning, match="replace pi_features_extractor"):
+        model.learn(128)
+    policy.pi_features_extractor = policy.vf_features_extractor = policy.features_extractor
+    model.learn(128, reset_num_timesteps=False)
+
+
+class Elsewhere(ActorCriticPolicy):
+    """A policy that acts otherwise than its get_distribution says."""
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Any:
+        return self.action_dist.proba_distribution(2.0 + self.action_net(latent_pi), self.log_std)
+
+    def get_distribution(self, obs: Any) -> Any:
+        distribution: Any = super().get_distribution(obs)
+        distribution.distribution.loc = distribution.distribution.loc - 2.0
+        return distribution
+
+
+def test_distribution_that_the_policy_does_not_act_with_is_told() -> None:
+    with pytest.warns(UserWarning, match="were not drawn from what policy.get_distribution"):
+        model_of(Elsewhere).learn(32)
 
 
 def test_nan_weights_raise_sb3s_error_and_do_not_act() -> None:

@@ -100,6 +100,8 @@ def check_update(model: Any) -> bool:
     return True
 
 
+# With a standard deviation of 2e-9 rounding alone changes the ratios.
+@pytest.mark.filterwarnings("ignore:The rollout's actions were not drawn")
 @pytest.mark.parametrize("log_std", [-20.0, -10.0, 10.0])
 @pytest.mark.parametrize("case", ["box", "gsde", "dict"])
 def test_extreme_standard_deviation(case: str, log_std: float) -> None:

@@ -178,7 +178,8 @@ class ResumedRun(RunManager):
         """
         # The checkpoint's own folder for logs may be any one.
         folder = {"tensorboard_log": self.tensorboard_log}
-        given = {"trust_checkpoint": self.is_trusted, **folder, **self.process_options()}
+        given = {"trust_checkpoint": self.is_trusted, "verbose": self.verbose}
+        given |= folder | self.process_options()
         with user_errors(ValueError):
             loaded = load_training(self.found, model.env, self.device, type(model), **given)
         return finish_training(loaded, self.found, options.get("callback"))
