@@ -106,11 +106,11 @@ def bounded_networks(weights: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-class _Bounds(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Bounds(TorchDispatchMode):  # type: ignore[no-untyped-call] # by torch
     """Count what is allocated in a block."""
 
     def __init__(self, size: int, calls: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call] # by torch
         self.bytes, self.calls = size, calls
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -501,6 +501,7 @@ class AtLast(Normalizing):
         return x.index_copy(0, is_last.nonzero().flatten(), super().forward(x[is_last]))
 
 
+# The observations are changed after the rollout.
 @pytest.mark.filterwarnings("ignore:The rollout's actions were not drawn")
 def test_layer_that_runs_for_few_states_sees_all_of_these() -> None:
     model = seeing("box", AtLast, batch_size=8)

@@ -107,6 +107,7 @@ def test_hook_and_replaced_method_of_the_mlp_extractor_are_respected() -> None:
     th.testing.assert_close(head.weight.detach(), before, rtol=0, atol=0)
 
 
+# Half of the actions are drawn from another policy.
 @pytest.mark.filterwarnings("ignore:The rollout's actions were not drawn")
 @pytest.mark.parametrize("at_step", [False, True])
 def test_module_replaced_in_a_rollout_acts_from_the_next_rollout_on(at_step: bool) -> None:

@@ -14,7 +14,7 @@ from sb3_trpo.zoo.choice import (
 from sb3_trpo.zoo.entry import write_entry
 from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.script import Parser
-from sb3_trpo.zoo.settings import check_settings, read_mapping
+from sb3_trpo.zoo.settings import check_settings, read_arguments
 from sb3_trpo.zoo.train import RESUME, train
 
 HELP = """\
@@ -64,7 +64,7 @@ def env_options(settings: Path) -> list[str]:
     :param settings: the run's folder of hyperparameters
     :return: part of a command line; what the user gives behind it replaces it
     """
-    env_kwargs = read_mapping(settings / "args.yml").get("env_kwargs") or {}
+    env_kwargs = read_arguments(settings).get("env_kwargs") or {}
     words = [f"{name}:{value!r}" for name, value in env_kwargs.items()]
     return ["--env-kwargs", *words] if words else []
 

@@ -18,7 +18,7 @@ from sb3_trpo.zoo.choice import add_choice, find_model, settings_folder
 from sb3_trpo.zoo.entry import saved_settings
 from sb3_trpo.zoo.errors import UsageError, user_errors
 from sb3_trpo.zoo.script import Parser, replaced
-from sb3_trpo.zoo.settings import read_mapping
+from sb3_trpo.zoo.settings import read_arguments
 
 CHECKED_STEPS = 200
 
@@ -70,7 +70,7 @@ def make_env(name: str, settings: Path) -> VecEnv:
             "call sb3_trpo.export.export_onnx with normalised observations"
         )
     of_settings = hyperparameters.pop("env_kwargs", None)
-    env_kwargs = read_mapping(settings / "args.yml").get("env_kwargs") or of_settings
+    env_kwargs = read_arguments(settings).get("env_kwargs") or of_settings
     return create_test_env(
         name,
         stats_path=stats_path,

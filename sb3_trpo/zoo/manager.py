@@ -29,7 +29,12 @@ from sb3_trpo._data_parallel import ProgressBar
 from sb3_trpo.checkpoint import Resumable
 from sb3_trpo.zoo.builder import Builder, Normalization
 from sb3_trpo.zoo.checkpoints import RunCheckpoint
-from sb3_trpo.zoo.choice import add_environment, check_environment, check_model
+from sb3_trpo.zoo.choice import (
+    add_environment,
+    check_environment,
+    check_model,
+    packages_again,
+)
 from sb3_trpo.zoo.entry import entry_text
 from sb3_trpo.zoo.errors import (
     CONFIGURATION_ERRORS,
@@ -119,7 +124,10 @@ class RunManager(ExperimentManager):
         return results
 
     def lock(self) -> None:
-        """Keep other processes from training in the run's folder."""
+        """Keep other processes from training in the run's folder.
+
+        :raises UsageError: if one of them does
+        """
         self._lock = lock_run(Path(self.save_path))
 
     def unlock(self) -> None:
@@ -178,7 +186,7 @@ class RunManager(ExperimentManager):
         everywhere = replaced(self, "n_envs", self.n_envs * self.n_processes)
         bar = replaced(rl_zoo3.exp_manager, "ProgressBarCallback", ProgressBar)
         with masks_in_evaluations(self.algo), everywhere, bar:
-            super().create_callbacks()  # type: ignore[no-untyped-call]
+            super().create_callbacks()  # type: ignore[no-untyped-call] # the Zoo's
         self.callbacks.append(ProgressFile(Path(self.save_path)))
         if issubclass(ALGOS[self.algo], TRPO):
             save_freq = vars(self.args).get("checkpoint_freq") or math.inf
@@ -390,8 +398,8 @@ def repeated(args: argparse.Namespace) -> list[str]:
     :param args: of the run
     :return: part of a command line
     """
-    given = {"--gym-packages": args.gym_packages, "--tensorboard-log": [args.tensorboard_log]}
-    return [word for option, values in given.items() if any(values) for word in (option, *values)]
+    logs = ["--tensorboard-log", args.tensorboard_log] if args.tensorboard_log else []
+    return [*packages_again(args.gym_packages), *logs]
 
 
 def packaged_config(algo: str) -> str | None:

@@ -149,7 +149,7 @@ class ResumedRun(RunManager):
             self.found = find_checkpoint(checkpoint_folder(run))
 
     def create_log_folder(self) -> None:
-        """Remove from the run's logs what came after the checkpoint, and append to them."""
+        """Claim the run's folder, and remove from its logs what came after the checkpoint."""
         with user_errors(OSError):
             self.lock()
             shorten_logs(Path(self.save_path), self.found.checkpoint.state.get("extra"))

@@ -15,7 +15,7 @@ from huggingface_sb3 import EnvironmentName
 from sb3_trpo._archive import check_entries
 from sb3_trpo.zoo.errors import BROKEN, UsageError, one_line
 from sb3_trpo.zoo.progress import PROGRESS, STEPS, read_progress
-from sb3_trpo.zoo.settings import NUMBERED, env_of, read_mapping, settings_of
+from sb3_trpo.zoo.settings import NUMBERED, env_of, read_arguments, settings_of
 
 Array = npt.NDArray[np.float64]
 
@@ -67,7 +67,7 @@ class Run:
     @property
     def arguments(self) -> dict[str, Any]:
         """The training script's arguments; empty if the Zoo did not save them."""
-        return read_mapping(settings_of(self.folder) / "args.yml")
+        return read_arguments(settings_of(self.folder))
 
 
 def save_final_evaluation(folder: Path, returns: Array) -> None:
@@ -214,12 +214,12 @@ def training_episodes(folder: Path) -> pd.DataFrame:
 
 def _processes_of(folder: Path) -> int:
     """Read how many processes have trained a run; those of the RL Zoo do not say it."""
-    path = settings_of(folder) / "args.yml"
-    number = read_mapping(path).get(PROCESSES, 1)
+    settings = settings_of(folder)
+    number = read_arguments(settings).get(PROCESSES, 1)
     if type(number) is not int or number < 1:
         raise UsageError(
-            f"{path}: {PROCESSES}: {number!r} is not a number of processes: write how many trained "
-            "the run, or remove the entry if it was one"
+            f"{settings / 'args.yml'}: {PROCESSES}: {number!r} is not a number of processes: write "
+            "how many trained the run, or remove the entry if it was one"
         )
     return number
 

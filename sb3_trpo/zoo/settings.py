@@ -70,6 +70,16 @@ def settings_of(run: Path) -> Path:
     return run / env_of(run)
 
 
+def read_arguments(settings: Path) -> dict[str, Any]:
+    """Read the arguments that a run was started with.
+
+    :param settings: the run's folder of hyperparameters
+    :return: as of :func:`read_mapping`
+    :raises UsageError: as :func:`read_mapping` does
+    """
+    return read_mapping(settings / "args.yml")
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read the hyperparameters or the arguments that the RL Zoo saved, and run no code of the file.
 

@@ -27,7 +27,7 @@ from sb3_trpo.zoo.resume import (
 )
 from sb3_trpo.zoo.script import Parser, asks_for_help, positive, verbosity
 from sb3_trpo.zoo.seeds import parse_seeds, train_seeds
-from sb3_trpo.zoo.settings import check_settings, read_mapping, settings_of
+from sb3_trpo.zoo.settings import check_settings, read_arguments, settings_of
 
 PROG = "sb3-trpo train"
 RESUME = "--resume"
@@ -146,7 +146,7 @@ def options_after_restart(words: list[str]) -> list[str]:
     add_environment(parser)
     choice, _ = parser.parse_known_args(words)
     for run in sorted((Path(choice.folder) / choice.algo).glob("*"), key=os.path.getmtime)[::-1]:
-        arguments = read_mapping(settings_of(run) / "args.yml")
+        arguments = read_arguments(settings_of(run))
         if arguments.get(LAUNCH) == launch_name() and has_checkpoint(run):
             return [RESUME, str(run), "--seed", str(arguments["seed"])]
     return []
@@ -171,7 +171,7 @@ def resume(own: argparse.Namespace, words: list[str]) -> None:
         raise UsageError(f"--resume takes all options from the run: leave out {' '.join(others)}")
     settings = settings_of(own.resume)
     check_settings(settings, own.trust_checkpoint)
-    arguments = read_mapping(settings / "args.yml")
+    arguments = read_arguments(settings)
     if not {"words", "env", "seed"} <= arguments.keys():
         raise UsageError(
             f"{own.resume} is no folder of a run of 'sb3-trpo train', like logs/trpo/CartPole-v1_1"
