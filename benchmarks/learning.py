@@ -1,7 +1,7 @@
 """
-Returns that the shipped configuration reaches.
+Returns that the shipped configuration reaches, and sb3-contrib with the RL Zoo's values.
 
-For every environment and seed: train with ``sb3-trpo train`` and nothing but the defaults, take the
+For every environment and seed: train from the command line with nothing but the defaults, take the
 final model (never the best checkpoint) and evaluate it on 100 deterministic episodes whose seeds
 the run has not seen. Seeds that an environment's result already has are kept.
 
@@ -15,46 +15,28 @@ the run has not seen. Seeds that an environment's result already has are kept.
 import argparse
 import json
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from machine import RESULTS, read_result, with_session
-from training import ALGORITHMS, TRAINERS, default_hyperparameters, final_return
+from training import (
+    ALGORITHMS,
+    TRAINERS,
+    default_hyperparameters,
+    final_return,
+    shipped_environments,
+)
 
 from sb3_trpo.zoo.compare import ranges
 
 EPISODES = 100
 
-
-class Baseline(NamedTuple):
-    """What sb3-contrib reaches with the RL Zoo's values (rl_zoo3 2.9.2)."""
-
-    algorithm: str
-    """class of sb3-contrib"""
-    means: dict[str, float]
-    """by environment: mean over seeds of the Zoo's last evaluation, 20 deterministic episodes"""
-
-
-# `python -m rl_zoo3.train --algo trpo --env ENV --seed SEED --eval-episodes 20`, or ppo_lstm, over
-# seeds 0 to 4 (PendulumNoVel-v1: 0 to 3).
-BASELINES = {
-    "trpo": Baseline(
-        "TRPO",
-        {
-            "CartPole-v1": 495.6,
-            "Acrobot-v1": -85.6,
-            "Pendulum-v1": -165.0,
-            "MountainCar-v0": -108.6,
-            "MountainCarContinuous-v0": 74.0,
-            "LunarLanderContinuous-v3": 223.3,
-        },
-    ),
-    "trpo_lstm": Baseline("RecurrentPPO", {"CartPoleNoVel-v1": 480.9, "PendulumNoVel-v1": -208.1}),
-}
+# What is measured beside ours, with the RL Zoo's values: keys of ``TRAINERS``.
+BASELINES = {"trpo": "contrib", "trpo_lstm": "ppo_lstm"}
 
 
 def main() -> None:
@@ -64,7 +46,7 @@ def main() -> None:
     parser.add_argument("--env", nargs="+", default=[])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5, 15)))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--table", action="store_true", help="print the README's table")
+    parser.add_argument("--table", action="store_true", help="print what there is in Markdown")
     arguments = parser.parse_args()
     if arguments.table and arguments.algo not in ALGORITHMS:
         parser.error(f"--table is for --algo {' or '.join(ALGORITHMS)}")
@@ -171,20 +153,29 @@ def table(algo: str) -> str:
     Write the results that there are as Markdown.
 
     :param algo: key of ``BASELINES``
-    :return: one row per environment
+    :return: one row per environment, in the order of the shipped configuration
     """
     baseline = BASELINES[algo]
+    name = f"`sb3_contrib.{TRAINERS[baseline].model.__name__}`"
     rows = [
-        f"| environment | mean | lowest | seeds | `sb3_contrib.{baseline.algorithm}` |",
-        "|---|---|---|---|---|",
+        f"| environment | mean | lowest | seeds | {name}: mean | lowest | seeds |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for env, contrib in baseline.means.items():
+    for env in shipped_environments(algo):
         returns = read_returns(algo, env)
         if returns:
-            mean, lowest = np.mean(list(returns.values())), min(returns.values())
-            seeds = ", ".join(ranges(list(returns))).replace("-", " to ")
-            rows.append(f"| {env} | {mean:.1f} | {lowest:.1f} | {seeds} | {contrib} |")
+            cells = [env, *_summary(returns), *_summary(read_returns(baseline, env))]
+            rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _summary(returns: Mapping[int, float]) -> tuple[str, str, str]:
+    """Write mean, lowest and seeds; nothing if there are none."""
+    if not returns:
+        return "", "", ""
+    values = list(returns.values())
+    seeds = ", ".join(ranges(list(returns))).replace("-", " to ")
+    return f"{np.mean(values):.1f}", f"{min(values):.1f}", seeds
 
 
 if __name__ == "__main__":

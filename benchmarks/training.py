@@ -70,8 +70,23 @@ def shipped_hyperparameters(algo: str, env: str) -> dict[str, Any]:
     :param env: name of the environment
     :return: the hyperparameters in the RL Zoo's format
     """
-    text = Path(str(packaged_config(algo))).read_text()
-    return dict(yaml.safe_load(text)[env])
+    return dict(_configuration(algo)[env])
+
+
+def shipped_environments(algo: str) -> list[str]:
+    """
+    List the environments that the package's configuration names, in its order.
+
+    :param algo: one of ``ALGORITHMS``
+    :return: their names, and that of the default entry
+    """
+    return list(_configuration(algo))
+
+
+def _configuration(algo: str) -> dict[str, Any]:
+    """Read the package's configuration."""
+    configuration: dict[str, Any] = yaml.safe_load(Path(str(packaged_config(algo))).read_text())
+    return configuration
 
 
 def rl_zoo_hyperparameters(trainer: str, env: str) -> dict[str, Any]:
