@@ -71,18 +71,22 @@ def conjugate_gradient(
 
     1. The start is always 0, no random numbers are used.
     2. The residual is relative to ‖b‖, so scaling b scales x and changes nothing else.
-    3. xᵀAx is returned as xᵀ(b - r).
+    3. A residual below the numbers' precision is no longer that of x, and its square soon
+       underflows: later steps would have no meaningful length. So the iteration ends there.
+    4. xᵀAx is returned as xᵀ(b - r).
 
     :param product: v -> Av, both of shape ``(P,)``; A symmetric, positive definite up to rounding
     :param b: right-hand side, shape ``(P,)``, finite
     :param max_iter: largest number of steps, at least 1
-    :param residual_tol: stop when ‖r‖ ≤ residual_tol ‖b‖; 0 runs to ``max_iter``
+    :param residual_tol: stop when ‖r‖ ≤ residual_tol ‖b‖, and at the latest when the ratio is
+        below the precision of b's numbers
     :return: the solution; a failure shows in its ``status``
 
     Source: Hestenes and Stiefel (1952), Methods of conjugate gradients for solving linear systems,
     section 3.
     """
     iterate = _iterate if b.is_cpu else _iterate_without_waiting
+    residual_tol = max(residual_tol, th.finfo(b.dtype).eps)
     x, r, iterations, status = iterate(product, b, max_iter, residual_tol)
     curvature = th.dot(x, b - r)
     residual = (th.dot(r, r) / th.dot(b, b)).sqrt().nan_to_num()

@@ -157,7 +157,7 @@ class TRPO(OnPolicyAlgorithm):
     :param ent_coef: weight of the policy's entropy in the surrogate objective
     :param fisher_sub_sampling_factor: use only every k-th state for the Fisher products
     :param cg_residual_tol: relative residual at which the conjugate gradient method stops, from 0
-        to below 1
+        to below 1; it also stops where the numbers' precision does
     :param damped_step_size: whether the damping shortens the full step, as in sb3-contrib; without,
         the full step's KL divergence is ``target_kl`` in the quadratic model
     :param line_search_accept_ratio: least ratio of realised to expected improvement, from 0 to

@@ -110,6 +110,19 @@ def test_curvature_is_the_quadratic_form_at_the_solution(
     assert solution.curvature == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_steps_beyond_the_precision_of_the_numbers_do_not_spoil_the_solution(seed: int) -> None:
+    """Past it the residual of the recurrence would underflow, and the iterates run away."""
+    generator = th.Generator().manual_seed(seed)
+    for size in (5, 20, 60):
+        half = th.randn(size, size // 2 + 1, generator=generator)
+        matrix = half @ half.T / size + 0.1 * th.eye(size)
+        b = th.randn(size, generator=generator)
+        solution = solve(matrix, b, max_iter=1000, tol=0.0)
+        assert solution.status is CGStatus.CONVERGED
+        assert float((b - matrix @ solution.x).norm() / b.norm()) < 1e-5
+
+
 @pytest.mark.parametrize("power", [-60, -20, 3, 60])
 def test_scaling_the_right_hand_side_scales_the_solution_bitwise(
     power: int, rng: np.random.Generator
