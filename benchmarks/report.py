@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 
 from sb3_trpo.zoo.aggregate import estimate
 from sb3_trpo.zoo.compare import ranges
-from sb3_trpo.zoo.figure_style import COLORS, add_legend, label_steps, new_figure, set_style
+from sb3_trpo.zoo.figure_style import COLORS, label_steps, new_figure, set_style
 
 # The best that a trust-region method has published after one million steps, and in which version:
 # L is the last evaluation (mean of 3 seeds), X the highest mean over 10 seeds at any time.
@@ -109,8 +109,10 @@ def draw_curves(runs: Runs, path: Path) -> None:
         _draw_environment(ax, env, by_label)
     for ax in list(figure.axes)[len(runs) :]:
         ax.remove()
-    if runs:
-        add_legend(figure.axes[0], columns=1)
+    lines = [ax.get_legend_handles_labels() for ax in figure.axes]
+    named = {name: line for both in lines for line, name in zip(*both, strict=True)}
+    names = [name for name in map(_plain_name, (SHIPPED, *BASELINES)) if name in named]
+    figure.legend([named[name] for name in names], names, loc="outside upper center", ncols=3)
     figure.savefig(path)
 
 

@@ -291,6 +291,8 @@ def test_curves_are_drawn_with_whatever_runs_there_are(
     report.draw_curves(runs, tmp_path / "curves.svg")
     text = (tmp_path / "curves.svg").read_text()
     assert all(f"<!-- {env} -->" in text for env in envs)
+    # one legend, whichever panel an algorithm is in
+    assert text.count("<!-- PPO -->") == bool(envs)
     report.draw_seeds(runs, tmp_path / "seeds.svg")
     text = (tmp_path / "seeds.svg").read_text()
     assert all(f"<!-- {env}, PPO -->" in text for env in envs)
