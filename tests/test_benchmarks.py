@@ -296,6 +296,7 @@ def test_curves_are_drawn_with_whatever_runs_there_are(
     report.draw_seeds(runs, tmp_path / "seeds.svg")
     text = (tmp_path / "seeds.svg").read_text()
     assert all(f"<!-- {env}, PPO -->" in text for env in envs)
+    assert "sb3_contrib" not in text  # no panel for what was not run
 
 
 @pytest.mark.parametrize(
