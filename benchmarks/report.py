@@ -127,7 +127,6 @@ def draw_seeds(runs: Runs, path: Path) -> None:
     figure = new_figure(3.2 * len(names), 2.2 * max(1, len(runs)))
     panels = figure.subplots(max(1, len(runs)), len(names), squeeze=False, sharey="row")
     for row, (env, by_label) in zip(panels, runs.items(), strict=False):
-        row[0].set_ylabel("return")
         for ax, name in zip(row, names, strict=True):
             if not by_label.get(name):
                 ax.remove()
@@ -135,7 +134,7 @@ def draw_seeds(runs: Runs, path: Path) -> None:
             set_style(ax)
             for run in by_label[name]:
                 ax.plot(run["curve_steps"], run["curve"], linewidth=0.8)
-            ax.set(title=f"{env}, {_plain_name(name)}")
+            ax.set(title=f"{env}, {_plain_name(name)}", ylabel="return")
             label_steps(ax)
     figure.savefig(path)
 
