@@ -125,7 +125,17 @@ def read_checkpoint(path: pathlib.Path) -> Checkpoint:
     :return: its content
     :raises ValueError: if it is not whole
     """
-    content = path.read_bytes()
+    return parse_checkpoint(path.read_bytes())
+
+
+def parse_checkpoint(content: bytes) -> Checkpoint:
+    """
+    Verify the content of a checkpoint.
+
+    :param content: from :meth:`Checkpoint.to_bytes`
+    :return: what it holds
+    :raises ValueError: if it is not whole, or what it says of its training makes no sense
+    """
     if _digest(content[:-_DIGEST]) != content[-_DIGEST:]:
         raise ValueError("its checksum is wrong: it is damaged, or not a checkpoint")
     try:

@@ -158,11 +158,25 @@ def is_number(is_allowed: Callable[[float], bool] = lambda _: True) -> Callable[
     """
 
     def check(value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-            return False
-        return bool(abs(float(value)) <= _LARGEST) and is_allowed(float(value))
+        is_finite = _is_real(value) and bool(abs(float(value)) <= _LARGEST)
+        return is_finite and is_allowed(float(value))
 
     return check
+
+
+def is_total_timesteps(value: Any) -> bool:
+    """
+    Return whether a value can be the environment steps of a training.
+
+    :param value: any
+    :return: whether it is such a number; as in SB3 also ``1e6`` and infinity
+    """
+    return _is_real(value) and bool(0 <= value < 2**63 or value == math.inf)
+
+
+def _is_real(value: Any) -> bool:
+    is_number = isinstance(value, (int, float, np.integer, np.floating))
+    return is_number and not isinstance(value, bool)
 
 
 _is_no_less_than_0 = is_number(lambda number: number >= 0)

@@ -15,7 +15,13 @@ from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_trpo._hyperparameters import RANGES, Ranges, is_integer, is_number
+from sb3_trpo._hyperparameters import (
+    RANGES,
+    Ranges,
+    is_integer,
+    is_number,
+    is_total_timesteps,
+)
 from sb3_trpo._safe_pickle import ByValueError, safe_loads
 
 # Rollout buffers of more bytes are refused.
@@ -185,6 +191,11 @@ def _are_episodes(value: Any) -> bool:
     )
 
 
+def _is_success(value: Any) -> bool:
+    """Return whether a value says if an episode succeeded, and can be averaged."""
+    return isinstance(value, (bool, np.bool_)) or _is_number(value)
+
+
 def _are_arrays(value: Any) -> bool:
     """Return whether observations are arrays, or there are none."""
     arrays = value.values() if isinstance(value, dict) else [value]
@@ -218,11 +229,12 @@ _NUMBER = ("a finite number", _is_number)
 _EXPECTED: Ranges = {
     **dict.fromkeys(
         (
-            *("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_episode_num"),
+            *("num_timesteps", "_num_timesteps_at_start", "_episode_num"),
             *("_n_updates", "_last_own_update", "_skipped_updates", "_skipped_in_a_row"),
         ),
         _COUNT,
     ),
+    "_total_timesteps": ("a number of at least 0", is_total_timesteps),
     **dict.fromkeys(("observation_space", "action_space"), _SPACE),
     **dict.fromkeys(("start_time", "ent_coef", "vf_coef", "max_grad_norm"), _NUMBER),
     "n_envs": ("a whole number from 1 to 2**20", is_integer(1, 2**20)),
@@ -250,8 +262,8 @@ _EXPECTED: Ranges = {
     "_last_episode_starts": ("an array", _are_arrays),
     "ep_info_buffer": ("episode statistics", _are_episodes),
     "ep_success_buffer": (
-        "numbers",
-        lambda value: isinstance(value, collections.deque) and all(map(_is_number, value)),
+        "numbers or truth values",
+        lambda value: isinstance(value, collections.deque) and all(map(_is_success, value)),
     ),
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_trpo._hyperparameters import Ranges, check_values, is_integer
+from sb3_trpo._hyperparameters import Ranges, check_values, is_integer, is_total_timesteps
 from sb3_trpo._random_states import are_random_states
 
 # Attributes of gSDE's distribution, which `state_dict` does not have.
@@ -121,7 +121,8 @@ def _are_runs(value: Any) -> bool:
 
 
 _STATE: Ranges = {
-    **dict.fromkeys(("saved_at", "num_timesteps", "total_timesteps", "rollouts"), _SINCE_0),
+    **dict.fromkeys(("saved_at", "num_timesteps", "rollouts", "n_calls"), _SINCE_0),
+    "total_timesteps": ("a number of at least 0", is_total_timesteps),
     "last": ("what the next step starts from", _is_last_step),
     "random": ("the states of random generators", are_random_states),
     "arguments": _DICT,
@@ -130,14 +131,13 @@ _STATE: Ranges = {
     "logged": ("what a logger will write next", _are_logged),
     "runs": ("a list of names of trainings", _are_runs),
     "noise": ("that of gSDE", _is_noise),
-    "n_calls": _SINCE_0,
     "algorithm": _TEXT,
 }
 # What a resumed `learn` is given.
 _ARGUMENTS: Ranges = {
     "log_interval": (
-        "None or an integer of at least 1",
-        lambda value: value is None or is_integer(1)(value),
+        "None or a number above 0",
+        lambda value: value is None or (_is_number(value) and bool(value > 0)),
     ),
     "tb_log_name": (
         "text of at most 255 characters, none of them NUL",

@@ -5,7 +5,7 @@ import math
 import os
 import pathlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from sb3_trpo._checkpoint_file import (
     Found,
     find_checkpoint,
     new_run,
+    parse_checkpoint,
     path_in,
     remove_older,
     remove_temporary,
@@ -56,8 +57,13 @@ _RANGES: Ranges = {
     "keep": ("an integer of at least 1, as the newest file is kept", is_integer(1)),
 }
 
-# Arguments of the interrupted `learn` that the resumed one gets, too.
-_LEARN_ARGUMENTS = ("log_interval", "tb_log_name", "progress_bar", "use_masking")
+# Arguments of the interrupted `learn` that the resumed one gets, too, and what is kept of them.
+_LEARN_ARGUMENTS: dict[str, Callable[[Any], Any]] = {
+    "log_interval": lambda value: value,
+    "tb_log_name": str,
+    "progress_bar": bool,
+    "use_masking": bool,
+}
 
 
 class TrainingCheckpoint(BaseCallback):
@@ -128,11 +134,15 @@ class TrainingCheckpoint(BaseCallback):
         """Note how ``learn`` was called, and try what the first file will need."""
         self._check_place()  # again, as a list passes on its parent late
         self._learn_arguments = {
-            name: self.locals[name] for name in _LEARN_ARGUMENTS if name in self.locals
+            name: kept(self.locals[name])
+            for name, kept in _LEARN_ARGUMENTS.items()
+            if name in self.locals
         }
         self._in_rollout, self._rollouts = False, 0
-        self._due = self.model.num_timesteps + self.save_freq
+        # Not later: `learn` may be called for a few steps at a time.
+        self._due = min(self._due, self.model.num_timesteps + self.save_freq)
         checkpoint = self._checkpoint()
+        self._check_state(checkpoint)
         self._check_resumable(checkpoint.model)
         reason = checkpoint.state["environments"]["reason"]
         if reason is not None:
@@ -140,6 +150,17 @@ class TrainingCheckpoint(BaseCallback):
                 f"Training that is resumed from these checkpoints will start new episodes, as the "
                 f"environments cannot be copied: {reason}. All else will be as it was.",
                 stacklevel=2,
+            )
+
+    def _check_state(self, checkpoint: Checkpoint) -> None:
+        """Warn if no file of this training would be read."""
+        try:
+            parse_checkpoint(checkpoint.to_bytes())
+        except ValueError as error:
+            warnings.warn(
+                f"resume_training will not continue this training: {error} Change that, or do "
+                f"without checkpoints.",
+                stacklevel=3,
             )
 
     def _check_resumable(self, model: bytes) -> None:
@@ -369,9 +390,12 @@ def finish_training(model: TRPO, found: Found, callback: MaybeCallback) -> TRPO:
     arguments = state["arguments"]
     if arguments.get("log_interval"):
         arguments = arguments | {"log_interval": 1}  # which would count from here: see `dump_logs`
-    return model.learn(
-        left, CallbackList([restore, *callbacks]), reset_num_timesteps=False, **arguments
-    )
+    try:
+        return model.learn(
+            left, CallbackList([restore, *callbacks]), reset_num_timesteps=False, **arguments
+        )
+    finally:  # what is logged after it counts from there
+        model._iterations_before, model._log_interval = 0, 1
 
 
 @contextmanager

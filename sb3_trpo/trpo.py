@@ -152,8 +152,8 @@ class TRPO(OnPolicyAlgorithm):
     :param _init_setup_model: whether to build the networks at construction
     :param kl_reduction: ``sum``: the KL divergence of the joint action, the correct one; ``mean``:
         its average over the action dimensions, as sb3-contrib has it for Box and MultiBinary
-        actions; ``None``: ``sum``, with a warning where the two differ and ``target_kl`` is a
-        number, which may have been written for sb3-contrib
+        actions; ``None``: ``sum``, with a warning where the two differ and ``target_kl`` or
+        ``cg_damping`` is a number, which may have been written for sb3-contrib
     :param ent_coef: weight of the policy's entropy in the surrogate objective
     :param fisher_sub_sampling_factor: use only every k-th state for the Fisher products
     :param cg_residual_tol: relative residual at which the conjugate gradient method stops, from 0
@@ -303,8 +303,8 @@ class TRPO(OnPolicyAlgorithm):
 
         if _init_setup_model:
             self._setup_model()
-            if kl_reduction is None and isinstance(target_kl, (int, float, np.number)):
-                self._warn_of_contribs_unit(target_kl)
+            if kl_reduction is None:
+                self._warn_of_contribs_unit(target_kl=target_kl, cg_damping=cg_damping)
 
     def _setup_model(self) -> None:
         """Check all hyperparameters, then build buffer and policy."""
@@ -345,18 +345,28 @@ class TRPO(OnPolicyAlgorithm):
         is_averaged = isinstance(self.action_space, self.averaged_action_spaces)
         return math.prod(self.action_space.shape or ()) if is_averaged else 1
 
-    def _warn_of_contribs_unit(self, target_kl: Any) -> None:
-        """Warn that a number written for ``sb3_contrib.TRPO`` makes a smaller trust region here."""
+    def _warn_of_contribs_unit(self, **values: Any) -> None:
+        """Warn that numbers written for ``sb3_contrib.TRPO`` mean less here."""
         dimensions = self._averaged_dimensions()
-        if dimensions > 1 and target_kl > 0:
-            warnings.warn(
-                f"target_kl={target_kl:g} bounds the KL divergence of the joint action, the sum "
-                f"over {dimensions} dimensions; in sb3_contrib.TRPO it bounds their average, a "
-                f"trust region {dimensions} times as large. Pass kl_reduction='mean' to keep what "
-                f"target_kl and cg_damping mean in sb3_contrib, or kl_reduction='sum' if you mean "
-                f"the sum (target_kl={dimensions * target_kl:g} is then sb3_contrib's region).",
-                stacklevel=3,
-            )
+        given = {
+            name: value
+            for name, value in values.items()
+            if isinstance(value, (int, float, np.number)) and value > 0
+        }
+        if dimensions == 1 or not given:
+            return
+        here, there = (
+            ", ".join(f"{name}={factor * value:g}" for name, value in given.items())
+            for factor in (1, dimensions)
+        )
+        warnings.warn(
+            f"{here}: that is for the KL divergence of the joint action, the sum over {dimensions} "
+            f"dimensions; in sb3_contrib.TRPO it is for their average, which makes it {dimensions} "
+            f"times as much. Pass kl_reduction='mean' to keep what target_kl and cg_damping mean "
+            f"in sb3_contrib, or kl_reduction='sum' if you mean the sum (sb3_contrib's are then "
+            f"{there}).",
+            stacklevel=3,
+        )
 
     def _build_buffer(self, **options: Any) -> None:
         """Build the rollout buffer; variants pass the further options of its class."""
@@ -549,6 +559,7 @@ class TRPO(OnPolicyAlgorithm):
             self.num_timesteps += n_envs
             callback.update_locals(locals())
             if not callback.on_step():
+                self._stand_after(new_obs, dones, lstm_states)
                 return False
             self._update_info_buffer(infos, dones)
             n_steps += 1
@@ -556,14 +567,18 @@ class TRPO(OnPolicyAlgorithm):
                 actions = actions.reshape(-1, 1)
             self._bootstrap_time_limits(rewards, dones, infos, lstm_states, n_steps)
             add(self._last_obs, actions, rewards, episode_starts, values, log_probs, **stored)
-            self._last_obs, self._last_episode_starts = cast(Any, new_obs), dones
-            self._last_lstm_states = lstm_states
+            self._stand_after(new_obs, dones, lstm_states)
 
         values = self._last_values(lstm_states, n_steps)
         fastest(rollout_buffer, "compute_returns_and_advantage")(last_values=values, dones=dones)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _stand_after(self, new_obs: Any, dones: np.ndarray, lstm_states: Any) -> None:
+        """Note from what the next step starts; a step that a callback stopped at was taken, too."""
+        self._last_obs, self._last_episode_starts = new_obs, dones
+        self._last_lstm_states = lstm_states
 
     def _start_rollout(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import os
 import pathlib
 import re
@@ -282,6 +283,55 @@ def test_file_is_written_at_the_first_update_after_save_freq_steps(tmp_path: pat
     assert checkpoints(tmp_path) == [f"checkpoint_{n}_steps.zip" for n in (128, 256, 384, 512)]
 
 
+def test_steps_are_counted_through_calls_of_learn(tmp_path: pathlib.Path) -> None:
+    model, checkpoint = make_model(TOY), TrainingCheckpoint(tmp_path, SAVE_FREQ, keep=100)
+    for _ in range(6):
+        model.learn(64, checkpoint, reset_num_timesteps=False)
+    assert checkpoints(tmp_path) == [f"checkpoint_{n}_steps.zip" for n in (128, 256, 384)]
+
+
+# What `learn` of SB3 takes, too.
+LOOSE_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "float": {"total_timesteps": 5.12e2},
+    "NumPy": {"total_timesteps": np.int64(STEPS), "log_interval": np.int64(2)},
+    "not whole": {"total_timesteps": STEPS - 0.5, "log_interval": 1.5},
+    "float interval": {"log_interval": 2.0},
+    "truth value": {"log_interval": True},
+    "never": {"log_interval": math.inf},
+    "None": {"log_interval": None, "progress_bar": None},
+    "0": {"progress_bar": 0},
+    "path": {"tb_log_name": pathlib.Path("a")},
+}
+
+
+@pytest.mark.parametrize("arguments", LOOSE_ARGUMENTS.values(), ids=LOOSE_ARGUMENTS)
+def test_training_resumes_whatever_kind_its_arguments_were_of(
+    arguments: dict[str, Any], tmp_path: pathlib.Path
+) -> None:
+    arguments = {"total_timesteps": STEPS, **arguments}
+    whole = make_model(TOY).learn(**arguments)
+    callbacks = [TrainingCheckpoint(tmp_path, SAVE_FREQ), Interrupt()]
+    with pytest.raises(InterruptionError):
+        make_model(TOY).learn(**arguments, callback=callbacks)
+    assert_same(whole, resume_training(tmp_path, TOY[2](), device="cpu"))
+
+
+def test_training_without_end_resumes(tmp_path: pathlib.Path) -> None:
+    callbacks = [TrainingCheckpoint(tmp_path, SAVE_FREQ), Interrupt()]
+    with pytest.raises(InterruptionError):
+        make_model(TOY).learn(math.inf, callbacks)  # type: ignore[arg-type]
+    with pytest.raises(InterruptionError):
+        resume_training(tmp_path, TOY[2](), Interrupt(STEPS), device="cpu")
+
+
+def test_arguments_that_no_checkpoint_can_hold_are_warned_of_at_the_start(
+    tmp_path: pathlib.Path,
+) -> None:
+    name = "x" * 256
+    with pytest.warns(UserWarning, match="resume_training will not .*tb_log_name.*text"):
+        make_model(TOY).learn(64, TrainingCheckpoint(tmp_path, 64), tb_log_name=name)
+
+
 def test_older_files_are_removed(tmp_path: pathlib.Path) -> None:
     make_model(TOY).learn(STEPS, TrainingCheckpoint(tmp_path, SAVE_FREQ, keep=2))
     assert checkpoints(tmp_path) == ["checkpoint_384_steps.zip", "checkpoint_512_steps.zip"]
@@ -365,14 +415,14 @@ def rewritten(path: pathlib.Path, **changes: Any) -> pathlib.Path:
     [
         *(("arguments", {"tb_log_name": value}) for value in ("../out", "/tmp/out", "a/../..", 3)),
         *(("arguments", {"tb_log_name": value}) for value in ("a\0b", "x" * 5000)),
-        *(("arguments", {"log_interval": value}) for value in ("1", 0, True, 1.5)),
+        *(("arguments", {"log_interval": value}) for value in ("1", 0, math.nan)),
         ("arguments", {"progress_bar": "yes"}),
         ("arguments", {"use_masking": 3}),
         ("arguments", {"callback": None}),
         ("arguments", [1]),
         *(("algorithm", value) for value in (3, "PPO", "MaskableTRPO")),
         *((name, "8") for name in ("num_timesteps", "total_timesteps", "rollouts", "n_calls")),
-        *(("total_timesteps", value) for value in (-1, 1.5, 2**63)),
+        *(("total_timesteps", value) for value in (-1, math.nan, 2**63)),
         *((name, [3]) for name in ("environments", "last", "noise", "random")),
         ("environments", {"names": []}),
         *(("runs", value) for value in (["*"], ["x/../../other/*"], ["0123abcd\n"], [3], "*")),

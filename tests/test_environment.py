@@ -99,6 +99,25 @@ def test_a_fault_in_a_reset_is_named() -> None:
     assert "in a reset, in environment 1." in said_by(caught.value)
 
 
+class Ending(Counting):
+    """Ends at one step."""
+
+    def step(self, action: Any) -> Any:
+        observation, reward, _, *others = super().step(action)
+        return observation, reward, self.steps == AT, *others
+
+
+@pytest.mark.parametrize("stop_at", [AT - 1, AT])
+def test_training_goes_on_where_a_callback_stopped_it(stop_at: int) -> None:
+    model = model_in(DummyVecEnv([Ending]))
+    model.learn(8, lambda *_: model.num_timesteps < stop_at)
+    model.learn(8, reset_num_timesteps=False)
+    buffer = model.rollout_buffer
+    assert buffer.observations[:, 0, 0].tolist() == [stop_at + step for step in range(8)]
+    starts = [stop_at + step == AT for step in range(8)]
+    assert buffer.episode_starts[:, 0].tolist() == starts
+
+
 def test_a_fault_of_a_callback_blames_no_environment() -> None:
     class Failing(BaseCallback):
         def _on_step(self) -> bool:

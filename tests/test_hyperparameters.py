@@ -229,16 +229,26 @@ def test_gsde_in_policy_kwargs_is_refused() -> None:
         TRPO("MlpPolicy", "Pendulum-v1", policy_kwargs={"use_sde": True})
 
 
+UNSET: dict[str, Any] = {"target_kl": None, "cg_damping": None}
+
+
+@pytest.mark.parametrize(
+    "values", [{"target_kl": 0.01}, {"cg_damping": 0.2}, {"target_kl": 0.02, "cg_damping": 0.1}]
+)
 @pytest.mark.parametrize("case", ["box", "gsde", "multi_binary", "lstm_box"])
-def test_a_radius_that_may_be_written_for_contrib_is_warned_of_once_with_both_remedies(
-    case: str,
+def test_a_radius_or_damping_that_may_be_written_for_contrib_is_warned_of_once_with_both_remedies(
+    case: str, values: dict[str, float]
 ) -> None:
-    with pytest.warns(UserWarning, match="target_kl") as caught:
-        model = toy_model(case, kl_reduction=None, target_kl=0.01)
+    with pytest.warns(UserWarning, match="KL divergence") as caught:
+        model = toy_model(case, **{"kl_reduction": None, **UNSET, **values})
     (warning,) = caught
     assert warning.filename == cases.__file__  # the line that calls the constructor
-    for part in ("3 dimensions", "kl_reduction='mean'", "kl_reduction='sum'", "target_kl=0.03"):
+    for part in ("3 dimensions", "kl_reduction='mean'", "kl_reduction='sum'"):
         assert part in str(warning.message)
+    for name in UNSET:
+        for factor in (1, 3):
+            shown = f"{name}={factor * values.get(name, 0.0):g}"
+            assert (shown in str(warning.message)) == (name in values)
     assert model.kl_reduction == "sum"
 
 
@@ -247,9 +257,9 @@ def test_a_radius_that_may_be_written_for_contrib_is_warned_of_once_with_both_re
     [
         ("box", {"kl_reduction": "sum"}),
         ("box", {"kl_reduction": "mean"}),
-        ("box", {"target_kl": None}),
-        ("box", {"target_kl": "lin_0.01"}),  # sb3-contrib takes numbers only
-        ("box", {"target_kl": 0.0}),
+        ("box", UNSET),
+        ("box", {"target_kl": "lin_0.01", "cg_damping": "lin_0.1"}),  # sb3-contrib has numbers only
+        ("box", {"target_kl": 0.0, "cg_damping": 0.0}),
         ("discrete", {}),
         ("multi_discrete", {}),
         ("masked_multi_binary", {}),
@@ -268,7 +278,7 @@ def test_one_action_dimension_is_not_warned_of() -> None:
 
 def test_a_saved_model_says_what_its_radius_means() -> None:
     file = BytesIO()
-    toy_model(target_kl=None, kl_reduction=None).save(file)
+    toy_model(kl_reduction=None, **UNSET).save(file)
     file.seek(0)
     assert TRPO.load(file, device="cpu", target_kl=0.01).kl_reduction == "sum"
     file.seek(0)

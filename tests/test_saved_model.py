@@ -456,6 +456,27 @@ def test_statistics_of_many_episodes_come_back() -> None:
     assert loaded.ep_info_buffer == model.ep_info_buffer
 
 
+@pytest.mark.filterwarnings("ignore:This model was not last trained")
+@pytest.mark.parametrize("kind", [TRPO, sb3_contrib.TRPO])
+@pytest.mark.parametrize("success", [True, np.True_, 1.0])
+def test_statistics_of_successes_come_back(success: Any, kind: Any) -> None:
+    model = toy_model("discrete", kind=kind).learn(64)
+    model.ep_success_buffer.extend([success, not success])
+    loaded = TRPO.load(saved(model), device="cpu")
+    assert list(loaded.ep_success_buffer) == [True, False]
+    assert loaded.ep_info_buffer == model.ep_info_buffer
+
+
+@pytest.mark.filterwarnings("ignore:This model was not last trained")
+@pytest.mark.parametrize("kind", [TRPO, sb3_contrib.TRPO])
+@pytest.mark.parametrize("total", [6.4e1, 63.5, np.float32(64), np.int64(64), np.inf])
+def test_a_total_of_steps_of_any_kind_is_loaded(total: Any, kind: Any) -> None:
+    model = toy_model("discrete", kind=kind)
+    model.learn(total, lambda *_: model.num_timesteps < 64)
+    loaded = TRPO.load(saved(model), device="cpu")
+    assert loaded._total_timesteps == total
+
+
 def test_lost_statistics_are_warned_of() -> None:
     model = toy_model().learn(64)
     model.ep_info_buffer.append({"r": "much"})
