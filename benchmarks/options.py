@@ -31,7 +31,7 @@ from sb3_trpo import TRPO
 from sb3_trpo._batch import Minibatch
 from sb3_trpo._conjugate_gradient import conjugate_gradient
 from sb3_trpo._critic import Critic, CriticFit
-from sb3_trpo._mlp import Pair, Tape, pairs_of
+from sb3_trpo._mlp import Tape, pairs_of
 from sb3_trpo._vectors import flatten, unflatten
 
 ENVIRONMENTS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "LunarLander-v3")
@@ -82,22 +82,9 @@ def _gauss_newton_step(
         return product.clone()
 
     def curvature(v: th.Tensor) -> th.Tensor:
-        return pull(_tangent(tape, pairs_of(unflatten(v, parameters)))) + damping * v
+        return pull(tape.tangent(pairs_of(unflatten(v, parameters)))) + damping * v
 
     return conjugate_gradient(curvature, pull(error), 10, 1e-3).x
-
-
-def _tangent(tape: Tape, changes: Sequence[Pair]) -> th.Tensor:
-    """Compute Jv: t_l = φ'_l (h_{l-1} dW_lᵀ + t_{l-1} W_lᵀ + db_l)."""
-    h, t = tape._input, th.zeros_like(tape._input)
-    for i, (d_weight, d_bias) in enumerate(changes):
-        assert d_weight is not None
-        assert d_bias is not None
-        t = h @ d_weight.T + t @ tape._weights[i][0].T + d_bias
-        if tape._activations[i] is not None:
-            t = t * tape._slopes[i]
-        h = tape._outputs[i]
-    return t
 
 
 @dataclass(frozen=True)

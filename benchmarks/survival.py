@@ -139,13 +139,7 @@ def train(kind: Kind, folder: Path, shared: mmap.mmap) -> None:
         if list(folder.glob(PATTERN)):
             model = resume_training(folder, make(), callbacks, "cpu")
         else:
-            sizes: dict[str, Any] = {
-                "n_steps": N_STEPS,
-                "batch_size": 64,
-                "seed": 1,
-                "device": "cpu",
-            }
-            model = algorithm(policy, make(), **sizes, **options)
+            model = algorithm(policy, make(), **SIZES, **options)
             model.learn(ROLLOUT * UPDATES, callbacks)
     (folder / "digest").write_text(digest(model))
 

@@ -17,6 +17,8 @@ from enum import Enum
 
 import torch as th
 
+from sb3_trpo._vectors import is_finite
+
 
 class CGStatus(str, Enum):
     """Why the iteration ended."""
@@ -121,15 +123,6 @@ def _iterate(
         p.mul_(rr_next / rr).add_(r)
         rr = rr_next
     return x, r, max_iter, CGStatus.ITERATION_LIMIT
-
-
-def is_finite(tensor: th.Tensor) -> bool:
-    """
-    Return whether all numbers are finite; their sum is not if one is not, and is cheaper.
-
-    :param tensor: of any shape
-    """
-    return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
 
 
 def _iterate_without_waiting(

@@ -376,7 +376,7 @@ def _fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
     """
     Use Adam's fused kernel within the block, on the CPU only.
 
-    Nothing changes if the user has chosen an implementation. On an accelerator nothing changes
+    Nothing changes if the user has switched an implementation on. On an accelerator nothing changes
     either: the fused kernel there needs the step counters on the device.
     """
     choices = ("fused", "foreach", "capturable", "differentiable")

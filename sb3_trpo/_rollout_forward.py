@@ -166,10 +166,12 @@ _LARGEST_LOG_STD = 40.0
 
 def _sampler(policy: ActorCriticPolicy, head: Head) -> Sampler:
     """Choose how actions are drawn from means or logits."""
-    actions = get_action_dim(policy.action_space)
+    space = policy.action_space
+    actions = get_action_dim(space)
+    logits = int(space.n) if isinstance(space, spaces.Discrete) else 1
     samplers: dict[type[Family], Sampler] = {
         Gaussian: partial(_sample_gaussian, policy, _single_precision(1, actions)),
-        Categorical: _sample_categorical,
+        Categorical: partial(_sample_categorical, work=_single_precision(1, logits)),
         MultiCategorical: partial(_sample_multi_categorical, head.sizes),
         Bernoulli: _sample_bernoulli,
     }
@@ -227,10 +229,12 @@ def _sample_few_gaussian(
     return actions, np.array([log_density], np.float32)
 
 
-def _sample_categorical(logits: np.ndarray) -> Sampled:
+def _sample_categorical(logits: np.ndarray, work: th.Tensor | None = None) -> Sampled:
     """Draw from one categorical distribution, as ``th.multinomial`` does from these numbers."""
     n, size = logits.shape
-    variates = _single_precision(n, size).exponential_()
+    if work is None or work.shape != (n, size):
+        work = _single_precision(n, size)
+    variates = work.exponential_()
     if _is_few(logits):
         values = logits[0].tolist()
         top = max(values)

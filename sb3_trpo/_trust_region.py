@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import torch as th
 
-from sb3_trpo._conjugate_gradient import CGSolution, CGStatus, conjugate_gradient, is_finite
-from sb3_trpo._vectors import unflatten
+from sb3_trpo._conjugate_gradient import CGSolution, CGStatus, conjugate_gradient
+from sb3_trpo._vectors import is_finite, unflatten
 
 # Least share of the curvature that remains when the damping is subtracted. It bounds the step along
 # directions in which F has almost no curvature.
@@ -237,6 +237,7 @@ def backtrack(
     return LineSearch("kl_is_nan" if undefined else "line_search_failed", backtracks=len(rejected))
 
 
+@th.no_grad()
 def _are_finite(parameters: Sequence[th.Tensor], step: th.Tensor) -> bool:
     """
     Return whether θ and all candidates on the way to θ + s are sure to be finite.

@@ -1,5 +1,6 @@
-"""Conversions between a flat vector and the tuple of parameter-shaped tensors it stands for."""
+"""A flat vector, and the tuple of parameter-shaped tensors that it stands for."""
 
+import math
 from collections.abc import Sequence
 
 import torch as th
@@ -27,3 +28,12 @@ def unflatten(vector: th.Tensor, like: Sequence[th.Tensor]) -> tuple[th.Tensor, 
     """
     parts = th.split(vector, [tensor.numel() for tensor in like])
     return tuple(part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True))
+
+
+def is_finite(tensor: th.Tensor) -> bool:
+    """
+    Return whether all numbers are finite; their sum is not if one is not, and is cheaper.
+
+    :param tensor: of any shape
+    """
+    return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())

@@ -18,6 +18,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
+from sb3_trpo._atomic import write_atomically
 from sb3_trpo.evaluation import takes_masks
 
 # Largest difference of an action, relative to the largest action: sums in float32 are reordered.
@@ -94,7 +95,7 @@ class DeterministicPolicy(nn.Module):
 
 def export_onnx(
     model: BaseAlgorithm,
-    path: Path,
+    path: str | Path,
     observations: Observations,
     normalization: VecNormalize | None = None,
     action_masks: np.ndarray[Any, Any] | None = None,
@@ -134,7 +135,7 @@ def export_onnx(
             f"The exported policy's actions differ from those of predict by {difference}: the "
             "export misses something that the policy does."
         )
-    path.write_bytes(content)
+    write_atomically(Path(path), content)
     return difference
 
 

@@ -766,7 +766,7 @@ class TRPO(OnPolicyAlgorithm):
     def _refresh_running_statistics(
         self, actor: Actor, surrogate: Surrogate, batch: ActorBatch
     ) -> None:
-        """Update the actor's running statistics on the rollout, and log the KL afterwards."""
+        """Update the actor's running statistics on its states, and log the KL afterwards."""
         processes = self._processes
         if actor.refresh_running_statistics(batch.chunks(self.batch_size), processes):
             _, kl = improvement_and_kl(actor, surrogate.old, self.ent_coef, processes)

@@ -103,7 +103,7 @@ def test_masks_are_an_input_of_an_exported_maskable_policy(
     model: Any = MaskableTRPO(policy, env, n_steps=32, batch_size=32, policy_kwargs=SMALL)
     move_off_the_start(model.policy)
     path = tmp_path / "policy.onnx"
-    assert export_onnx(model, path, sample(observations, 20)) == 0  # all of them allowed
+    assert export_onnx(model, str(path), sample(observations, 20)) == 0  # all of them allowed
     masks = np.stack([random_masks(actions)(step) for step in range(20)])
     batch = sample(observations, 20)
     assert export_onnx(model, path, batch, action_masks=masks) == 0
