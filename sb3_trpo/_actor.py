@@ -1,5 +1,6 @@
 """The policy as an actor: its parameters, and how it evaluates and linearises a batch."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -363,7 +364,21 @@ def _parameters_of(
             "The policy has nothing to train: every parameter of its action distribution is "
             "frozen. Set requires_grad of at least one to True."
         )
-    return tuple(candidates[position] for position in sorted(reached))
+    parameters = tuple(candidates[position] for position in sorted(reached))
+    _check_real(policy, parameters)
+    return parameters
+
+
+def _check_real(policy: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
+    """Refuse complex weights: a step is a vector of real numbers."""
+    of_complex = {id(parameter) for parameter in parameters if parameter.is_complex()}
+    for name, parameter in policy.named_parameters():
+        if id(parameter) in of_complex:
+            raise ValueError(
+                f"The policy's parameter {name} is complex ({parameter.dtype}), and the actor's "
+                f"step is real. Make its real view the parameter: "
+                f"nn.Parameter(torch.view_as_real(...)), and torch.view_as_complex in forward."
+            )
 
 
 def _reached_by_all(
@@ -447,21 +462,18 @@ def _twice_differentiable(policy: nn.Module) -> Iterator[None]:
     th.backends.cudnn.enabled = cudnn and not is_recurrent
     th.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), _uncompiled(policy):
+        with sdpa_kernel(SDPBackend.MATH), _uncompiled():
             yield
     finally:
         th.backends.cudnn.enabled = cudnn
         th.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def _uncompiled(policy: nn.Module) -> AbstractContextManager[Any]:
+def _uncompiled() -> AbstractContextManager[Any]:
     """Run compiled parts as they were written: most backends have no second derivative."""
-    is_compiled = any(
-        "_orig_mod" in module._modules or module._compiled_call_impl is not None
-        for module in policy.modules()
-    )
+    is_in_use = "torch._dynamo" in sys.modules  # compiled functions are hidden in what calls them
     stance: AbstractContextManager[Any] = (
-        th.compiler.set_stance("force_eager") if is_compiled else nullcontext()
+        th.compiler.set_stance("force_eager") if is_in_use else nullcontext()
     )
     return stance
 

@@ -259,10 +259,10 @@ def _loss_by_autograd(critic: Critic) -> Loss:
     def loss(features: Features, returns: th.Tensor) -> th.Tensor:
         error = F.mse_loss(critic.values(features), returns)
         if error.requires_grad and critic.parameters:
-            # `backward` would also give the actor's parameters a gradient.
-            slopes = th.autograd.grad(error, critic.parameters, allow_unused=True)
-            for parameter, slope in zip(critic.parameters, slopes, strict=True):
-                parameter.grad = slope
+            for parameter in critic.parameters:
+                parameter.grad = None
+            # Without its inputs named, the actor's parameters would have a gradient, too.
+            th.autograd.backward(error, inputs=critic.parameters)
         return error.detach()
 
     return loss if critic.max_states_per_chunk is None else _in_chunks(loss, critic)
@@ -476,7 +476,7 @@ class _State:
         """Return whether all numbers are finite; an infinite moment would stop Adam for good."""
         moments = [
             value
-            for parameter, entry in self._optimizer.state.items()
+            for parameter, entry in getattr(self._optimizer, "state", {}).items()
             if th.is_tensor(parameter) and isinstance(entry, dict)  # and not of an own kind
             for value in entry.values()
             if th.is_tensor(value) and value.dim() > 0
@@ -495,6 +495,8 @@ class _State:
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
     """Copy an optimizer's state; a deep copy of the tensors takes longer than ten steps."""
+    if state.keys() != {"state", "param_groups"}:  # of an optimizer that is not torch's
+        return copy.deepcopy(state)
     return {"state": _cloned(state["state"]), "param_groups": copy.deepcopy(state["param_groups"])}
 
 

@@ -4,7 +4,7 @@ import re
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from io import BytesIO
 from typing import Any
@@ -144,8 +144,9 @@ def with_progress_bar(callback: MaybeCallback) -> list[BaseCallback]:
     return [*made, ProgressBar()]
 
 
-@contextmanager
-def joined_rollout(model: OnPolicyAlgorithm, env: VecEnv, processes: Processes) -> Iterator[None]:
+def joined_rollout(
+    model: OnPolicyAlgorithm, env: VecEnv, processes: Processes
+) -> AbstractContextManager[None]:
     """
     Collect a rollout in all processes at once, and share what was seen.
 
@@ -157,9 +158,11 @@ def joined_rollout(model: OnPolicyAlgorithm, env: VecEnv, processes: Processes) 
     :param processes: that train together
     :return: context manager
     """
-    if processes.size == 1:
-        yield
-        return
+    return _joined_rollout(model, env, processes) if processes.size > 1 else nullcontext()
+
+
+@contextmanager
+def _joined_rollout(model: OnPolicyAlgorithm, env: VecEnv, processes: Processes) -> Iterator[None]:
     with (
         merged_statistics(env, processes),
         _merged_episodes(model, processes),
@@ -169,8 +172,7 @@ def joined_rollout(model: OnPolicyAlgorithm, env: VecEnv, processes: Processes) 
     model.num_timesteps = processes.of_first(model.num_timesteps)
 
 
-@contextmanager
-def merged_statistics(env: VecEnv | None, processes: Processes) -> Iterator[None]:
+def merged_statistics(env: VecEnv | None, processes: Processes) -> AbstractContextManager[None]:
     """
     Merge into VecNormalize's statistics what the other processes see within the block.
 
@@ -179,11 +181,14 @@ def merged_statistics(env: VecEnv | None, processes: Processes) -> Iterator[None
         just resumed, all continue with these
     :return: context manager
     """
-    statistics = running_statistics(env)
+    statistics = running_statistics(env) if processes.size > 1 else []
+    return _merged(statistics, processes) if statistics else nullcontext()
+
+
+@contextmanager
+def _merged(statistics: list[RunningMeanStd], processes: Processes) -> Iterator[None]:
     before = [copy(each) for each in statistics]
     yield
-    if processes.size == 1 or not statistics:
-        return
     seen = [_since(old, new) for old, new in zip(before, statistics, strict=True)]
     everyone = processes.gather((before if processes.rank == 0 else [], seen))
     olds, parts_by_rank = everyone[0][0], [parts for _, parts in everyone]

@@ -1,8 +1,7 @@
 """Faults of the training environment: where they happened, and steps that were interrupted."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
@@ -15,26 +14,45 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 _PATIENCE = 1.0
 
 
-@contextmanager
-def naming_the_place(env: VecEnv | None, filled: RolloutBuffer | None = None) -> Iterator[None]:
+class naming_the_place:  # noqa: N801 (a context manager)
     """
     Add a note with the step and the environment to an exception of a block.
 
-    The exception keeps its type, so that code which handles it still does.
+    The exception is the same one, so that code which handles it still does. One that takes no
+    attributes gets no note; a context manager made of a generator would replace it.
 
     :param env: training environment
     :param filled: the rollout buffer that the block fills; ``None`` if it resets the environment
     """
-    try:
-        yield
-    except Exception as error:
-        dead = _dead_workers(env) if isinstance(error, (EOFError, OSError)) else []
-        envs = dead or _envs_in(error.__traceback__)
-        where = "a reset" if filled is None else f"step {filled.pos + 1} of a rollout"
-        note = f"This happened in {where}{_in_words(envs)}. Parameters and optimizer are as before."
+
+    def __init__(self, env: VecEnv | None, filled: RolloutBuffer | None = None) -> None:
+        self._env, self._filled = env, filled
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
+    ) -> None:
+        if not isinstance(error, Exception):
+            return
+        dead = _dead_workers(self._env) if isinstance(error, (EOFError, OSError)) else []
+        envs = _in_words(dead or _envs_in(error.__traceback__))
+        where = "a reset" if self._filled is None else f"step {self._filled.pos + 1} of a rollout"
+        note = f"This happened in {where}{envs}. Parameters and optimizer are as before."
+        add_note(error, note)
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """
+    Add a note to an exception, if it takes attributes.
+
+    :param error: the exception
+    :param note: which Python prints below it, from 3.11 on
+    """
+    with suppress(Exception):
         # The attribute that `add_note` writes, which Python 3.10 does not have.
         error.__notes__ = [*getattr(error, "__notes__", []), note]
-        raise
 
 
 def _envs_in(traceback: TracebackType | None) -> list[int]:

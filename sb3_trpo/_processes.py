@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import torch as th
 from torch import distributed as dist
+
+from sb3_trpo._environment import add_note
 
 if dist.is_available():
     # Its functions keep the group that there is when they are imported as their default argument,
@@ -98,8 +100,7 @@ class Processes:
         """
         return item
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self) -> AbstractContextManager[None]:
         """
         Run a block without communication, whose exception or interruption ends it in all processes.
 
@@ -107,7 +108,7 @@ class Processes:
         :raises OtherProcessError: if only other processes raised, naming them and their errors
         :raises KeyboardInterrupt: if only other processes raised, and nothing but this
         """
-        yield
+        return nullcontext()
 
     def is_first_to(self, act: str) -> bool:
         """
@@ -178,8 +179,7 @@ class ProcessGroup(Processes):
             if error is None:
                 raise _error_of_others(faults)
             note = f"This happened in process {self.rank} of {self.size}, and ended all."
-            # The attribute that `add_note` writes, which Python 3.10 does not have.
-            vars(error)["__notes__"] = [*_notes(error), note]
+            add_note(error, note)
             raise error
 
     def is_first_to(self, act: str) -> bool:

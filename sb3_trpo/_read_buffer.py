@@ -39,8 +39,14 @@ def read_rollout(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> R
     :param device: the policy's device
     :param dtype: floating-point type of the policy's parameters
     :return: the buffer's content
-    :raises ValueError: if it contains an infinity or a NaN, naming the step and the environment
+    :raises ValueError: if it is not full, or contains an infinity or a NaN, naming the step and the
+        environment
     """
+    if not getattr(buffer, "full", True):
+        raise ValueError(
+            f"The rollout buffer holds {buffer.pos} of {buffer.buffer_size} steps: the rest would "
+            f"be trained on as zeros. Collect a whole rollout before train."
+        )
     is_known = is_sb3_buffer(buffer)
     rollout = _read_in_place(buffer, device, dtype) if is_known else _read_samples(buffer)
     _check_finite(rollout, buffer)
@@ -56,6 +62,21 @@ def read_rollout(buffer: RolloutBuffer, device: th.device, dtype: th.dtype) -> R
         advantages=rollout.advantages.to(dtype),
         returns=rollout.returns.to(dtype),
     )
+
+
+def check_size(buffer: RolloutBuffer, n_steps: int) -> None:
+    """
+    Refuse a rollout that has another length than its buffer.
+
+    :param buffer: the buffer; one that is not SB3's may store steps in its own way
+    :param n_steps: steps per environment
+    :raises ValueError: naming both
+    """
+    if is_sb3_buffer(buffer) and buffer.buffer_size != n_steps:
+        raise ValueError(
+            f"n_steps={n_steps}, but the rollout buffer was made for {buffer.buffer_size} steps. "
+            f"To change it, save the model and pass n_steps={n_steps} to load."
+        )
 
 
 def is_sb3_buffer(buffer: RolloutBuffer) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -25,6 +26,9 @@ from sb3_trpo._finite import is_finite
 from sb3_trpo._mlp import flat_features
 from sb3_trpo._plain import Mlp, read_plain
 
+# Actions, values and log-probabilities.
+Answer = tuple[th.Tensor, th.Tensor, th.Tensor]
+
 
 class RolloutForward:
     """
@@ -38,10 +42,19 @@ class RolloutForward:
     :param actor: its actor network
     :param critic: its critic network
     :param head: how its distribution reads the actor's output
+    :param keeps_distribution: whether ``policy.action_dist`` is that of the last call, as in SB3
     """
 
-    def __init__(self, policy: ActorCriticPolicy, actor: Mlp, critic: Mlp, head: Head) -> None:
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        actor: Mlp,
+        critic: Mlp,
+        head: Head,
+        keeps_distribution: bool = False,
+    ) -> None:
         self._policy = policy
+        self._keeps_distribution = keeps_distribution
         self._actor, self._critic = _NumpyMlp(actor), _NumpyMlp(critic)
         # Where each parameter is stored: the owner's dictionary and the name in it. Two parallel
         # lists, so that one `map` reads all parameters.
@@ -58,7 +71,7 @@ class RolloutForward:
         self._keys = list(getattr(policy.features_extractor, "extractors", ()))
         self._action_shape = (-1, *cast(tuple[int, ...], policy.action_space.shape))
 
-    def __call__(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def __call__(self, obs: PyTorchObs) -> Answer:
         """
         Act as ``ActorCriticPolicy.forward`` does.
 
@@ -66,22 +79,34 @@ class RolloutForward:
         :return: actions, values of shape ``(n, 1)`` and log-probabilities of shape ``(n,)``
         :raises ValueError: if an observation is not finite
         """
-        if self._has_views():
-            features = self._features(obs)
-            if not is_finite(features):
-                raise ValueError("The network's input is not finite.")
-            raw = self._actor(features)
-            if math.isfinite(np.vdot(raw, raw)):  # non-finite outputs are left to SB3
-                sampled = self._sample(raw)
-                if sampled is not None:
-                    actions, log_prob = sampled
-                    values = self._critic(features)
-                    return (
-                        th.from_numpy(actions.reshape(self._action_shape)),
-                        th.from_numpy(values),
-                        th.from_numpy(log_prob),
-                    )
-        return cast(tuple[th.Tensor, th.Tensor, th.Tensor], self._policy(obs))
+        answer = self._answer(obs) if self._has_views() else None
+        return cast(Answer, self._policy(obs)) if answer is None else answer
+
+    def _answer(self, obs: PyTorchObs) -> Answer | None:
+        """Compute it in NumPy; what is not finite, and unusual parameters, are left to SB3."""
+        features = self._features(obs)
+        if not is_finite(features):
+            raise ValueError("The network's input is not finite.")
+        raw = self._actor(features)
+        sampled = self._sample(raw) if math.isfinite(np.vdot(raw, raw)) else None
+        if sampled is None:
+            return None
+        if self._keeps_distribution:
+            self._refresh_distribution(th.from_numpy(raw))
+        actions, log_prob = sampled
+        return (
+            th.from_numpy(actions.reshape(self._action_shape)),
+            th.from_numpy(self._critic(features)),
+            th.from_numpy(log_prob),
+        )
+
+    def _refresh_distribution(self, raw: th.Tensor) -> None:
+        """Give the policy's distribution the actor's output."""
+        distribution: Any = self._policy.action_dist
+        if isinstance(distribution, DiagGaussianDistribution):
+            distribution.proba_distribution(raw, self._policy.log_std.detach())
+        else:
+            distribution.proba_distribution(raw)
 
     def _has_views(self) -> bool:
         """Renew the views where memory was replaced; return whether NumPy can read it."""
@@ -244,8 +269,9 @@ def _sample_categorical(logits: np.ndarray, work: th.Tensor | None = None) -> Sa
         log_mass = values[action] - top - math.log(sum(weights))
         return np.array([action]), np.array([log_mass], np.float32)
     logits = logits - np.maximum.reduce(logits, axis=1, keepdims=True)
-    probs = np.exp(logits)
-    actions = (probs / variates.numpy()).argmax(axis=1)
+    with np.errstate(under="ignore"):  # of actions that are hardly ever taken
+        probs = np.exp(logits)
+        actions = (probs / variates.numpy()).argmax(axis=1)
     log_prob = logits.ravel().take(actions + np.arange(0, n * size, size))
     log_prob -= np.log(np.add.reduce(probs, axis=1))
     return actions, log_prob
@@ -266,11 +292,14 @@ def _sample_bernoulli(logits: np.ndarray) -> Sampled:
     return actions.numpy(), log_prob.numpy()
 
 
-def fast_forward(policy: ActorCriticPolicy) -> RolloutForward | None:
+def fast_forward(
+    policy: ActorCriticPolicy, keeps_distribution: bool = False
+) -> RolloutForward | None:
     """
     Make the fast forward pass of a policy.
 
     :param policy: any policy
+    :param keeps_distribution: whether something reads ``policy.action_dist``
     :return: the pass; ``None`` where the policy is not exactly SB3's ``MlpPolicy`` on the CPU in
         single precision with activations that are implemented here
     """
@@ -285,4 +314,4 @@ def fast_forward(policy: ActorCriticPolicy) -> RolloutForward | None:
         return None
     parameters = (*actor.parameters, *critic.parameters)
     is_single = all(p.is_cpu and p.dtype == th.float32 for p in parameters)
-    return RolloutForward(policy, actor, critic, head) if is_single else None
+    return RolloutForward(policy, actor, critic, head, keeps_distribution) if is_single else None

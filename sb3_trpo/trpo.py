@@ -24,6 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo._actor import Actor, LinearizedActor, dtype_of, read_actor
 from sb3_trpo._atomic import saving_path, write_atomically
 from sb3_trpo._batch import ActorBatch, Minibatch, Rollout
+from sb3_trpo._callbacks import may_read_distribution
 from sb3_trpo._critic import Critic, CriticFit, fit_critic, read_critic
 from sb3_trpo._data_parallel import (
     check_equal_parameters,
@@ -49,6 +50,7 @@ from sb3_trpo._hyperparameters import (
 from sb3_trpo._interrupts import deferring_interrupts
 from sb3_trpo._processes import Processes, processes_of
 from sb3_trpo._read_buffer import (
+    check_size,
     is_sb3_buffer,
     minibatches,
     minibatches_per_epoch,
@@ -394,6 +396,7 @@ class TRPO(OnPolicyAlgorithm):
         check_ranges(self)
         processes_of(self.data_parallel, self.device)
         self._check_policy_family()
+        self._check_overrides()
         if "use_sde" in self.policy_kwargs:
             raise ValueError(
                 f"policy_kwargs has use_sde={self.policy_kwargs['use_sde']}. Pass use_sde to the "
@@ -427,6 +430,16 @@ class TRPO(OnPolicyAlgorithm):
                 f". Pass a subclass of {family.__name__}{f' that is no {others}' if others else ''}"
                 f", or one of {', '.join(self.policy_aliases)}."
             )
+
+    def _check_overrides(self) -> None:
+        """Refuse a class that changes a part of sb3-contrib's update, which nothing would call."""
+        for name in ("hessian_vector_product", "_compute_actor_grad"):
+            if hasattr(type(self), name):
+                raise ValueError(
+                    f"{type(self).__name__} has a method {name}, which sb3_contrib.TRPO calls and "
+                    f"sb3_trpo does not: its update has other parts. Override train, or derive the "
+                    f"class from sb3_contrib.TRPO."
+                )
 
     def _check_sub_sampling(self, size: int) -> None:
         """Refuse factors that leave too few of the rollout's states."""
@@ -513,6 +526,7 @@ class TRPO(OnPolicyAlgorithm):
         n_envs = int(processes.total(env.num_envs))
         try:
             with processes.together():
+                check_size(rollout_buffer, n_rollout_steps)
                 self._start_rollout(env, callback, rollout_buffer)
             with joined_rollout(self, env, processes), naming_the_place(env, rollout_buffer):
                 goes_on = self._collect(env, callback, rollout_buffer, n_rollout_steps, n_envs)
@@ -536,11 +550,15 @@ class TRPO(OnPolicyAlgorithm):
 
         :param n_envs: environments of all processes, whose steps count
         """
-        n_steps = 0
-        act = partial(self._act, env, fast_forward(self.policy) or self.policy)
+        n_steps, policy = 0, None
+        reads_distribution = may_read_distribution(callback)
         add = fastest(rollout_buffer, "add")
         statistics = NormalizationStatistics(env)
         while n_steps < n_rollout_steps:
+            if self.policy is not policy:  # a callback may put another one in its place
+                policy = self.policy
+                forward = fast_forward(policy, reads_distribution) or policy
+                act = partial(self._act, env, forward)
             with th.no_grad(), Reading(self._last_obs, n_steps) as reading:
                 if self.use_sde and self.sde_sample_freq > 0 and not n_steps % self.sde_sample_freq:
                     self.policy.reset_noise(env.num_envs)
@@ -705,7 +723,7 @@ class TRPO(OnPolicyAlgorithm):
         # L, g and F at the old parameters
         linearized = LinearizedActor(actor, fisher_chunks)
         surrogate = surrogate_at(linearized, chunks, self.ent_coef, processes)
-        _check_ratios(surrogate.ratio_error)
+        _check_ratios(surrogate.ratio_error, self.action_space)
         fisher = FisherProduct(linearized, fisher_chunks, damping, processes)
         # x = (F + λI)⁻¹g and the full step βx
         step = natural_step(
@@ -970,9 +988,19 @@ class TRPO(OnPolicyAlgorithm):
         return loaded
 
 
-def _check_ratios(ratio_error: float) -> None:
+def _check_ratios(ratio_error: float, action_space: spaces.Space[Any]) -> None:
     """Warn if the old policy's ratios, which are 1, show that another policy has acted."""
-    if ratio_error > _LARGEST_RATIO_ERROR:
+    if not ratio_error > _LARGEST_RATIO_ERROR:
+        return
+    if isinstance(action_space, spaces.Box) and action_space.dtype.kind in "iu":
+        warnings.warn(
+            f"The rollout buffer rounds actions to the action space's {action_space.dtype}, which "
+            f"are others than the policy has drawn: the ratio of their probabilities differs from "
+            f"1 by {ratio_error:.2g} on average. Give the Box a floating-point type and round in "
+            f"the environment, or use MultiDiscrete actions.",
+            stacklevel=5,
+        )
+    else:
         warnings.warn(
             f"The rollout's actions were not drawn from what policy.get_distribution returns, "
             f"unless the policy was changed meanwhile or its standard deviation is of the size of "

@@ -401,7 +401,7 @@ def test_rollout_with_the_fast_pass_is_the_rollout_without(monkeypatch: Any) -> 
     for is_fast in (True, False):
         model = model_of(n_envs=3)
         if not is_fast:
-            monkeypatch.setattr("sb3_trpo.trpo.fast_forward", lambda policy: None)
+            monkeypatch.setattr("sb3_trpo.trpo.fast_forward", lambda *_: None)
         model.learn(96)
         buffers.append(model.rollout_buffer)
     for name in ("observations", "actions", "values", "log_probs", "rewards"):
