@@ -8,10 +8,10 @@ from typing import Any, cast
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import distributions as td
 from torch import nn
 
 from sb3_trpo._distributions import (
@@ -23,6 +23,7 @@ from sb3_trpo._distributions import (
     MultiCategorical,
 )
 from sb3_trpo._finite import is_finite
+from sb3_trpo._lazy_distribution import later
 from sb3_trpo._mlp import flat_features
 from sb3_trpo._plain import Mlp, read_plain
 
@@ -42,19 +43,10 @@ class RolloutForward:
     :param actor: its actor network
     :param critic: its critic network
     :param head: how its distribution reads the actor's output
-    :param keeps_distribution: whether ``policy.action_dist`` is that of the last call, as in SB3
     """
 
-    def __init__(
-        self,
-        policy: ActorCriticPolicy,
-        actor: Mlp,
-        critic: Mlp,
-        head: Head,
-        keeps_distribution: bool = False,
-    ) -> None:
+    def __init__(self, policy: ActorCriticPolicy, actor: Mlp, critic: Mlp, head: Head) -> None:
         self._policy = policy
-        self._keeps_distribution = keeps_distribution
         self._actor, self._critic = _NumpyMlp(actor), _NumpyMlp(critic)
         # Where each parameter is stored: the owner's dictionary and the name in it. Two parallel
         # lists, so that one `map` reads all parameters.
@@ -63,6 +55,7 @@ class RolloutForward:
         self._names = ["weight", "bias"] * len(layers)
         self._seen: list[Any] = []
         self._sample = _sampler(policy, head)
+        self._distribution = _distribution_of(policy, head)
         space = policy.observation_space
         parts = list(space.values()) if isinstance(space, spaces.Dict) else [space]
         self._is_numeric = all(isinstance(part, spaces.Box) for part in parts) and not (
@@ -91,22 +84,13 @@ class RolloutForward:
         sampled = self._sample(raw) if math.isfinite(np.vdot(raw, raw)) else None
         if sampled is None:
             return None
-        if self._keeps_distribution:
-            self._refresh_distribution(th.from_numpy(raw))
+        self._policy.action_dist.distribution = self._distribution(th.from_numpy(raw))
         actions, log_prob = sampled
         return (
             th.from_numpy(actions.reshape(self._action_shape)),
             th.from_numpy(self._critic(features)),
             th.from_numpy(log_prob),
         )
-
-    def _refresh_distribution(self, raw: th.Tensor) -> None:
-        """Give the policy's distribution the actor's output."""
-        distribution: Any = self._policy.action_dist
-        if isinstance(distribution, DiagGaussianDistribution):
-            distribution.proba_distribution(raw, self._policy.log_std.detach())
-        else:
-            distribution.proba_distribution(raw)
 
     def _has_views(self) -> bool:
         """Renew the views where memory was replaced; return whether NumPy can read it."""
@@ -203,6 +187,25 @@ def _sampler(policy: ActorCriticPolicy, head: Head) -> Sampler:
     return samplers[type(head.family)]
 
 
+def _distribution_of(policy: ActorCriticPolicy, head: Head) -> Callable[[th.Tensor], Any]:
+    """Choose what SB3's distribution holds after a step, for callbacks that read it."""
+
+    def normal(mean: th.Tensor) -> Any:
+        log_std = policy.log_std.detach().clone()  # which an update may change
+        return later(td.Normal, lambda: {"loc": mean, "scale": log_std.exp()})
+
+    def categorical(logits: th.Tensor) -> Any:
+        return later(td.Categorical, lambda: {"logits": logits})
+
+    choices: dict[type[Family], Callable[[th.Tensor], Any]] = {
+        Gaussian: normal,
+        Categorical: categorical,
+        MultiCategorical: lambda logits: list(map(categorical, th.split(logits, [*head.sizes], 1))),
+        Bernoulli: lambda logits: later(td.Bernoulli, lambda: {"logits": logits}),
+    }
+    return choices[type(head.family)]
+
+
 def _is_few(outputs: np.ndarray) -> bool:
     """Return whether these are few outputs of a single state."""
     return len(outputs) == 1 and outputs.size <= _FEW
@@ -292,14 +295,11 @@ def _sample_bernoulli(logits: np.ndarray) -> Sampled:
     return actions.numpy(), log_prob.numpy()
 
 
-def fast_forward(
-    policy: ActorCriticPolicy, keeps_distribution: bool = False
-) -> RolloutForward | None:
+def fast_forward(policy: ActorCriticPolicy) -> RolloutForward | None:
     """
     Make the fast forward pass of a policy.
 
     :param policy: any policy
-    :param keeps_distribution: whether something reads ``policy.action_dist``
     :return: the pass; ``None`` where the policy is not exactly SB3's ``MlpPolicy`` on the CPU in
         single precision with activations that are implemented here
     """
@@ -314,4 +314,4 @@ def fast_forward(
         return None
     parameters = (*actor.parameters, *critic.parameters)
     is_single = all(p.is_cpu and p.dtype == th.float32 for p in parameters)
-    return RolloutForward(policy, actor, critic, head, keeps_distribution) if is_single else None
+    return RolloutForward(policy, actor, critic, head) if is_single else None

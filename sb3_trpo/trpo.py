@@ -24,7 +24,6 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo._actor import Actor, LinearizedActor, dtype_of, read_actor
 from sb3_trpo._atomic import saving_path, write_atomically
 from sb3_trpo._batch import ActorBatch, Minibatch, Rollout
-from sb3_trpo._callbacks import may_read_distribution
 from sb3_trpo._critic import Critic, CriticFit, fit_critic, read_critic
 from sb3_trpo._data_parallel import (
     check_equal_parameters,
@@ -551,13 +550,12 @@ class TRPO(OnPolicyAlgorithm):
         :param n_envs: environments of all processes, whose steps count
         """
         n_steps, policy = 0, None
-        reads_distribution = may_read_distribution(callback)
         add = fastest(rollout_buffer, "add")
         statistics = NormalizationStatistics(env)
         while n_steps < n_rollout_steps:
             if self.policy is not policy:  # a callback may put another one in its place
                 policy = self.policy
-                forward = fast_forward(policy, reads_distribution) or policy
+                forward = fast_forward(policy) or policy
                 act = partial(self._act, env, forward)
             with th.no_grad(), Reading(self._last_obs, n_steps) as reading:
                 if self.use_sde and self.sde_sample_freq > 0 and not n_steps % self.sde_sample_freq:

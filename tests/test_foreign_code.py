@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +13,10 @@ import sb3_contrib
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import distributions as td
 from torch import nn
 
 from sb3_trpo import TRPO
@@ -151,11 +153,34 @@ def test_functions_as_callbacks_may_read_it_too() -> None:
     assert len(set(map(id, held))) == 32
 
 
-def test_the_fast_forward_pass_is_not_slowed_by_callbacks_of_libraries(tmp_path: Any) -> None:
-    model = make(TRPO)
-    held = copy.copy(vars(model.policy.action_dist))
-    model.learn(32, [CheckpointCallback(16, str(tmp_path))])
-    assert vars(model.policy.action_dist) == held
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_distributions_can_be_copied_pickled_and_compared(env: str) -> None:
+    model = make(TRPO, env)
+    seen: list[Any] = []
+
+    def look(*_: Any) -> bool:
+        held = model.policy.action_dist
+        ways: dict[str, Any] = {
+            "deep": lambda: copy.deepcopy(held).distribution,
+            "shallow": lambda: copy.copy(held.distribution),
+            "pickle": lambda: pickle.loads(pickle.dumps(held)).distribution,
+            "policy": lambda: copy.deepcopy(model.policy).action_dist.distribution,
+            "divergence": lambda: td.kl_divergence(held.distribution, held.distribution),
+            "text": lambda: repr(held.distribution),
+        }
+        seen.append(list(ways.values())[len(seen) % len(ways)]())
+        assert isinstance(held.distribution, td.Distribution)
+        assert not held.distribution.entropy().requires_grad
+        return True
+
+    model.learn(32, look)
+    kinds = {"CartPole-v1": td.Categorical, "Pendulum-v1": td.Normal}
+    for way in (0, 1, 2, 3):
+        assert seen[way].entropy().shape[0] == 1
+        assert type(seen[way]) is kinds[env]
+        assert not th.equal(seen[way].entropy(), seen[way + 6].entropy()) or env == "Pendulum-v1"
+    assert float(seen[4].sum()) == 0
+    assert seen[5].startswith(kinds[env].__name__)
 
 
 class Replaces(BaseCallback):
