@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from machine import RESULTS, commit, provenance, read_result
+from machine import RESULTS, provenance, read_result
 from training import TRAINERS, default_hyperparameters, evaluate, rl_zoo_hyperparameters, train
 
 from sb3_trpo.zoo.runs import EVALUATIONS_FILE
@@ -239,7 +239,6 @@ def result_of(
         "seconds": round(seconds),
         **provenance(),
         "command": f"python benchmarks/locomotion.py {words}",
-        "commit": commit(),
     }
 
 

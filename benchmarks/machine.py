@@ -21,13 +21,14 @@ RESULTS = Path(__file__).parent / "results"
 
 def provenance() -> dict[str, object]:
     """
-    Describe the machine, the versions and the command.
+    Describe the machine, the versions, the commit and the command.
 
     :return: entries for a JSON file; paths in the repository do not say where it is
     """
     arguments = [Path(sys.argv[0]).name, *map(_from_root, sys.argv[1:])]
     return {
         "command": "python benchmarks/" + shlex.join(arguments),
+        "commit": _commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "processor": _processor(),
         "python": platform.python_version(),
@@ -36,7 +37,7 @@ def provenance() -> dict[str, object]:
     }
 
 
-def commit() -> str:
+def _commit() -> str:
     """
     Name the version of the code.
 

@@ -191,8 +191,8 @@ def _distribution_of(policy: ActorCriticPolicy, head: Head) -> Callable[[th.Tens
     """Choose what SB3's distribution holds after a step, for callbacks that read it."""
 
     def normal(mean: th.Tensor) -> Any:
-        log_std = policy.log_std.detach().clone()  # which an update may change
-        return later(td.Normal, lambda: {"loc": mean, "scale": log_std.exp()})
+        log_stds = policy.log_std.tolist()  # a copy, as an update changes them
+        return later(td.Normal, lambda: {"loc": mean, "scale": mean.new_tensor(log_stds).exp()})
 
     def categorical(logits: th.Tensor) -> Any:
         return later(td.Categorical, lambda: {"logits": logits})
