@@ -162,7 +162,7 @@ def _short(value: Any) -> str:
 
 
 def _is_taken(kind: type, name: str) -> bool:
-    """Return whether a class has a method, a property or a constant of the library by a name."""
+    """Return whether a class has a method, a property or a table of the library by a name."""
     found = getattr(kind, name, None)
     if isinstance(found, (bool, int, float, str, type(None))):
         return name.startswith("__")
