@@ -24,7 +24,7 @@ under a bijection of the actions.
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -477,3 +477,67 @@ class ActionDistribution:
         except NotImplementedError:
             return None
         return None if entropy is None else entropy.reshape(entropy.shape[0], -1).sum(dim=1)
+
+
+class _Lazy:
+    """Becomes the distribution that its class derives from when anything of it is read."""
+
+    def __getattribute__(self, name: str) -> Any:
+        arguments = object.__getattribute__(self, "__dict__").pop("_arguments")
+        kind: Any = type(self).__mro__[2]
+        object.__setattr__(self, "__class__", kind)
+        kind.__init__(self, **arguments())
+        return getattr(self, name)
+
+
+class _Normal(_Lazy, td.Normal):
+    pass
+
+
+class _Categorical(_Lazy, td.Categorical):
+    pass
+
+
+class _Bernoulli(_Lazy, td.Bernoulli):
+    pass
+
+
+_LAZY: dict[type[td.Distribution], type[Any]] = {
+    td.Normal: _Normal,
+    td.Categorical: _Categorical,
+    td.Bernoulli: _Bernoulli,
+}
+
+
+def _later(kind: type[td.Distribution], arguments: Callable[[], dict[str, th.Tensor]]) -> Any:
+    """Make an object that is a distribution from the first look at it on."""
+    lazy = object.__new__(_LAZY[kind])
+    object.__setattr__(lazy, "_arguments", arguments)
+    return lazy
+
+
+def held_after(head: Head, output: th.Tensor, log_stds: Sequence[float]) -> Any:
+    """
+    Make what SB3's distribution holds after a forward pass.
+
+    It costs next to nothing until something reads it: a policy has a new one at every step, and
+    hardly any program looks at it.
+
+    :param head: how the distribution reads the actor's output
+    :param output: of the actor, which must not change
+    :param log_stds: of a Gaussian
+    :return: one of torch's distributions, or a list of them
+    """
+
+    def of_logits(kind: type[td.Distribution], logits: th.Tensor) -> Any:
+        return _later(kind, lambda: {"logits": logits})
+
+    if isinstance(head.family, Gaussian):
+        return _later(
+            td.Normal, lambda: {"loc": output, "scale": output.new_tensor(log_stds).exp()}
+        )
+    if isinstance(head.family, Bernoulli):
+        return of_logits(td.Bernoulli, output)
+    if isinstance(head.family, Categorical):
+        return of_logits(td.Categorical, output)
+    return [of_logits(td.Categorical, block) for block in th.split(output, [*head.sizes], 1)]

@@ -1,7 +1,6 @@
 """Faults of the training environment: where they happened, and steps that were interrupted."""
 
 import warnings
-from contextlib import suppress
 from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
+
+from sb3_trpo._processes import add_note
 
 # Seconds for which a worker that has answered something else than its spaces may answer once more.
 _PATIENCE = 1.0
@@ -41,18 +42,6 @@ class naming_the_place:  # noqa: N801 (a context manager)
         where = "a reset" if self._filled is None else f"step {self._filled.pos + 1} of a rollout"
         note = f"This happened in {where}{envs}. Parameters and optimizer are as before."
         add_note(error, note)
-
-
-def add_note(error: BaseException, note: str) -> None:
-    """
-    Add a note to an exception, if it takes attributes.
-
-    :param error: the exception
-    :param note: which Python prints below it, from 3.11 on
-    """
-    with suppress(Exception):
-        # The attribute that `add_note` writes, which Python 3.10 does not have.
-        error.__notes__ = [*getattr(error, "__notes__", []), note]
 
 
 def _envs_in(traceback: TracebackType | None) -> list[int]:

@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 import torch as th
 from torch import distributed as dist
 
-from sb3_trpo._environment import add_note
-
 if dist.is_available():
     # Its functions keep the group that there is when they are imported as their default argument,
     # and dynamo imports them with a training's first step. Imported here, mostly before there is
@@ -252,6 +250,18 @@ def _fault(error: BaseException | None) -> Fault | None:
         return None
     kind = type(error) if isinstance(error, KeyboardInterrupt) else None
     return kind, " ".join([f"{type(error).__name__}: {error}", *_notes(error)])
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """
+    Add a note to an exception, if it takes attributes.
+
+    :param error: the exception
+    :param note: which Python prints below it, from 3.11 on
+    """
+    with suppress(Exception):
+        # The attribute that `add_note` writes, which Python 3.10 does not have.
+        error.__notes__ = [*_notes(error), note]
 
 
 def _notes(error: BaseException) -> list[str]:

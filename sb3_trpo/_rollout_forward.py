@@ -11,7 +11,6 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
-from torch import distributions as td
 from torch import nn
 
 from sb3_trpo._distributions import (
@@ -21,9 +20,9 @@ from sb3_trpo._distributions import (
     Gaussian,
     Head,
     MultiCategorical,
+    held_after,
 )
 from sb3_trpo._finite import is_finite
-from sb3_trpo._lazy_distribution import later
 from sb3_trpo._mlp import flat_features
 from sb3_trpo._plain import Mlp, read_plain
 
@@ -55,7 +54,7 @@ class RolloutForward:
         self._names = ["weight", "bias"] * len(layers)
         self._seen: list[Any] = []
         self._sample = _sampler(policy, head)
-        self._distribution = _distribution_of(policy, head)
+        self._head = head
         space = policy.observation_space
         parts = list(space.values()) if isinstance(space, spaces.Dict) else [space]
         self._is_numeric = all(isinstance(part, spaces.Box) for part in parts) and not (
@@ -84,7 +83,9 @@ class RolloutForward:
         sampled = self._sample(raw) if math.isfinite(np.vdot(raw, raw)) else None
         if sampled is None:
             return None
-        self._policy.action_dist.distribution = self._distribution(th.from_numpy(raw))
+        policy = self._policy
+        log_stds = policy.log_std.tolist() if isinstance(self._head.family, Gaussian) else ()
+        policy.action_dist.distribution = held_after(self._head, th.from_numpy(raw), log_stds)
         actions, log_prob = sampled
         return (
             th.from_numpy(actions.reshape(self._action_shape)),
@@ -185,25 +186,6 @@ def _sampler(policy: ActorCriticPolicy, head: Head) -> Sampler:
         Bernoulli: _sample_bernoulli,
     }
     return samplers[type(head.family)]
-
-
-def _distribution_of(policy: ActorCriticPolicy, head: Head) -> Callable[[th.Tensor], Any]:
-    """Choose what SB3's distribution holds after a step, for callbacks that read it."""
-
-    def normal(mean: th.Tensor) -> Any:
-        log_stds = policy.log_std.tolist()  # a copy, as an update changes them
-        return later(td.Normal, lambda: {"loc": mean, "scale": mean.new_tensor(log_stds).exp()})
-
-    def categorical(logits: th.Tensor) -> Any:
-        return later(td.Categorical, lambda: {"logits": logits})
-
-    choices: dict[type[Family], Callable[[th.Tensor], Any]] = {
-        Gaussian: normal,
-        Categorical: categorical,
-        MultiCategorical: lambda logits: list(map(categorical, th.split(logits, [*head.sizes], 1))),
-        Bernoulli: lambda logits: later(td.Bernoulli, lambda: {"logits": logits}),
-    }
-    return choices[type(head.family)]
 
 
 def _is_few(outputs: np.ndarray) -> bool:

@@ -13,7 +13,7 @@ ROOT = Path(sb3_trpo.__file__).parent
 # Lowest layer first. Within a layer, a module imports only modules that stand before it; those of
 # a set import none of each other. `zoo` stands for all modules of the subpackage.
 LAYERS: tuple[Collection[str], ...] = (
-    ("_conjugate_gradient", "_vectors", "_cuda_graph", "_processes", "_state_mean"),
+    ("_vectors", "_conjugate_gradient", "_cuda_graph", "_processes", "_state_mean"),
     (
         "_sequences",
         "_distributions",

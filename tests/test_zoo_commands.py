@@ -48,11 +48,11 @@ def normalized_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def manager(tmp_path: Path) -> Callable[..., Any]:
     """Make the manager of a run without training."""
 
-    def make(algo: str = "trpo", **options: Any) -> Any:
+    def make(algo: str = "trpo", env: str = "CartPole-v1", **options: Any) -> Any:
         from sb3_trpo.zoo.manager import RunManager
 
-        args = SimpleNamespace(conf_file=None)
-        return RunManager(args, algo, "CartPole-v1", str(tmp_path), verbose=0, **options)
+        args = SimpleNamespace(conf_file=options.get("config"))
+        return RunManager(args, algo, env, str(tmp_path), verbose=0, **options)
 
     return make
 
@@ -334,6 +334,56 @@ def test_interrupted_run_is_saved_and_says_how_far_it_came(
         run.save_trained_model(model)
     assert saved == [model]
     assert (Path(run.save_path) / "learning_curve.png").is_file()
+
+
+@pytest.mark.parametrize("given", [None, {"g": 4.0}])
+def test_environments_arguments_in_a_configuration_are_those_of_the_evaluations(
+    given: dict[str, Any] | None, manager: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yml"
+    settings = {"policy": "MlpPolicy", "n_timesteps": 10, "env_kwargs": {"g": 3.0}}
+    config.write_text(yaml.dump({"Pendulum-v1": settings}))
+    run = manager(env="Pendulum-v1", config=str(config), eval_env_kwargs=given)
+    run._preprocess_hyperparams(run.read_hyperparameters()[0])
+    envs = [run.create_envs(1, eval_env=is_evaluation) for is_evaluation in (False, True)]
+    gravities = [env.envs[0].unwrapped.g for env in envs]
+    for env in envs:
+        env.close()
+    assert gravities == [3.0, 4.0 if given else 3.0]
+
+
+def test_model_of_an_environment_with_a_dot_has_its_name(
+    manager: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "Dot0.5-v1" not in gym.registry:
+        gym.register("Dot0.5-v1", "gymnasium.envs.classic_control:CartPoleEnv")
+    run = manager(env="Dot0.5-v1", n_timesteps=10)
+    run.create_log_folder()
+    model = TRPO("MlpPolicy", gym.make("CartPole-v1"), n_steps=32, batch_size=32, device="cpu")
+    monkeypatch.setattr(run, "evaluate", lambda _: np.zeros(1))
+    run.save_trained_model(model)
+    assert Path(f"{run.save_path}/Dot0.5-v1.zip").is_file()
+
+
+def test_plot_names_environments_as_their_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sb3_trpo.zoo import plot
+
+    called: list[list[str]] = []
+    monkeypatch.setattr(plot, "find_runs", lambda *_: [])
+    monkeypatch.setattr(
+        plot, "run_script", lambda script, prog, text, words, add: called.append(words)
+    )
+    plot.plot(["--env", "ALE/Pong-v5", "CartPole-v1", "-w", "5"])
+    (words,) = called
+    start = words.index("-e")
+    assert words[start + 1 : start + 3] == ["ALE-Pong-v5", "CartPole-v1"]
+
+
+def test_checkpoints_of_other_algorithms_are_refused(manager: Callable[..., Any]) -> None:
+    run = manager("ppo", n_timesteps=10)
+    run.args.checkpoint_freq = 5
+    with pytest.raises(UsageError, match=r"--checkpoint-freq.*'ppo'.*--save-freq"):
+        run.create_callbacks()
 
 
 def test_interrupted_seeds_keep_the_comparison_of_the_finished_ones(

@@ -113,6 +113,50 @@ def test_model_card_has_the_result_and_the_metadata_of_the_hub(hub: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    ("option", "score"),
+    [
+        ([], "15.00 +/- 5.00"),
+        (["--load-best"], "30.00 +/- 10.00"),
+        (["--load-checkpoint", "5"], None),
+    ],
+)
+def test_model_card_has_the_score_of_the_model_that_is_pushed(
+    option: list[str], score: str | None, hub: Path
+) -> None:
+    run, model = write_run(normalized=False)
+    np.savez(run / "evaluations.npz", timesteps=[32, 64], results=[[20.0, 40.0], [0.0, 1.0]])
+    np.savez(run / "final_evaluation.npz", returns=[10.0, 20.0])
+    for name in ("best_model", "rl_model_5_steps"):
+        model.save(run / name)
+    assert main(["push", "--organization", "me", "--repo-name", "mine", *option]) == 0
+    text = (hub.parent / "mine" / "README.md").read_text()
+    assert ("+/-" in text) == (score is not None)
+    assert score is None or text.count(score) == 2
+    assert "--organization me --repo-name mine" in text
+    assert main(["download", "--organization", "me", "--repo-name", "mine"]) == 0
+    assert Path("logs/trpo/CartPole-v1_2/final_evaluation.npz").is_file()
+
+
+def test_lost_connection_is_no_missing_normalisation(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    write_run(normalized=True)
+    assert main(["push", "--organization", "me"]) == 0
+    get: Any = huggingface_hub.hf_hub_download
+
+    def lose(repository: str, name: str) -> Any:
+        if name == "vec_normalize.pkl":
+            raise LocalEntryNotFoundError("no connection")
+        return get(repository, name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lose)
+    assert main(["download", "--organization", "me"]) == 2
+    assert [path.name for path in Path("logs/trpo").iterdir()] == ["CartPole-v1_1"]
+
+
+@pytest.mark.parametrize(
     ("words", "told"),
     [
         (["push"], "--organization"),

@@ -14,13 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch as th
+import yaml
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.logger import configure
 
 from sb3_trpo import TRPO
 from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.progress import ProgressFile
-from sb3_trpo.zoo.resume import shorten_logs, stored_options
+from sb3_trpo.zoo.resume import shorten_logs
+from sb3_trpo.zoo.stored_options import needs_trust, stored_options
 
 REPOSITORY = Path(__file__).parents[1]
 TRAIN = [
@@ -216,7 +218,38 @@ def test_evaluations_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
     assert callback.best_mean_reward == -np.inf
     untouched: Any = SimpleNamespace()
     continue_evaluations(untouched, tmp_path / "missing.npz", 5)
+    path.write_bytes(path.read_bytes()[:-40])  # what a kill leaves
+    with pytest.warns(UserWarning, match=r"start anew.*evaluations.npz"):
+        continue_evaluations(untouched, path, 20)
     assert vars(untouched) == {}
+
+
+@pytest.mark.parametrize("own", [{}, {"info_keywords": ("is_success",)}])
+def test_resumed_run_adds_to_the_log_of_its_episodes(own: dict[str, Any], tmp_path: Path) -> None:
+    from sb3_trpo.zoo.resume import _continuing_logs
+
+    log = tmp_path / "0.monitor.csv"
+    log.write_text('#{"t_start": 0.0}\nr,l,t\n1,1,1\n')
+    before = log.read_text()
+    env = _continuing_logs("CartPole-v1", monitor_dir=str(tmp_path), monitor_kwargs=own)
+    env.close()
+    assert log.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "needs"),
+    [([], False), (["-i", "model.zip"], True), (["--track"], True), (["--algo", "ppo"], True)],
+)
+def test_line_that_resumes_a_run_has_the_trust_that_it_needs(
+    words: list[str], needs: bool, tmp_path: Path
+) -> None:
+    settings = tmp_path / "CartPole-v1_1" / "CartPole-v1"
+    settings.mkdir(parents=True)
+    (settings / "args.yml").write_text(yaml.dump({"words": ["--env", "CartPole-v1", *words]}))
+    given = ["train", "--resume", str(settings.parent)]
+    assert needs_trust(settings.parent, given) == needs
+    (settings.parent / "link").symlink_to(tmp_path)
+    assert needs_trust(settings.parent, given)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,10 @@
 """Runs and their pictures. The RL Zoo is imported inside the tests: it patches gymnasium."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -468,6 +473,50 @@ def test_jobs_give_their_results_with_their_tasks_and_keep_tracebacks() -> None:
     assert "in answer" in str(caught.value.__cause__)
     with pytest.raises(UsageError, match="a mistake"):
         list(run_jobs(answer, [["mistake"], ["1"]], jobs=1))
+
+
+def sleep(words: list[str]) -> None:
+    Path(words[0]).write_text(str(os.getpid()))
+    time.sleep(120)
+
+
+SEVERAL = """
+import sys
+from sb3_trpo.zoo.jobs import run_jobs
+from tests.test_zoo_runs import sleep
+
+if __name__ == "__main__":
+    try:
+        list(run_jobs(sleep, [[sys.argv[1]]], jobs=1))
+    except KeyboardInterrupt as error:
+        sys.exit(error.status)
+"""
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_one_that_is_terminated(tmp_path: Path) -> None:
+    script, started = tmp_path / "several.py", tmp_path / "started"
+    script.write_text(SEVERAL)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen([sys.executable, str(script), str(started)], env=environment) as parent:
+        while not (started.is_file() and started.read_text()):
+            assert parent.poll() is None
+            time.sleep(0.05)
+        parent.terminate()
+        assert parent.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+
+
+def test_interrupted_run_is_no_finished_one(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.runs import read_finished_run
+
+    run = write_episodes(tmp_path / "trpo" / "Env-v1_1", [1.0], length=10)
+    (run / "Env-v1" / "args.yml").write_text(yaml.dump({"words": [], "seed": 0}))
+    with pytest.raises(UsageError, match="interrupted"):
+        read_finished_run(run)
+    np.savez(run / "final_evaluation.npz", returns=[1.0])
+    assert read_finished_run(run).final.tolist() == [1.0]
 
 
 def write_episodes(folder: Path, returns: list[float], length: int, seed: int = 0) -> Path:

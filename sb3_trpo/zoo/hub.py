@@ -10,12 +10,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from zipfile import ZipFile
 
 import huggingface_hub
 import yaml
 from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.repocard import metadata_eval_result
 from huggingface_sb3 import EnvironmentName, ModelName, ModelRepoId
 from rl_zoo3.utils import get_latest_run_id
@@ -23,7 +24,7 @@ from rl_zoo3.utils import get_latest_run_id
 from sb3_trpo._archive import read_entries
 from sb3_trpo.zoo.choice import add_choice, add_environment, check_environment, find_model
 from sb3_trpo.zoo.errors import UsageError, user_errors
-from sb3_trpo.zoo.runs import EVALUATIONS_FILE, Run, read_run
+from sb3_trpo.zoo.runs import EVALUATIONS_FILE, FINAL_FILE, Array, Run, read_arrays, read_run
 from sb3_trpo.zoo.script import Parser
 
 PUSH_HELP = """\
@@ -56,7 +57,7 @@ CARD = """\
 
 Trained with [sb3_trpo](https://github.com/sb3-trpo/sb3_trpo), Trust Region Policy Optimization for
 [Stable-Baselines3](https://github.com/DLR-RM/stable-baselines3).
-Mean return {score} over {count} episodes.
+{score}
 
 ```bash
 sb3-trpo download --algo {algo} --env {env} --organization {organization}
@@ -175,21 +176,63 @@ def package(run: Run, model: Path, choice: argparse.Namespace, folder: Path) -> 
     env_kwargs = run.arguments.get("env_kwargs") or {}
     (folder / "env_kwargs.yml").write_text(yaml.safe_dump(env_kwargs))
     with ZipFile(folder / METRICS, "w") as archive:
-        for path in [run.folder / EVALUATIONS_FILE, *sorted(run.folder.glob("*.csv"))]:
+        results = [run.folder / name for name in (EVALUATIONS_FILE, FINAL_FILE)]
+        for path in [*results, *sorted(run.folder.glob("*.csv"))]:
             if path.is_file():
                 archive.write(path, path.name)
-    (folder / "README.md").write_text(card(run, choice))
+    (folder / "README.md").write_text(card(run, choice, returns_of(run, model)))
 
 
-def card(run: Run, choice: argparse.Namespace) -> str:
+def returns_of(run: Run, model: Path) -> Array | None:
+    """Find the returns of a model, which may be another one than the run's last.
+
+    :param run: the run of the model
+    :param model: the model's file
+    :return: one per episode; None for a model that was not evaluated
+    """
+    if model.name == f"{run.env}.zip":
+        return run.final
+    if model.name != "best_model.zip" or not run.is_evaluated:
+        return None
+    results = read_arrays(run.folder / EVALUATIONS_FILE, {"results": 2})["results"]
+    best: Array = results[results.mean(axis=1).argmax()]
+    return best
+
+
+def card(run: Run, choice: argparse.Namespace, returns: Array | None) -> str:
     """Write a model card.
 
     :param run: the run of the model
     :param choice: parsed options of ``push``
+    :param returns: of the model, one per episode; None if they are not known
     :return: Markdown with the metadata that the hub reads
     """
-    score = f"{run.final.mean():.2f} +/- {run.final.std():.2f}"
-    result = metadata_eval_result(
+    repository = f" --repo-name {choice.repo_name}" if choice.repo_name else ""
+    tags = [choice.env, "deep-reinforcement-learning", "reinforcement-learning"]
+    metadata = {"library_name": "stable-baselines3", "tags": [*tags, "stable-baselines3"]}
+    score = "A checkpoint of the training, which was not evaluated."
+    if returns is not None:
+        mean = f"{returns.mean():.2f} +/- {returns.std():.2f}"
+        score = f"Mean return {mean} over {returns.size} episodes."
+        metadata |= result_of(choice, mean)
+    return CARD.format(
+        metadata=yaml.safe_dump(metadata, sort_keys=False),
+        algo=choice.algo,
+        env=choice.env,
+        organization=f"{choice.organization}{repository}",
+        score=score,
+        settings=run.settings.strip(),
+    )
+
+
+def result_of(choice: argparse.Namespace, score: str) -> dict[str, Any]:
+    """Write a result as the hub reads it.
+
+    :param choice: parsed options of ``push``
+    :param score: mean and spread
+    :return: metadata
+    """
+    return metadata_eval_result(
         model_pretty_name=choice.algo,
         task_pretty_name="reinforcement-learning",
         task_id="reinforcement-learning",
@@ -198,17 +241,6 @@ def card(run: Run, choice: argparse.Namespace) -> str:
         metrics_value=score,
         dataset_pretty_name=choice.env,
         dataset_id=choice.env,
-    )
-    tags = [choice.env, "deep-reinforcement-learning", "reinforcement-learning"]
-    metadata = {"library_name": "stable-baselines3", "tags": [*tags, "stable-baselines3"], **result}
-    return CARD.format(
-        metadata=yaml.safe_dump(metadata, sort_keys=False),
-        algo=choice.algo,
-        env=choice.env,
-        organization=choice.organization,
-        score=score,
-        count=run.final.size,
-        settings=run.settings.strip(),
     )
 
 
@@ -225,6 +257,8 @@ def fetch(choice: argparse.Namespace) -> dict[str, str]:
     name, place = NORMALIZATION
     try:
         files[f"{env}/{place}"] = get(name)
+    except LocalEntryNotFoundError:  # the connection was lost: whether there is one is unknown
+        raise
     except EntryNotFoundError:
         print("The agent was trained without normalisation")
     return files

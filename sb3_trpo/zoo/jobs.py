@@ -7,8 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
+from types import FrameType
 from typing import TypeVar
+
+from sb3_trpo.zoo.interruptions import TerminatedError
 
 Result = TypeVar("Result")
 THREAD_NAME = "sb3-trpo-job"
@@ -31,6 +34,33 @@ def run_jobs(
     :param meanwhile: called every two seconds while no task finishes
     :return: position of a task and its result, in the order in which the tasks finish
     """
+    with _raising_at_sigterm():
+        yield from _run_jobs(job, tasks, jobs, meanwhile)
+
+
+@contextmanager
+def _raising_at_sigterm() -> Iterator[None]:
+    """Raise at SIGTERM as at Ctrl-C: else this process would end, and leave the others."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise TerminatedError
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_jobs(
+    job: Callable[[list[str]], Result],
+    tasks: Sequence[list[str]],
+    jobs: int,
+    meanwhile: Callable[[], None],
+) -> Iterator[tuple[int, Result]]:
     threads = ThreadPoolExecutor(
         min(jobs, len(tasks)), THREAD_NAME, initializer=_leave_interrupts_to_parent
     )

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -15,7 +14,7 @@ from sb3_trpo.zoo.figure_style import (
     new_figure,
     set_style,
 )
-from sb3_trpo.zoo.runs import EVALUATIONS_FILE, training_episodes
+from sb3_trpo.zoo.runs import EVALUATIONS_FILE, read_arrays, training_episodes
 
 
 def draw_learning_curve(run: Path, title: str) -> Path:
@@ -63,8 +62,8 @@ def draw_evaluations(axes: Axes, path: Path) -> None:
     """
     if not path.is_file():  # evaluations can be switched off
         return
-    with np.load(path) as saved:
-        steps, returns = saved["timesteps"], saved["results"]
+    saved = read_arrays(path, {"timesteps": 1, "results": 2})
+    steps, returns = saved["timesteps"], saved["results"]
     count = returns.shape[1]
     band = axes.fill_between(steps, returns.min(axis=1), returns.max(axis=1))
     band.set(color=EVALUATION, alpha=0.15, lw=0, label=f"evaluation, range of {count} episodes")

@@ -59,10 +59,10 @@ def run_state(run: Path) -> str | None:
     """
     try:
         log = read_progress(run / PROGRESS)
-    except UsageError:  # a line is being written
+        if log.empty:
+            return None
+        steps = f"{log[STEPS].max():.0f} steps"
+    except (UsageError, KeyError, ValueError):  # a line is being written
         return None
-    if log.empty:
-        return None
-    steps = f"{log[STEPS].max():.0f} steps"
     returns = log.get(MEAN_RETURN, pd.Series(dtype=float)).dropna()
     return f"{steps}, mean return {returns.iloc[-1]:.1f}" if len(returns) else steps

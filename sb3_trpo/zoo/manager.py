@@ -1,6 +1,5 @@
 """The RL Zoo's ``ExperimentManager`` with our configuration, evaluations, folders and report."""
 
-import argparse
 import inspect
 import math
 import shlex
@@ -33,7 +32,6 @@ from sb3_trpo.zoo.choice import (
     add_environment,
     check_environment,
     check_model,
-    packages_again,
 )
 from sb3_trpo.zoo.entry import entry_text
 from sb3_trpo.zoo.errors import (
@@ -51,6 +49,7 @@ from sb3_trpo.zoo.processes import current_processes, is_torchrun, launch_name
 from sb3_trpo.zoo.progress import ProgressFile
 from sb3_trpo.zoo.runs import PROCESSES, save_final_evaluation
 from sb3_trpo.zoo.script import AddOptions, Parser, asks_for_help, replaced, run_script
+from sb3_trpo.zoo.stored_options import needs_trust, repeated
 from sb3_trpo.zoo.trust_region_figure import draw_trust_region
 
 CONFIGURATION = "configuration"  # of a trial: the hyperparameters that are not searched for
@@ -105,7 +104,10 @@ class RunManager(ExperimentManager):
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         """Turn the configuration's values into Python objects."""
         with user_errors(*CONFIGURATION_ERRORS):
-            return super()._preprocess_hyperparams(hyperparams)
+            preprocessed = super()._preprocess_hyperparams(hyperparams)
+        if self._eval_env_kwargs_args is None:  # the Zoo forgets those of the configuration
+            self.eval_env_kwargs = self.env_kwargs
+        return preprocessed
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         """Set up the run; if that fails, remove the run's folder.
@@ -192,6 +194,11 @@ class RunManager(ExperimentManager):
             save_freq = vars(self.args).get("checkpoint_freq") or math.inf
             self.checkpoint = RunCheckpoint(Path(self.save_path), save_freq)
             self.callbacks.append(self.checkpoint)
+        elif vars(self.args).get("checkpoint_freq"):
+            raise UsageError(
+                f"--checkpoint-freq keeps trainings of sb3_trpo, and not of '{self.algo}': "
+                f"--save-freq saves its models"
+            )
 
     def steps_per_rollout(self) -> int:
         """Count the steps between two updates, between which evaluations would be the same.
@@ -287,7 +294,12 @@ class RunManager(ExperimentManager):
         :raises KeyboardInterrupt: after an interrupted run, which is drawn but not evaluated
         """
         model = self.trained or model
-        super().save_trained_model(model)
+        file = f"{self.params_path}.zip"
+        # By the file's name: the Zoo's ends before a dot in the environment's.
+        named: Any = SimpleNamespace(
+            save=lambda _: model.save(file), get_vec_normalize_env=model.get_vec_normalize_env
+        )
+        super().save_trained_model(named)
         title = f"{self.algo.upper()} on {self.env_name.gym_id}, seed {self.seed}"
         if self.interruption is not None:
             progress = f"after {model.num_timesteps} of {self.n_timesteps} steps"
@@ -309,8 +321,9 @@ class RunManager(ExperimentManager):
         """
         if self.checkpoint is None or self.checkpoint.latest is None:
             return ""
-        line = shlex.join(["sb3-trpo", "train", "--resume", self.save_path, *repeated(self.args)])
-        return f"; resume with '{line}'"
+        words = ["sb3-trpo", "train", "--resume", self.save_path, *repeated(self.args)]
+        trust = ["--trust-checkpoint"] if needs_trust(Path(self.save_path), words) else []
+        return f"; resume with '{shlex.join([*words, *trust])}'"
 
     def draw(self, title: str, result: str) -> None:
         """Draw the run and print where the pictures are.
@@ -390,16 +403,6 @@ def check_words(prog: str, words: list[str]) -> None:
         check_model(choice.trained_agent)
     if choice.track and find_spec("wandb") is None:
         raise UsageError(missing_package(f"{prog} --track", "wandb", "zoo,wandb"))
-
-
-def repeated(args: argparse.Namespace) -> list[str]:
-    """Write the options that are not taken from a run's folder when it is resumed.
-
-    :param args: of the run
-    :return: part of a command line
-    """
-    logs = ["--tensorboard-log", args.tensorboard_log] if args.tensorboard_log else []
-    return [*packages_again(args.gym_packages), *logs]
 
 
 def packaged_config(algo: str) -> str | None:

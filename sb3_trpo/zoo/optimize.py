@@ -64,10 +64,10 @@ def optimize(words: list[str]) -> None:
         print(f"Study '{choice.study_name}' in {choice.storage}, {choice.n_trials} trials")
         for _ in run_jobs(search, worker_words(choice, rest), choice.jobs):
             pass
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         if finished_trials(study):
             report(study, choice, folder)
-        raise KeyboardInterrupt(
+        raise type(interruption)(
             f"with {len(finished_trials(study))} finished trials in {choice.storage}; "
             "the same command adds trials to them"
         ) from None

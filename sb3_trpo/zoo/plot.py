@@ -5,13 +5,15 @@ from typing import Any
 
 import matplotlib as mpl
 from cycler import cycler
+from huggingface_sb3 import EnvironmentName
 from matplotlib import pyplot as plt
 
 from sb3_trpo.zoo.choice import DEFAULT_ENV, LOGS, check_algorithm
 from sb3_trpo.zoo.figure_style import COLORS, RETURN_LABEL, STEPS_LABEL, save_figure
 from sb3_trpo.zoo.learning_curve import draw_learning_curve
 from sb3_trpo.zoo.runs import find_runs, training_episodes
-from sb3_trpo.zoo.script import Parser, positive, replaced, run_script
+from sb3_trpo.zoo.script import Parser, asks_for_help, positive, replaced, run_script
+from sb3_trpo.zoo.settings import env_of
 from sb3_trpo.zoo.trust_region_figure import draw_trust_region
 
 with mpl.rc_context():  # the import sets seaborn's style for the whole process
@@ -53,9 +55,10 @@ def plot(words: list[str]) -> None:
     parser.add_argument("-f", "--exp-folder", type=Path, default=LOGS)
     parser.add_argument("-w", "--episode-window", type=positive)
     choice, rest = parser.parse_known_args(words)
-    chosen = ["-a", choice.algo, "-f", str(choice.exp_folder), "-e", *choice.env]
+    chosen = ["-a", choice.algo, "-f", str(choice.exp_folder), "-e"]
+    chosen += map(EnvironmentName, choice.env)  # as folders are named
     window = choice.episode_window or 100
-    if not {"-h", "--help"} & set(words):
+    if not asks_for_help(words):
         check_algorithm(choice.algo)
         runs = [run for env in choice.env for run in find_runs(choice.exp_folder, choice.algo, env)]
         window = choice.episode_window or episode_window(runs)
@@ -109,7 +112,7 @@ def draw_run(run: Path) -> None:
 
     :param run: the run's folder
     """
-    title = f"{run.parent.name.upper()} on {run.name.rpartition('_')[0]}, {run}"
+    title = f"{run.parent.name.upper()} on {env_of(run)}, {run}"
     print(f"Picture: {draw_learning_curve(run, title)}")
     if draw_trust_region(run, title):
         print(f"Picture: {run / 'trust_region.png'}")

@@ -107,6 +107,10 @@ def read_finished_run(folder: Path) -> Run:
         raise UsageError(
             f"{folder} holds no model '{env}.zip': it is not the folder of a finished run"
         )
+    # Ours evaluates its model at the end, and keeps how it was started from the beginning.
+    is_ours = "words" in read_arguments(settings_of(folder))
+    if is_ours and not (folder / FINAL_FILE).is_file():
+        raise UsageError(f"{folder} was interrupted: it is not the folder of a finished run")
     return read_run(folder)
 
 

@@ -70,10 +70,10 @@ def train_seeds(
             live.clear()
             progress = f"{len(runs)} of {len(seeds)} runs"
             print(f"{progress}: {names[position]}, {describe(runs[position])}", flush=True)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         live.clear()
         summarize(runs)
-        raise KeyboardInterrupt(f"after {len(runs)} of {len(seeds)} runs") from None
+        raise type(interruption)(f"after {len(runs)} of {len(seeds)} runs") from None
     summarize(runs)
 
 

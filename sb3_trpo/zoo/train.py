@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,16 +19,11 @@ from sb3_trpo.zoo.processes import (
     refuse_torchrun,
     words_of_process,
 )
-from sb3_trpo.zoo.resume import (
-    ResumedRun,
-    add_given_again,
-    check_links,
-    has_checkpoint,
-    stored_options,
-)
+from sb3_trpo.zoo.resume import ResumedRun, has_checkpoint
 from sb3_trpo.zoo.script import Parser, asks_for_help, positive, verbosity
 from sb3_trpo.zoo.seeds import parse_seeds, train_seeds
 from sb3_trpo.zoo.settings import check_settings, read_arguments, settings_of
+from sb3_trpo.zoo.stored_options import add_given_again, check_links, stored_options
 
 PROG = "sb3-trpo train"
 RESUME = "--resume"
@@ -145,11 +141,23 @@ def options_after_restart(words: list[str]) -> list[str]:
     parser = Parser(PROG, "", add_help=False)
     add_environment(parser)
     choice, _ = parser.parse_known_args(words)
-    for run in sorted((Path(choice.folder) / choice.algo).glob("*"), key=os.path.getmtime)[::-1]:
-        arguments = read_arguments(settings_of(run))
+    for run in _newest_first(Path(choice.folder) / choice.algo):
+        try:
+            arguments = read_arguments(settings_of(run))
+        except UsageError:  # of another training
+            continue
         if arguments.get(LAUNCH) == launch_name() and has_checkpoint(run):
             return [RESUME, str(run), "--seed", str(arguments["seed"])]
     return []
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """List what is in a folder; another training may remove its own meanwhile."""
+    times: dict[Path, float] = {}
+    for path in folder.glob("*"):
+        with suppress(OSError):
+            times[path] = path.stat().st_mtime
+    return sorted(times, key=lambda path: times[path], reverse=True)
 
 
 def resume(own: argparse.Namespace, words: list[str]) -> None:
