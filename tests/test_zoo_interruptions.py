@@ -219,7 +219,7 @@ def test_evaluations_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
     untouched: Any = SimpleNamespace()
     continue_evaluations(untouched, tmp_path / "missing.npz", 5)
     path.write_bytes(path.read_bytes()[:-40])  # what a kill leaves
-    with pytest.warns(UserWarning, match=r"start anew.*evaluations.npz"):
+    with pytest.warns(UserWarning, match=r"start anew.*evaluations\.npz"):
         continue_evaluations(untouched, path, 20)
     assert vars(untouched) == {}
 

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_trpo import TRPO, resume_training
 from sb3_trpo._checkpoint_file import Checkpoint, find_checkpoint
+from sb3_trpo.zoo.errors import UsageError
 from tests.hostile import GADGETS, changed, unpack
 
 # As the RL Zoo writes them.
@@ -97,6 +98,7 @@ CODE = {
     "vectorized wrapper that writes": (
         "vec_env_wrapper:\n  - stable_baselines3.common.vec_env.VecMonitor: {filename: a}\n"
     ),
+    "frames": "frame_stack: 1000000000\n",
     "callback": "callback:\n  - subprocess.Popen: {args: [mkdir, canary]}\n",
     "policy": "policy: subprocess.Popen\n",
     "damaged": "a: [1\n",
@@ -143,6 +145,22 @@ def test_every_packaged_configuration_is_data(path: Path) -> None:
     from sb3_trpo.zoo.settings import find_code
 
     assert find_code(path.read_text()) is None
+
+
+def test_values_that_refer_to_values_are_bounded(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.settings import read_mapping
+
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    path = tmp_path / "args.yml"
+    path.write_text("\n".join(lines[:3]))
+    assert read_mapping(path)["a1"] == [["x"] * 10] * 10
+    path.write_text("\n".join(lines))
+    with pytest.raises(UsageError, match=r"args\.yml is damaged"):
+        read_mapping(path)
+    path.write_text("a: &a [*a]")
+    with pytest.raises(UsageError, match=r"args\.yml is damaged"):
+        read_mapping(path)
 
 
 def test_what_the_zoo_saved_is_data() -> None:
@@ -419,9 +437,10 @@ MALFORMED: dict[str, tuple[str, bytes]] = {
     "settings without names": ("CartPole-v1/config.yml", b"3\n"),
     "number as arguments": ("CartPole-v1/config.yml", b"env_kwargs: 3\nnormalize: false\n"),
 }
+EVALUATIONS = "evaluations.npz"
 # The commands that read a file; `compare` makes no environment.
 READ = {
-    "evaluations.npz": ("compare", "resume"),
+    "evaluations.npz": ("compare",),
     "final_evaluation.npz": ("compare",),
     "CartPole-v1/args.yml": ("compare", "resume", "enjoy", "continue"),
     "CartPole-v1/config.yml": ("resume", "enjoy", "continue", "export"),
@@ -459,6 +478,21 @@ def test_malformed_files_of_a_run_are_named_in_one_line(
     assert message.count("\n") == 1
     assert file in message
     assert "would run code" not in message
+
+
+DAMAGED = [name for name, (file, _) in MALFORMED.items() if file == EVALUATIONS]
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_run_is_resumed_without_evaluations_that_are_damaged(
+    name: str, interrupted: Path
+) -> None:
+    from sb3_trpo.zoo.commands import main
+
+    (interrupted / EVALUATIONS).write_bytes(MALFORMED[name][1])
+    with pytest.warns(UserWarning, match=r"evaluations start anew.*evaluations\.npz"):
+        assert main(["train", "--resume", str(interrupted)]) == 0
+    assert (interrupted / f"{EVALUATIONS}.damaged").read_bytes() == MALFORMED[name][1]
 
 
 def test_a_key_of_the_settings_does_not_become_code(

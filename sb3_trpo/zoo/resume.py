@@ -138,7 +138,11 @@ def continue_evaluations(callback: EvalCallback, path: Path, num_timesteps: int)
     try:
         saved = read_arrays(path, {"timesteps": 1, "results": 2, "ep_lengths": 2}, {"successes": 2})
     except UsageError as error:
-        warnings.warn(f"The evaluations start anew: {error}.", stacklevel=2)
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        warnings.warn(
+            f"The evaluations start anew, those before are in {aside}: {error}.", stacklevel=2
+        )
         return
     count = int((saved["timesteps"] <= num_timesteps).sum())
     callback.evaluations_timesteps = saved["timesteps"][:count].tolist()

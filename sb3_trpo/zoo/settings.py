@@ -23,6 +23,8 @@ PLAIN_TAGS = {
 NUMBERED = re.compile(r"(.+)_(\d+)(?:_[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})?")
 # Environments of a run that nobody vouches for: each may be a process.
 MOST_ENVS = 256
+# Values of a file of settings.
+MOST_VALUES = 100_000
 # Wrappers that write no files.
 WRAPPERS = re.compile(
     r"(rl_zoo3\.wrappers|sb3_trpo\.zoo\.atari|stable_baselines3\.common\.atari_wrappers"
@@ -89,12 +91,26 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """
     try:
         content = path.read_bytes() if path.is_file() else b""
+        if _size_of(yaml.compose(content, ArgumentsLoader), {}) > MOST_VALUES:
+            raise ValueError("it refers to the same values again and again")
         return dict(yaml.load(content, ArgumentsLoader) or {})
     except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise UsageError(
             f"{path} is damaged: it does not name values ({type(error).__name__}): restore the "
             f"file, or choose another run"
         ) from error
+
+
+def _size_of(node: yaml.Node | None, sizes: dict[int, int]) -> int:
+    """Count the values of a node, those that it refers to each time: a message would write them."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in sizes:
+        parts = [
+            each for part in node.value for each in (part if isinstance(part, tuple) else [part])
+        ]
+        sizes[id(node)] = 1 + sum(_size_of(part, sizes) for part in parts)
+    return sizes[id(node)]
 
 
 class ArgumentsLoader(yaml.SafeLoader):
@@ -220,9 +236,9 @@ def are_wrappers(value: yaml.Node) -> bool:
 
 
 def are_few(value: yaml.Node) -> bool:
-    """Return whether a number of environments can be started without trust.
+    """Return whether a number of environments or frames can be had without trust.
 
-    :param value: of ``n_envs``
+    :param value: of ``n_envs`` or ``frame_stack``
     :return: whether it is no number, which the RL Zoo refuses, or small enough
     """
     numbers = f"{PLAIN_TAG}int", f"{PLAIN_TAG}float"
@@ -244,7 +260,7 @@ RULES: dict[str, Callable[[yaml.Node], bool]] = {
     **dict.fromkeys(("replay_buffer_class", "replay_buffer_kwargs"), is_evaluable),
     **dict.fromkeys(("env_wrapper", "vec_env_wrapper"), are_wrappers),
     "callback": is_empty,
-    "n_envs": are_few,
+    **dict.fromkeys(("n_envs", "frame_stack"), are_few),
     "policy": lambda value: "." not in str(value.value),
 }
 
