@@ -323,16 +323,17 @@ def test_interrupted_run_is_saved_and_says_how_far_it_came(
 
     saved: list[Any] = []
     monkeypatch.setattr(
-        ExperimentManager, "save_trained_model", lambda self, model: saved.append(model)
+        ExperimentManager, "save_trained_model", lambda self, model: model.save("anywhere")
     )
     run = manager(n_timesteps=1000)
     run.create_log_folder()
     env = SimpleNamespace(close=lambda: None)
     model: Any = SimpleNamespace(learn=interrupt, env=env, policy=None, num_timesteps=320)
+    model.save, model.get_vec_normalize_env = saved.append, None
     run.learn(model)
     with pytest.raises(KeyboardInterrupt, match=r"after 320 of 1000 steps; the model is saved in"):
         run.save_trained_model(model)
-    assert saved == [model]
+    assert saved == [f"{run.params_path}.zip"]
     assert (Path(run.save_path) / "learning_curve.png").is_file()
 
 
@@ -355,8 +356,7 @@ def test_environments_arguments_in_a_configuration_are_those_of_the_evaluations(
 def test_model_of_an_environment_with_a_dot_has_its_name(
     manager: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "Dot0.5-v1" not in gym.registry:
-        gym.register("Dot0.5-v1", "gymnasium.envs.classic_control:CartPoleEnv")
+    monkeypatch.setitem(gym.registry, "Dot0.5-v1", gym.spec("CartPole-v1"))
     run = manager(env="Dot0.5-v1", n_timesteps=10)
     run.create_log_folder()
     model = TRPO("MlpPolicy", gym.make("CartPole-v1"), n_steps=32, batch_size=32, device="cpu")

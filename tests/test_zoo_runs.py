@@ -475,6 +475,20 @@ def test_jobs_give_their_results_with_their_tasks_and_keep_tracebacks() -> None:
         list(run_jobs(answer, [["mistake"], ["1"]], jobs=1))
 
 
+def speak(words: list[str]) -> None:
+    print("said")
+
+
+@pytest.mark.parametrize("verbose", [1, 2])
+def test_jobs_are_heard_where_that_was_asked_for(
+    verbose: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sb3_trpo.zoo.jobs import _quietly
+
+    _quietly(speak, ["--verbose", str(verbose)])
+    assert ("said" in capsys.readouterr().out) == (verbose == 2)
+
+
 def sleep(words: list[str]) -> None:
     Path(words[0]).write_text(str(os.getpid()))
     time.sleep(120)

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TypeVar
 
 from sb3_trpo.zoo.interruptions import TerminatedError
+from sb3_trpo.zoo.script import verbosity
 
 Result = TypeVar("Result")
 THREAD_NAME = "sb3-trpo-job"
@@ -103,7 +104,9 @@ def _in_a_new_process(job: Callable[[list[str]], Result], words: list[str]) -> R
 
 
 def _quietly(job: Callable[[list[str]], Result], words: list[str]) -> Result:
-    """Run a job without its output."""
+    """Run a job without its output, unless that was asked for."""
+    if verbosity(words) > 1:
+        return job(words)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         return job(words)
 
