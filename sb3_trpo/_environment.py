@@ -15,7 +15,7 @@ from sb3_trpo._processes import add_note
 _PATIENCE = 1.0
 
 
-class naming_the_place:  # noqa: N801 (a context manager)
+class NamingThePlace:
     """
     Add a note with the step and the environment to an exception of a block.
 

@@ -164,13 +164,8 @@ def is_number(is_allowed: Callable[[float], bool] = lambda _: True) -> Callable[
     return check
 
 
-def is_total_timesteps(value: Any) -> bool:
-    """
-    Return whether a value can be the environment steps of a training.
-
-    :param value: any
-    :return: whether it is such a number; as in SB3 also ``1e6`` and infinity
-    """
+def _is_total_timesteps(value: Any) -> bool:
+    """Return whether a value can be the steps of a training; as in SB3 also 1e6 and infinity."""
     return _is_real(value) and bool(0 <= value < 2**63 or value == math.inf)
 
 
@@ -178,6 +173,9 @@ def _is_real(value: Any) -> bool:
     is_number = isinstance(value, (int, float, np.integer, np.floating))
     return is_number and not isinstance(value, bool)
 
+
+# Steps of a training, in files that say how far it should go.
+TOTAL_TIMESTEPS = ("a number of at least 0", _is_total_timesteps)
 
 _is_no_less_than_0 = is_number(lambda number: number >= 0)
 

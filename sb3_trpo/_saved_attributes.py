@@ -17,10 +17,10 @@ from torch import nn
 
 from sb3_trpo._hyperparameters import (
     RANGES,
+    TOTAL_TIMESTEPS,
     Ranges,
     is_integer,
     is_number,
-    is_total_timesteps,
 )
 from sb3_trpo._safe_pickle import ByValueError, safe_loads
 
@@ -234,7 +234,7 @@ _EXPECTED: Ranges = {
         ),
         _COUNT,
     ),
-    "_total_timesteps": ("a number of at least 0", is_total_timesteps),
+    "_total_timesteps": TOTAL_TIMESTEPS,
     **dict.fromkeys(("observation_space", "action_space"), _SPACE),
     **dict.fromkeys(("start_time", "ent_coef", "vf_coef", "max_grad_norm"), _NUMBER),
     "n_envs": ("a whole number from 1 to 2**20", is_integer(1, 2**20)),

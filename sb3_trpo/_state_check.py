@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_trpo._hyperparameters import Ranges, check_values, is_integer, is_total_timesteps
+from sb3_trpo._hyperparameters import TOTAL_TIMESTEPS, Ranges, check_values, is_integer
 from sb3_trpo._random_states import are_random_states
 
 # Attributes of gSDE's distribution, which `state_dict` does not have.
@@ -122,7 +122,7 @@ def _are_runs(value: Any) -> bool:
 
 _STATE: Ranges = {
     **dict.fromkeys(("saved_at", "num_timesteps", "rollouts", "n_calls"), _SINCE_0),
-    "total_timesteps": ("a number of at least 0", is_total_timesteps),
+    "total_timesteps": TOTAL_TIMESTEPS,
     "last": ("what the next step starts from", _is_last_step),
     "random": ("the states of random generators", are_random_states),
     "arguments": _DICT,

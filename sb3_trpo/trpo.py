@@ -35,7 +35,7 @@ from sb3_trpo._data_parallel import (
     start_equal,
     with_progress_bar,
 )
-from sb3_trpo._environment import discard_interrupted_step, naming_the_place
+from sb3_trpo._environment import NamingThePlace, discard_interrupted_step
 from sb3_trpo._finite import NormalizationStatistics, Reading, check_finite
 from sb3_trpo._fisher import FisherProduct, for_one_solve
 from sb3_trpo._hyperparameters import (
@@ -495,7 +495,7 @@ class TRPO(OnPolicyAlgorithm):
 
     def _setup_own(self, *arguments: Any) -> tuple[int, BaseCallback]:
         """Prepare the environments, logger and callbacks of this process."""
-        with naming_the_place(self.env), NormalizationStatistics(self.env) as statistics:
+        with NamingThePlace(self.env), NormalizationStatistics(self.env) as statistics:
             if discard_interrupted_step(self.env):
                 self._last_obs = None  # for which SB3 resets
             prepared = super()._setup_learn(*arguments)
@@ -527,7 +527,7 @@ class TRPO(OnPolicyAlgorithm):
             with processes.together():
                 check_size(rollout_buffer, n_rollout_steps)
                 self._start_rollout(env, callback, rollout_buffer)
-            with joined_rollout(self, env, processes), naming_the_place(env, rollout_buffer):
+            with joined_rollout(self, env, processes), NamingThePlace(env, rollout_buffer):
                 goes_on = self._collect(env, callback, rollout_buffer, n_rollout_steps, n_envs)
             return processes.all(goes_on)
         except BaseException:
@@ -555,8 +555,7 @@ class TRPO(OnPolicyAlgorithm):
         while n_steps < n_rollout_steps:
             if self.policy is not policy:  # a callback may put another one in its place
                 policy = self.policy
-                forward = fast_forward(policy) or policy
-                act = partial(self._act, env, forward)
+                act = partial(self._act, env, fast_forward(policy) or policy)
             with th.no_grad(), Reading(self._last_obs, n_steps) as reading:
                 if self.use_sde and self.sde_sample_freq > 0 and not n_steps % self.sde_sample_freq:
                     self.policy.reset_noise(env.num_envs)

@@ -28,11 +28,7 @@ from sb3_trpo._data_parallel import ProgressBar
 from sb3_trpo.checkpoint import Resumable
 from sb3_trpo.zoo.builder import Builder, Normalization
 from sb3_trpo.zoo.checkpoints import RunCheckpoint
-from sb3_trpo.zoo.choice import (
-    add_environment,
-    check_environment,
-    check_model,
-)
+from sb3_trpo.zoo.choice import add_environment, check_environment, check_model
 from sb3_trpo.zoo.entry import entry_text
 from sb3_trpo.zoo.errors import (
     CONFIGURATION_ERRORS,
