@@ -5,6 +5,7 @@ import re
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -163,6 +164,21 @@ def test_export_makes_the_environment_with_the_arguments_of_the_run(
     (tmp_path / "args.yml").write_text(yaml.dump({"env_kwargs": {"g": 2.0}}))
     export.make_env("Pendulum-v1", tmp_path)
     assert seen[0]["env_kwargs"] == {"g": 2.0}
+
+
+def test_continue_needs_the_statistics_that_the_model_was_trained_with(
+    normalized_run: Path, manager: Callable[..., Any]
+) -> None:
+    model = str(normalized_run / "CartPole-v1.zip")
+    statistics = normalized_run / "CartPole-v1" / "vecnormalize.pkl"
+    statistics.unlink()
+    run = manager(trained_agent=model)
+    run.normalize, run.normalize_kwargs = True, {}
+    with pytest.raises(UsageError, match=rf"{re.escape(str(statistics))}.*normalize:False"):
+        run._maybe_normalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]), eval_env=False)
+    run.normalize = False
+    env = DummyVecEnv([lambda: gym.make("CartPole-v1")])
+    assert run._maybe_normalize(env, eval_env=False) is env
 
 
 def test_continue_starts_a_new_run() -> None:
@@ -392,8 +408,8 @@ def test_interrupted_seeds_keep_the_comparison_of_the_finished_ones(
     from sb3_trpo.zoo import seeds
 
     def run_jobs(job: Any, tasks: Any, jobs: int, meanwhile: Any) -> Any:
-        yield 2, Path("third")
-        yield 0, Path("first")
+        yield 2, ended(Path("third"))
+        yield 0, ended(Path("first"))
         raise KeyboardInterrupt
 
     run = SimpleNamespace(final=np.zeros(3), folder="a folder")
@@ -404,6 +420,55 @@ def test_interrupted_seeds_keep_the_comparison_of_the_finished_ones(
     with pytest.raises(KeyboardInterrupt, match="after 2 of 3 runs"):
         seeds.train_seeds(lambda words: Path(), [4, 5, 6], 2, [])
     assert [sorted(runs) for runs in compared] == [[0, 2]]
+
+
+def ended(outcome: Path | Exception) -> "Future[Path]":
+    future: Future[Path] = Future()
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+    return future
+
+
+def test_seed_that_fails_does_not_end_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sb3_trpo.zoo import seeds
+
+    def run_jobs(job: Any, tasks: Any, jobs: int, meanwhile: Any) -> Any:
+        yield 1, ended(RuntimeError("the simulator\nhas crashed"))
+        meanwhile()
+        yield 0, ended(Path("first"))
+        yield 2, ended(OSError("another one"))
+
+    run = SimpleNamespace(final=np.zeros(3), folder="a folder")
+    compared: list[Any] = []
+    shown: list[Any] = []
+    monkeypatch.setattr(seeds, "run_jobs", run_jobs)
+    monkeypatch.setattr(seeds, "read_run", lambda folder: run)
+    monkeypatch.setattr(seeds, "summarize", lambda runs: compared.extend(runs))
+    monkeypatch.setattr(seeds.LiveProgress, "show", lambda self, finished: shown.extend(finished))
+    with pytest.raises(RuntimeError, match="simulator"):
+        seeds.train_seeds(lambda words: Path(), [4, 5, 6], 2, [])
+    said = capsys.readouterr().out
+    assert "1 of 3 runs: seed 5, failed, RuntimeError: the simulator has crashed\n" in said
+    assert "2 of 3 runs: seed 4, mean return 0.0" in said
+    assert "3 of 3 runs: seed 6, failed, OSError: another one\n" in said
+    assert compared == [0]
+    assert shown == ["seed 5"]
+
+
+def test_mistake_in_the_options_of_all_seeds_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sb3_trpo.zoo import seeds
+
+    outcomes = [(0, ended(UsageError("no such option"))), (1, ended(Path("second")))]
+    read: list[Path] = []
+    monkeypatch.setattr(seeds, "run_jobs", lambda *_: iter(outcomes))
+    monkeypatch.setattr(seeds, "read_run", read.append)
+    with pytest.raises(UsageError, match="no such option"):
+        seeds.train_seeds(lambda words: Path(), [4, 5], 1, [])
+    assert not read
 
 
 # optimize
@@ -640,7 +705,7 @@ def test_model_in_play_asks_the_environment_that_was_made_last() -> None:
         DummyVecEnv([lambda: InvalidActionEnvDiscrete(dim=6, n_invalid_actions=5)]) for _ in "ab"
     ]
     script = SimpleNamespace(
-        get_saved_hyperparams=None, create_test_env=lambda which: envs[which], ALGOS=ALGOS
+        get_saved_hyperparams=None, create_test_env=lambda which, **_: envs[which], ALGOS=ALGOS
     )
 
     class Answer(SimpleNamespace):
@@ -655,3 +720,21 @@ def test_model_in_play_asks_the_environment_that_was_made_last() -> None:
             script.create_test_env(1)
             player: Any = script.ALGOS["trpo_mask"].load("a path")
     assert player.env is envs[1]
+
+
+def test_played_environment_has_the_arguments_of_its_configuration() -> None:
+    from rl_zoo3 import ALGOS
+
+    import sb3_trpo.zoo.register  # noqa: F401 (imported for its effect)
+    from sb3_trpo.zoo import masks
+
+    script = SimpleNamespace(
+        get_saved_hyperparams=None, create_test_env=lambda **options: options, ALGOS=ALGOS
+    )
+    settings = {"env_kwargs": {"gravity": 5.0, "render_mode": None}}
+    with masks.playing(script, "trpo"):
+        options = script.create_test_env(
+            hyperparams=settings, env_kwargs={"render_mode": "rgb_array"}
+        )
+        assert options["env_kwargs"] == {"gravity": 5.0, "render_mode": "rgb_array"}
+        assert script.create_test_env()["env_kwargs"] == {}

@@ -409,7 +409,9 @@ def test_masks_are_passed_in_evaluations_and_in_play(
         assert vars(rl_zoo3.exp_manager)["EvalCallback"] is not MaskableEvalCallback
 
     model.save(tmp_path / "model")
-    script = SimpleNamespace(get_saved_hyperparams=None, create_test_env=lambda: env, ALGOS=ALGOS)
+    script = SimpleNamespace(
+        get_saved_hyperparams=None, create_test_env=lambda **_: env, ALGOS=ALGOS
+    )
     with playing(script, kind):
         playground = script.create_test_env()
         player: Any = script.ALGOS[kind].load(tmp_path / "model", device="cpu")
@@ -467,12 +469,16 @@ def test_jobs_give_their_results_with_their_tasks_and_keep_tracebacks() -> None:
     from sb3_trpo.zoo.jobs import run_jobs
 
     results = run_jobs(answer, [["3"], ["1"], ["2"]], jobs=2)
-    assert sorted(results) == [(0, 3), (1, 1), (2, 2)]
+    assert sorted((position, done.result()) for position, done in results) == [
+        *((0, 3), (1, 1), (2, 2))
+    ]
+    (_, bad), (_, mistake), (_, good) = run_jobs(answer, [["bad"], ["mistake"], ["1"]], jobs=1)
     with pytest.raises(ValueError, match="a fault") as caught:
-        list(run_jobs(answer, [["bad"]], jobs=1))
+        bad.result()
     assert "in answer" in str(caught.value.__cause__)
     with pytest.raises(UsageError, match="a mistake"):
-        list(run_jobs(answer, [["mistake"], ["1"]], jobs=1))
+        mistake.result()
+    assert good.result() == 1
 
 
 def speak(words: list[str]) -> None:

@@ -6,7 +6,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager, redirect_stdout
 from types import FrameType
 from typing import TypeVar
@@ -24,7 +30,7 @@ def run_jobs(
     tasks: Sequence[list[str]],
     jobs: int,
     meanwhile: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[int, Result]]:
+) -> Iterator[tuple[int, "Future[Result]"]]:
     """Run a job once per task, without its output but with its warnings.
 
     If the caller stops early, because of an error or an interruption, all processes end at once.
@@ -33,7 +39,8 @@ def run_jobs(
     :param tasks: command lines
     :param jobs: largest number of processes at a time
     :param meanwhile: called every two seconds while no task finishes
-    :return: position of a task and its result, in the order in which the tasks finish
+    :return: position of a task and its future, which is done and has the result or the error, in
+        the order in which the tasks finish
     """
     with _raising_at_sigterm():
         yield from _run_jobs(job, tasks, jobs, meanwhile)
@@ -61,7 +68,7 @@ def _run_jobs(
     tasks: Sequence[list[str]],
     jobs: int,
     meanwhile: Callable[[], None],
-) -> Iterator[tuple[int, Result]]:
+) -> Iterator[tuple[int, "Future[Result]"]]:
     threads = ThreadPoolExecutor(
         min(jobs, len(tasks)), THREAD_NAME, initializer=_leave_interrupts_to_parent
     )
@@ -76,7 +83,7 @@ def _run_jobs(
             if not done:
                 meanwhile()
             for future in done:
-                yield positions[future], future.result()
+                yield positions[future], future
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         _end_processes()

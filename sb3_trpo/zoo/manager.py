@@ -28,7 +28,7 @@ from sb3_trpo._data_parallel import ProgressBar
 from sb3_trpo.checkpoint import Resumable
 from sb3_trpo.zoo.builder import Builder, Normalization
 from sb3_trpo.zoo.checkpoints import RunCheckpoint
-from sb3_trpo.zoo.choice import add_environment, check_environment, check_model
+from sb3_trpo.zoo.choice import add_environment, check_environment, check_model, settings_folder
 from sb3_trpo.zoo.entry import entry_text
 from sb3_trpo.zoo.errors import (
     CONFIGURATION_ERRORS,
@@ -143,7 +143,17 @@ class RunManager(ExperimentManager):
         return {"data_parallel": True} if is_torchrun() else {}
 
     def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
-        """Normalise an environment, with the statistics of a model whose training continues."""
+        """Normalise an environment, with the statistics of a model whose training continues.
+
+        :raises UsageError: if these are missing, as the model knows no other observations
+        """
+        path = settings_folder(Path(self.trained_agent), self.env_name) / "vecnormalize.pkl"
+        if self.continue_training and self.normalize and not path.is_file():
+            raise UsageError(
+                f"there are no statistics of the normalisation in '{path}', with which the model "
+                f"was trained: put the file there, or train without with --hyperparams "
+                f"normalize:False"
+            )
         normalization = Normalization(self.is_trusted)
         with replaced(rl_zoo3.exp_manager, "VecNormalize", normalization):
             return super()._maybe_normalize(env, eval_env)

@@ -83,7 +83,10 @@ def playing(module: Any, algo: str, is_trusted: bool = False) -> Iterator[None]:
     made: list[VecEnv] = []
 
     def create_and_remember(*arguments: Any, **options: Any) -> VecEnv:
-        with user_errors(*making_errors(options.get("env_kwargs"))):
+        # One of the two scripts forgets those of the configuration.
+        of_run = (options.get("hyperparams") or {}).get("env_kwargs") or {}
+        options["env_kwargs"] = {**of_run, **(options.get("env_kwargs") or {})}
+        with user_errors(*making_errors(options["env_kwargs"])):
             made.append(create_test_env(*arguments, **options))
         return made[-1]
 

@@ -62,8 +62,8 @@ def optimize(words: list[str]) -> None:
     study = open_study(choice)
     try:
         print(f"Study '{choice.study_name}' in {choice.storage}, {choice.n_trials} trials")
-        for _ in run_jobs(search, worker_words(choice, rest), choice.jobs):
-            pass
+        for _, done in run_jobs(search, worker_words(choice, rest), choice.jobs):
+            done.result()
     except KeyboardInterrupt as interruption:
         if finished_trials(study):
             report(study, choice, folder)

@@ -1,7 +1,8 @@
 """Train with several seeds, some at a time, and compare the runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from huggingface_sb3 import EnvironmentName
@@ -9,7 +10,7 @@ from rl_zoo3.utils import get_latest_run_id
 
 from sb3_trpo.zoo.choice import add_environment
 from sb3_trpo.zoo.compare import draw_comparison, group_runs, labels, notes, table
-from sb3_trpo.zoo.errors import UsageError
+from sb3_trpo.zoo.errors import UsageError, one_line
 from sb3_trpo.zoo.jobs import run_jobs, threads_per_job
 from sb3_trpo.zoo.live_progress import LiveProgress
 from sb3_trpo.zoo.manager import RUN_NUMBER
@@ -42,14 +43,16 @@ def parse_seeds(text: str) -> list[int]:
 def train_seeds(
     train_one: Callable[[list[str]], Path], seeds: list[int], jobs: int, words: list[str]
 ) -> None:
-    """Train one run per seed and compare the runs.
+    """Train one run per seed and compare the runs. A run that fails does not end the others.
 
     :param train_one: trains one run, given command-line options, and returns its folder
     :param seeds: one per run
     :param jobs: largest number of runs at a time
     :param words: command-line options that all runs share
-    :raises UsageError: if these contradict several seeds
+    :raises UsageError: if these contradict several seeds or are refused by a run, as they would be
+        by all
     :raises KeyboardInterrupt: after an interruption, once the finished runs are compared
+    :raises Exception: of the first run that failed, once the others are compared
     """
     check_shared(words)
     threads = threads_per_job(min(jobs, len(seeds)))
@@ -62,29 +65,39 @@ def train_seeds(
     names = [f"seed {seed}" for seed in seeds]
     live = LiveProgress(dict(zip(names, folders, strict=True)))
     runs: dict[int, Run] = {}
+    failures: dict[int, Exception] = {}
     try:
         print(f"Training seeds {', '.join(map(str, seeds))}, at most {jobs} at a time")
-        watch = partial(show_unfinished, live, names, runs)
-        for position, folder in run_jobs(train_one, tasks, jobs, watch):
-            runs[position] = read_run(folder)
+        watch = partial(show_unfinished, live, names, runs, failures)
+        for position, training in run_jobs(train_one, tasks, jobs, watch):
             live.clear()
-            progress = f"{len(runs)} of {len(seeds)} runs"
-            print(f"{progress}: {names[position]}, {describe(runs[position])}", flush=True)
+            try:
+                runs[position] = read_run(training.result())
+                result = describe(runs[position])
+            except UsageError:
+                raise
+            except Exception as error:  # whatever it was, the other runs are independent of it
+                failures[position] = error
+                result = f"failed, {type(error).__name__}: {one_line(error)}"
+            progress = f"{len(runs) + len(failures)} of {len(seeds)} runs"
+            print(f"{progress}: {names[position]}, {result}", flush=True)
     except KeyboardInterrupt as interruption:
         live.clear()
         summarize(runs)
         raise type(interruption)(f"after {len(runs)} of {len(seeds)} runs") from None
     summarize(runs)
+    if failures:
+        raise next(iter(failures.values()))
 
 
-def show_unfinished(live: LiveProgress, names: list[str], runs: dict[int, Run]) -> None:
-    """Show how far the runs have come that are not finished.
+def show_unfinished(live: LiveProgress, names: list[str], *ended: Collection[int]) -> None:
+    """Show how far the runs have come that have not ended.
 
     :param live: shows runs by their names
     :param names: of all runs
-    :param runs: finished runs by their positions among the names
+    :param ended: positions among the names of the runs that have
     """
-    live.show(finished=[names[position] for position in runs])
+    live.show(finished=[names[position] for position in chain(*ended)])
 
 
 def run_folders(words: list[str], count: int) -> list[Path]:
