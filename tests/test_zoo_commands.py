@@ -434,7 +434,7 @@ def ended(outcome: Path | Exception) -> "Future[Path]":
 def test_seed_that_fails_does_not_end_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sb3_trpo.zoo import seeds
+    from sb3_trpo.zoo import live_progress, seeds
 
     def run_jobs(job: Any, tasks: Any, jobs: int, meanwhile: Any) -> Any:
         yield 1, ended(RuntimeError("the simulator\nhas crashed"))
@@ -448,7 +448,9 @@ def test_seed_that_fails_does_not_end_the_others(
     monkeypatch.setattr(seeds, "run_jobs", run_jobs)
     monkeypatch.setattr(seeds, "read_run", lambda folder: run)
     monkeypatch.setattr(seeds, "summarize", lambda runs: compared.extend(runs))
-    monkeypatch.setattr(seeds.LiveProgress, "show", lambda self, finished: shown.extend(finished))
+    monkeypatch.setattr(
+        live_progress.LiveProgress, "show", lambda self, finished: shown.extend(finished)
+    )
     with pytest.raises(RuntimeError, match="simulator"):
         seeds.train_seeds(lambda words: Path(), [4, 5, 6], 2, [])
     said = capsys.readouterr().out
