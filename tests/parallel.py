@@ -8,18 +8,22 @@ import weakref
 from collections.abc import Callable, Collection
 from datetime import timedelta
 from importlib import import_module
-from multiprocessing import get_context
+from multiprocessing import get_context, set_forkserver_preload
 from typing import Any
 
 import torch as th
 from torch import distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 # A function of a test module, which every process calls.
 Work = Callable[..., None]
 
 TIMEOUT = timedelta(seconds=60)
 PATIENCE = 300.0  # seconds, on a busy machine
+
+# Processes are forked from one that has imported what they need, which takes seconds.
+METHOD = "forkserver"
+set_forkserver_preload(["sb3_trpo.trpo", "tests.test_parallel"])
 
 
 def in_processes(size: int, work: Work, *arguments: Any) -> None:
@@ -31,8 +35,8 @@ def in_processes(size: int, work: Work, *arguments: Any) -> None:
     :param arguments: can be pickled
     """
     port = free_port()
-    start: Any = spawn  # which has no annotations
-    start(_run, (size, port, TIMEOUT, work, arguments), nprocs=size)
+    start: Any = start_processes  # which has no annotations
+    start(_run, (size, port, TIMEOUT, work, arguments), nprocs=size, start_method=METHOD)
 
 
 def exit_codes(
@@ -52,7 +56,7 @@ def exit_codes(
     :param hanging: ranks of processes that do not end; the end of the others is waited for
     :return: exit code of each process; ``None`` for one that has not ended by then
     """
-    context, port = get_context("spawn"), free_port()
+    context, port = get_context(METHOD), free_port()
     options = [(rank, size, port, timeout, work, arguments, False) for rank in range(size)]
     processes = [context.Process(target=_run, args=each) for each in options]
     for process in processes:

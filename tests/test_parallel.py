@@ -396,16 +396,21 @@ def test_a_process_killed_while_it_saves_leaves_the_last_checkpoint(tmp_path: pa
     assert find_checkpoint(tmp_path).checkpoint.state["num_timesteps"] == 256
 
 
-def wait_for_a_hanging_process(rank: int) -> None:
+def wait_for_a_hanging_process(rank: int, told: pathlib.Path) -> None:
     model = cases.toy_model("box", data_parallel=True)
     if rank == 1:
         model.env.envs[0].unwrapped.step = lambda action: time.sleep(1000)
     with pytest.raises(RuntimeError, match="lost contact: process 1 has ended, or did not answer"):
         model.learn(10_000)
+    if rank == 2:
+        told.touch()
+    while not told.exists():  # process 0 has the store, which tells the others who is missing
+        time.sleep(0.05)
 
 
-def test_a_hanging_process_is_named_within_the_timeout() -> None:
-    codes = exit_codes(3, wait_for_a_hanging_process, timeout=timedelta(seconds=10), hanging=[1])
+def test_a_hanging_process_is_named_within_the_timeout(tmp_path: pathlib.Path) -> None:
+    told, timeout = tmp_path / "told", timedelta(seconds=10)
+    codes = exit_codes(3, wait_for_a_hanging_process, told, timeout=timeout, hanging=[1])
     assert codes == [0, None, 0]
 
 
