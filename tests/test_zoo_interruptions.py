@@ -245,7 +245,8 @@ def test_line_that_resumes_a_run_has_the_trust_that_it_needs(
 ) -> None:
     settings = tmp_path / "CartPole-v1_1" / "CartPole-v1"
     settings.mkdir(parents=True)
-    (settings / "args.yml").write_text(yaml.dump({"words": ["--env", "CartPole-v1", *words]}))
+    arguments = {"words": ["--env", "CartPole-v1", *words], "env": "CartPole-v1", "seed": 0}
+    (settings / "args.yml").write_text(yaml.dump(arguments))
     given = ["train", "--resume", str(settings.parent)]
     assert needs_trust(settings.parent, given) == needs
     (settings.parent / "link").symlink_to(tmp_path)

@@ -8,7 +8,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -43,6 +43,41 @@ def add_given_again(parser: Parser) -> None:
     """
     add_gym_packages(parser)
     parser.add_argument("-tb", "--tensorboard-log", default="")
+
+
+class Start(NamedTuple):
+    """How a run was started."""
+
+    settings: Path
+    """folder of its settings"""
+    env: str
+    """name of the environment"""
+    seed: int
+    """its own, drawn or given"""
+    words: list[str]
+    """command line, without the trust that the run was given then"""
+
+
+def read_start(run: Path, is_trusted: bool, given: Sequence[str] = ()) -> Start:
+    """Read how a run was started, and refuse a folder whose run may do harm when it is resumed.
+
+    :param run: the run's folder
+    :param is_trusted: whether the user trusts it
+    :param given: the command line that resumes it, which stands behind the stored one
+    :return: what to start it with again
+    :raises UsageError: if this is no run, or one that has to be trusted
+    """
+    settings = settings_of(run)
+    check_settings(settings, is_trusted)
+    arguments = read_arguments(settings)
+    if not {"words", "env", "seed"} <= arguments.keys():
+        raise UsageError(
+            f"{run} is no folder of a run of 'sb3-trpo train', like logs/trpo/CartPole-v1_1"
+        )
+    if not is_trusted:
+        check_links(run)
+    words = stored_options(arguments["words"], is_trusted, given)
+    return Start(settings, str(arguments["env"]), arguments["seed"], words)
 
 
 def stored_options(words: Any, is_trusted: bool, given: Sequence[str] = ()) -> list[str]:
@@ -143,11 +178,8 @@ def needs_trust(run: Path, given: Sequence[str]) -> bool:
     :param run: the run's folder
     :param given: the command line that would resume it
     """
-    settings = settings_of(run)
     try:
-        check_settings(settings, is_trusted=False)
-        stored_options(read_arguments(settings).get("words"), False, given)
-        check_links(run)
+        read_start(run, is_trusted=False, given=given)
     except UsageError:
         return True
     return False

@@ -22,8 +22,8 @@ from sb3_trpo.zoo.processes import (
 from sb3_trpo.zoo.resume import ResumedRun, has_checkpoint
 from sb3_trpo.zoo.script import Parser, asks_for_help, positive, verbosity
 from sb3_trpo.zoo.seeds import parse_seeds, train_seeds
-from sb3_trpo.zoo.settings import check_settings, read_arguments, settings_of
-from sb3_trpo.zoo.stored_options import add_given_again, check_links, stored_options
+from sb3_trpo.zoo.settings import read_arguments, settings_of
+from sb3_trpo.zoo.stored_options import add_given_again, read_start
 
 PROG = "sb3-trpo train"
 RESUME = "--resume"
@@ -177,17 +177,8 @@ def resume(own: argparse.Namespace, words: list[str]) -> None:
     _, others = parser.parse_known_args(words)
     if others:
         raise UsageError(f"--resume takes all options from the run: leave out {' '.join(others)}")
-    settings = settings_of(own.resume)
-    check_settings(settings, own.trust_checkpoint)
-    arguments = read_arguments(settings)
-    if not {"words", "env", "seed"} <= arguments.keys():
-        raise UsageError(
-            f"{own.resume} is no folder of a run of 'sb3-trpo train', like logs/trpo/CartPole-v1_1"
-        )
-    if not own.trust_checkpoint:
-        check_links(own.resume)
+    start = read_start(own.resume, own.trust_checkpoint, words)
     with TemporaryDirectory() as scratch:
-        config = write_entry(settings, str(arguments["env"]), Path(scratch))
-        fixed = ["--conf-file", str(config), "--seed", str(arguments["seed"])]
-        stored = stored_options(arguments["words"], own.trust_checkpoint, words)
-        train_one([*stored, *words, *fixed], ResumedRun)
+        config = write_entry(start.settings, start.env, Path(scratch))
+        fixed = ["--conf-file", str(config), "--seed", str(start.seed)]
+        train_one([*start.words, *words, *fixed], ResumedRun)
