@@ -440,7 +440,7 @@ def test_seed_that_fails_does_not_end_the_others(
         yield 1, ended(RuntimeError("the simulator\nhas crashed"))
         meanwhile()
         yield 0, ended(Path("first"))
-        yield 2, ended(OSError("another one"))
+        yield 2, ended(UsageError("another one"))
 
     run = SimpleNamespace(final=np.zeros(3), folder="a folder")
     compared: list[Any] = []
@@ -456,7 +456,7 @@ def test_seed_that_fails_does_not_end_the_others(
     said = capsys.readouterr().out
     assert "1 of 3 runs: seed 5, failed, RuntimeError: the simulator has crashed\n" in said
     assert "2 of 3 runs: seed 4, mean return 0.0" in said
-    assert "3 of 3 runs: seed 6, failed, OSError: another one\n" in said
+    assert "3 of 3 runs: seed 6, failed, UsageError: another one\n" in said
     assert compared == [0]
     assert shown == ["seed 5"]
 

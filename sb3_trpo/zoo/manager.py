@@ -151,8 +151,8 @@ class RunManager(ExperimentManager):
         if self.continue_training and self.normalize and not path.is_file():
             raise UsageError(
                 f"there are no statistics of the normalisation in '{path}', with which the model "
-                f"was trained: put the file there, or train without with --hyperparams "
-                f"normalize:False"
+                f"was trained: put the file there, or leave the normalisation out with "
+                f"--hyperparams normalize:False"
             )
         normalization = Normalization(self.is_trusted)
         with replaced(rl_zoo3.exp_manager, "VecNormalize", normalization):

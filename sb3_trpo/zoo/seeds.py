@@ -49,8 +49,7 @@ def train_seeds(
     :param seeds: one per run
     :param jobs: largest number of runs at a time
     :param words: command-line options that all runs share
-    :raises UsageError: if these contradict several seeds or are refused by a run, as they would be
-        by all
+    :raises UsageError: if these contradict several seeds, or are refused before any run has finished
     :raises KeyboardInterrupt: after an interruption, once the finished runs are compared
     :raises Exception: of the first run that failed, once the others are compared
     """
@@ -74,9 +73,9 @@ def train_seeds(
             try:
                 runs[position] = read_run(training.result())
                 result = describe(runs[position])
-            except UsageError:
-                raise
             except Exception as error:  # whatever it was, the other runs are independent of it
+                if isinstance(error, UsageError) and not runs:
+                    raise  # a mistake in the options, which all runs share
                 failures[position] = error
                 result = f"failed, {type(error).__name__}: {one_line(error)}"
             progress = f"{len(runs) + len(failures)} of {len(seeds)} runs"
