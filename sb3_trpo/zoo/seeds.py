@@ -49,7 +49,7 @@ def train_seeds(
     :param seeds: one per run
     :param jobs: largest number of runs at a time
     :param words: command-line options that all runs share
-    :raises UsageError: if these contradict several seeds, or are refused before any run has finished
+    :raises UsageError: if these contradict several seeds, or are refused before a run has finished
     :raises KeyboardInterrupt: after an interruption, once the finished runs are compared
     :raises Exception: of the first run that failed, once the others are compared
     """
