@@ -19,10 +19,12 @@ ROOT = Path(__file__).parents[1]
 # ".. math::" with its indented continuation lines, and ":func:`name`".
 MATH_DIRECTIVE = re.compile(r"^\.\. math:: (.*(?:\n[ \t]+\S.*)*)", re.MULTILINE)
 ROLE = re.compile(r":(?:func|class|mod|meth):(`[^`]+`)")
-# "<!-- FILE: benchmarks/tuning.md -->" is that file; "(repo:setup.cfg)" links to one.
-INCLUDE = re.compile(r"^<!-- FILE: (.+) -->$", re.MULTILINE)
-RELATIVE = re.compile(r"\]\((?!https?:|#|repo:)([^)]+)\)")
-REPOSITORY_LINK = re.compile(r"\]\(repo:([^)]+)\)")
+# A link out of the folder of the pages leads to the repository, and after "<!-- FILE -->" it stands
+# for the file itself. So both also work where the pages are read as files.
+REPOSITORY = "../../"
+INCLUDE = re.compile(r"^<!-- FILE --> \[.+\]\(\.\./\.\./(.+)\)$", re.MULTILINE)
+RELATIVE = re.compile(r"\]\((?!https?:|#)([^)]+)\)")
+REPOSITORY_LINK = re.compile(r"\]\(\.\./\.\./([^)]+)\)")
 
 
 def on_config(config: Any) -> Any:
@@ -70,7 +72,7 @@ def read_file(name: str) -> str:
 
     def link(match: re.Match[str]) -> str:
         path, mark, anchor = match[1].partition("#")
-        return f"](repo:{(folder / path).resolve().relative_to(ROOT)}{mark}{anchor})"
+        return f"]({REPOSITORY}{(folder / path).resolve().relative_to(ROOT)}{mark}{anchor})"
 
     return RELATIVE.sub(link, (ROOT / name).read_text())
 

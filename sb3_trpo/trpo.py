@@ -120,6 +120,7 @@ class TRPO(OnPolicyAlgorithm):
     :param learning_rate: of the critic's optimizer; a number or a function of the remaining
         progress (from 1 to 0)
     :param n_steps: steps per environment and update; n_steps · n_envs must be greater than 1
+        if the advantages are normalised
     :param batch_size: states in a minibatch of the critic's fit
     :param gamma: discount factor, from 0 to 1
     :param cg_max_steps: largest number of conjugate gradient steps, at least 1
@@ -171,6 +172,8 @@ class TRPO(OnPolicyAlgorithm):
         what is logged count all. It is not saved
     :raises ValueError: if an argument is out of its range, or ``data_parallel`` is True and there
         is no process group
+    :raises AssertionError: as sb3-contrib, if there is one state per update, whose advantage cannot
+        be normalised
 
     Source: Schulman et al. (2015), Trust Region Policy Optimization,
     https://arxiv.org/abs/1502.05477

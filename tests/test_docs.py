@@ -139,26 +139,26 @@ def test_unknown_command_in_a_formula_is_refused(build: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_link_to_a_file_leads_to_the_repository_or_is_refused(build: dict[str, Any]) -> None:
     config = SimpleNamespace(repo_url="https://repository")
-    text = build["on_page_markdown"]("[a](repo:setup.cfg) [b](repo:tests) [c](api.md)", config)
+    text = build["on_page_markdown"]("[a](../../setup.cfg) [b](../../tests) [c](api.md)", config)
     places = ("blob/main/setup.cfg", "tree/main/tests")
     assert text == "[a](https://repository/{}) [b](https://repository/{}) [c](api.md)".format(
         *places
     )
     with pytest.raises(ValueError, match="no_such_file"):
-        build["on_page_markdown"]("[a](repo:no_such_file)", config)
+        build["on_page_markdown"]("[a](../../no_such_file)", config)
 
 
 @pytest.mark.slow
 def test_file_of_the_repository_is_a_page_with_its_links(build: dict[str, Any]) -> None:
     config = SimpleNamespace(repo_url="https://repository")
-    text = build["on_page_markdown"]("<!-- FILE: benchmarks/README.md -->", config)
+    text = build["on_page_markdown"]("<!-- FILE --> [README](../../benchmarks/README.md)", config)
     assert text.startswith("# Benchmarks")
     assert "[`results`](https://repository/tree/main/benchmarks/results)" in text
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_every_file_that_a_page_links_exists(path: Path) -> None:
-    for target in re.findall(r"\]\(repo:([^)#]+)", path.read_text()):
+    for target in re.findall(r"\]\(\.\./\.\./([^)#]+)", path.read_text()):
         assert (ROOT / target).exists(), target
 
 

@@ -25,9 +25,10 @@ from sb3_trpo.zoo.script import Parser
 HELP = """\
 Compare runs: a table, and a figure with a panel per environment.
 
-Runs of one algorithm, environment (with its --env-kwargs), set of hyperparameters and length are
-seeds of one experiment: their interquartile mean is drawn with its 95% bootstrap confidence
-interval. A run that was not evaluated while it trained is compared by its training episodes.
+Runs in one folder, of one algorithm, environment (with its --env-kwargs), set of hyperparameters
+and length are seeds of one experiment: their interquartile mean is drawn with its 95% bootstrap
+confidence interval. A run that was not evaluated while it trained is compared by its training
+episodes.
 
 examples:
   sb3-trpo compare logs/trpo/CartPole-v1_1 logs/trpo/CartPole-v1_2 logs/ppo/CartPole-v1_1

@@ -9,7 +9,7 @@ import rl_zoo3.utils
 
 from sb3_trpo.zoo.choice import LOGS, add_gym_packages, add_trust, choose_model
 from sb3_trpo.zoo.masks import playing
-from sb3_trpo.zoo.script import Assignments, Parser, asks_for_help, replaced
+from sb3_trpo.zoo.script import Assignments, Parser, asks_for_help, positive, replaced
 
 PROG = "sb3-trpo record-video"
 HELP = f"""\
@@ -36,7 +36,10 @@ def record_video(words: list[str]) -> None:
     ours = Parser(PROG, HELP, add_help=False)
     add_gym_packages(ours)  # the script lacks these options
     add_trust(ours)
-    _, words = ours.parse_known_args(words)
+    ours.add_argument("-n", "--n-timesteps", type=positive)  # it takes no 1e4
+    own, words = ours.parse_known_args(words)
+    if own.n_timesteps is not None:
+        words += ["--n-timesteps", str(own.n_timesteps)]
     with (
         replaced(sys, "argv", [PROG, "--algo", "trpo", "--folder", LOGS, *words]),
         # The script is the body of a module; it has no function to call.
