@@ -1,8 +1,7 @@
 """The policy as an actor: its parameters, and how it evaluates and linearises a batch."""
 
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -11,7 +10,6 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sb3_trpo._batch import ActorBatch, SequenceBatch
 from sb3_trpo._distributions import ActionDistribution, Outputs
@@ -28,6 +26,7 @@ from sb3_trpo._processes import ALONE, Processes
 from sb3_trpo._recurrence import linearize_recurrent
 from sb3_trpo._running_statistics import Buffers, training_mode
 from sb3_trpo._sequences import Observations
+from sb3_trpo._twice_differentiable import twice_differentiable
 
 # States that are evaluated to find the actor's parts and the memory that a state takes.
 _PROBE_STATES = 16
@@ -205,7 +204,7 @@ def read_distribution(policy: ActorCriticPolicy, batch: ActorBatch) -> ActionDis
     options = {} if batch.masks is None else {"action_masks": batch.masks}
     observations, *others = batch.inputs
     observations = in_fast_layout(policy, observations)
-    with _twice_differentiable(policy), _keeping_state(policy.action_dist):
+    with twice_differentiable(policy), _keeping_state(getattr(policy, "action_dist", None)):
         answer: Any = policy.get_distribution(observations, *others, **options)
         # A recurrent policy returns the states of its LSTM too.
         return ActionDistribution(answer[0] if isinstance(answer, tuple) else answer)
@@ -349,7 +348,7 @@ def _parameters_of(
     reached = _reached(distribution.outputs, candidates)
     if not processes.all(_has_closed_form(policy)):  # in one process something may watch a module
         reached = _in_any(processes, reached)
-        with th.enable_grad(), _twice_differentiable(policy):
+        with th.enable_grad(), twice_differentiable(policy):
             critics = _reached((policy.predict_values(*few.inputs),), candidates)
         if len(reached | _in_any(processes, critics)) < len(candidates):
             saved = sum(probe.saved_bytes.values()) / probe.n_states
@@ -431,7 +430,8 @@ def in_fast_layout(policy: ActorCriticPolicy, observations: Observations) -> Obs
     :param observations: n states
     :return: the same numbers
     """
-    if type(policy.pi_features_extractor) is not NatureCNN or isinstance(observations, dict):
+    extractor = getattr(policy, "pi_features_extractor", None)  # a policy may have parts of its own
+    if type(extractor) is not NatureCNN or isinstance(observations, dict):
         return observations
     return observations.contiguous(memory_format=th.channels_last)
 
@@ -440,42 +440,14 @@ def _modules_with(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter])
     """List the modules that own an actor parameter or are inside the actor's features extractor."""
     actors = set(map(id, parameters))
     owners = {m for m in policy.modules() if any(id(p) in actors for p in m.parameters(False))}
-    return owners | set(policy.pi_features_extractor.modules())
+    extractor = getattr(policy, "pi_features_extractor", None)
+    return owners if extractor is None else owners | set(extractor.modules())
 
 
 def _action_dimensions(distribution: ActionDistribution) -> int:
     """Count the dimensions that contrib averages the KL divergence over."""
     z = tuple(output.detach() for output in distribution.outputs)
     return distribution.family.kl(z, z).shape[1]
-
-
-@contextmanager
-def _twice_differentiable(policy: nn.Module) -> Iterator[None]:
-    """
-    Run a policy without the kernels that have no second derivative.
-
-    These are cuDNN's recurrent layers, fused attention, torch's fast path of transformers in
-    evaluation mode, and compiled code.
-    """
-    is_recurrent = any(isinstance(module, nn.RNNBase) for module in policy.modules())
-    cudnn, fast_path = th.backends.cudnn.enabled, th.backends.mha.get_fastpath_enabled()
-    th.backends.cudnn.enabled = cudnn and not is_recurrent
-    th.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), _uncompiled():
-            yield
-    finally:
-        th.backends.cudnn.enabled = cudnn
-        th.backends.mha.set_fastpath_enabled(fast_path)
-
-
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Run compiled parts as they were written: most backends have no second derivative."""
-    is_in_use = "torch._dynamo" in sys.modules  # compiled functions are hidden in what calls them
-    stance: AbstractContextManager[Any] = (
-        th.compiler.set_stance("force_eager") if is_in_use else nullcontext()
-    )
-    return stance
 
 
 @contextmanager

@@ -470,13 +470,20 @@ class ActionDistribution:
         """
         Compute the entropy of the joint action.
 
-        :return: shape ``(n,)``, in nats; ``None`` where there is no closed form
+        :return: shape ``(n,)``, in nats; ``None`` where there is no closed form. One number for all
+            states is that of each
         """
         try:
             entropy = self._distribution.entropy()
         except NotImplementedError:
             return None
-        return None if entropy is None else entropy.reshape(entropy.shape[0], -1).sum(dim=1)
+        if entropy is None:
+            return None
+        n_states, device = len(self.outputs[0]), self.outputs[0].device
+        entropy = th.as_tensor(entropy, device=device)
+        if entropy.numel() == 1:
+            return entropy.reshape(1).expand(n_states)
+        return entropy.reshape(n_states, -1).sum(dim=1)
 
 
 class _Lazy:

@@ -3,20 +3,22 @@ Layers that change their own buffers in training mode.
 
 Batch normalisation, spectral normalisation and layers that normalise by what they have seen: during
 an update they are in evaluation mode, and afterwards a pass over the rollout refreshes them. A part
-that the policy's own ``train`` leaves in evaluation mode, as a pretrained one, stays in it.
+that the policy's own ``set_training_mode`` or ``train`` leaves in evaluation mode, as a pretrained
+one, stays in it.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch as th
+from stable_baselines3.common.policies import BasePolicy
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from sb3_trpo._processes import Processes
 
 
-def modules_in_training(policy: nn.Module) -> set[nn.Module]:
+def modules_in_training(policy: BasePolicy) -> set[nn.Module]:
     """
     List the modules that are in training mode while a policy is.
 
@@ -24,9 +26,9 @@ def modules_in_training(policy: nn.Module) -> set[nn.Module]:
     :return: all modules but those that it pins to evaluation mode
     """
     was_training = policy.training
-    policy.train(True)
+    policy.set_training_mode(True)
     found = {module for module in policy.modules() if module.training}
-    policy.train(was_training)
+    policy.set_training_mode(was_training)
     return found
 
 
@@ -75,7 +77,7 @@ class Buffers:
     :param modules: of the policy; those that it pins to evaluation mode are left out
     """
 
-    def __init__(self, policy: nn.Module, modules: Collection[nn.Module]) -> None:
+    def __init__(self, policy: BasePolicy, modules: Collection[nn.Module]) -> None:
         # In an order that all processes have.
         owners = [m for m in policy.modules() if _named(m) and m in modules]
         in_training = modules_in_training(policy) if owners else set()

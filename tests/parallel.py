@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from datetime import timedelta
 from importlib import import_module
 from multiprocessing import get_context, set_forkserver_preload
-from typing import Any
+from typing import Any, Final
 
 import torch as th
 from torch import distributed as dist
@@ -22,7 +22,7 @@ TIMEOUT = timedelta(seconds=60)
 PATIENCE = 300.0  # seconds, on a busy machine
 
 # Processes are forked from one that has imported what they need, which takes seconds.
-METHOD = "forkserver"
+METHOD: Final = "forkserver"
 set_forkserver_preload(["sb3_trpo.trpo", "tests.test_parallel"])
 
 

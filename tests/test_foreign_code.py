@@ -12,14 +12,21 @@ import pytest
 import sb3_contrib
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.distributions import (
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+)
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import distributions as td
 from torch import nn
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, RecurrentTRPO
+from sb3_trpo._twice_differentiable import twice_differentiable
 from tests.cases import CASES, toy_model
 from tests.environments import ToyEnv, changed, changed_actor, collect, state_of
 
@@ -312,3 +319,164 @@ def test_actions_that_the_buffer_rounds_are_named() -> None:
 
     with pytest.warns(UserWarning, match="int32"):
         make(TRPO, Rounding()).learn(32)
+
+
+class OneBatchNorm(BaseFeaturesExtractor):
+    def __init__(self, space: Any) -> None:
+        super().__init__(space, 8)
+        self.layer, self.norm = nn.Linear(4, 8), nn.BatchNorm1d(8)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        normalized: th.Tensor = self.norm(self.layer(observations))
+        return normalized
+
+
+class Pins(BasePolicy):
+    """Pins layers where SB3's documentation has the switch, and not in ``train``."""
+
+    def set_training_mode(self, mode: bool) -> None:
+        super().set_training_mode(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.eval()
+
+
+class Pinning(Pins, ActorCriticPolicy):
+    pass
+
+
+class RecurrentPinning(Pins, RecurrentActorCriticPolicy):
+    pass
+
+
+@by_kind
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_layers_that_set_training_mode_pins_stay_as_they_are(
+    kind: type[Any], is_shared: bool
+) -> None:
+    options = {"features_extractor_class": OneBatchNorm, "share_features_extractor": is_shared}
+    size = {} if kind is A2C else {"batch_size": 32}
+    model = kind(Pinning, "CartPole-v1", n_steps=32, policy_kwargs=options, device="cpu", **size)
+    before = copy.deepcopy(dict(model.policy.named_buffers()))
+    model.learn(64)
+    assert before
+    for name, buffer in model.policy.named_buffers():
+        assert th.equal(buffer, before[name]), name
+
+
+def test_pinned_batch_normalisation_goes_with_an_lstm() -> None:
+    options = {"features_extractor_class": OneBatchNorm}
+    RecurrentTRPO(RecurrentPinning, "CartPole-v1", n_steps=32, batch_size=32, policy_kwargs=options)
+
+
+class Summary(DiagGaussianDistribution):
+    """Has one entropy for all states, which is all that PPO's loss reads of it."""
+
+    def __init__(self, summary: Any) -> None:
+        super().__init__(1)
+        self.summary = summary
+
+    def entropy(self) -> Any:
+        return self.summary(super().entropy())
+
+
+class Summarized(ActorCriticPolicy):
+    def __init__(self, *arguments: Any, summary: Any, **options: Any) -> None:
+        self.summary = summary
+        super().__init__(*arguments, **options)
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.action_dist = Summary(self.summary)
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Any:
+        distribution: Any = self.action_dist
+        return distribution.proba_distribution(self.action_net(latent_pi), self.log_std)
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        th.mean,
+        lambda entropy: entropy.mean().reshape(1),
+        lambda entropy: float(entropy.detach().mean()),
+    ],
+    ids=["scalar", "vector", "number"],
+)
+def test_entropy_of_all_states_together_is_that_of_each(summary: Any) -> None:
+    def trained(summary: Any) -> Any:
+        options = {"summary": summary}
+        model = TRPO(
+            Summarized, "Pendulum-v1", n_steps=32, batch_size=32, seed=1, policy_kwargs=options
+        )
+        return model.learn(64)
+
+    by_state, together = trained(lambda entropy: entropy), trained(summary)
+    logged, expected = (
+        model.logger.name_to_value["train/entropy"] for model in (together, by_state)
+    )
+    assert logged == pytest.approx(expected, rel=1e-5)
+    assert not changed(state_of(by_state), state_of(together))
+
+
+class Bare(ActorCriticPolicy):
+    """Implements the interface and has none of SB3's parts."""
+
+    def __init__(
+        self, observation_space: Any, action_space: Any, lr_schedule: Any, **_: Any
+    ) -> None:
+        BasePolicy.__init__(self, observation_space, action_space)
+        self.actor = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 2))
+        self.critic = nn.Linear(4, 1)
+        self.optimizer = th.optim.Adam(self.parameters(), lr=lr_schedule(1))
+
+    def get_distribution(self, obs: Any) -> Any:
+        return CategoricalDistribution(2).proba_distribution(self.actor(obs.float()))
+
+    def predict_values(self, obs: Any) -> th.Tensor:
+        values: th.Tensor = self.critic(obs.float())
+        return values
+
+    def forward(self, obs: th.Tensor, deterministic: bool = False) -> Any:
+        distribution = self.get_distribution(obs)
+        actions = distribution.get_actions(deterministic)
+        return actions, self.predict_values(obs), distribution.log_prob(actions)
+
+    def evaluate_actions(self, obs: Any, actions: th.Tensor) -> Any:
+        distribution = self.get_distribution(obs)
+        return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
+        actions: th.Tensor = self.get_distribution(observation).get_actions(deterministic)
+        return actions
+
+
+@by_kind
+def test_a_policy_without_the_parts_of_sb3s_trains(kind: type[Any]) -> None:
+    size = {} if kind is A2C else {"batch_size": 32}
+    model = kind(Bare, "CartPole-v1", n_steps=32, device="cpu", **size)
+    before = copy.deepcopy(model.policy.state_dict())
+    model.learn(64)
+    for name, value in model.policy.state_dict().items():
+        assert not th.equal(value, before[name]), name
+
+
+def test_trainings_in_threads_leave_the_switches_of_torch_as_they_were() -> None:
+    def switches() -> tuple[bool, ...]:
+        return (
+            th.backends.cudnn.enabled,
+            th.backends.mha.get_fastpath_enabled(),
+            th._C._get_flash_sdp_enabled(),
+        )
+
+    before, inside = switches(), []
+    policies = [toy_model(name).policy for name in ("box", "lstm_box")]
+    first, second = map(twice_differentiable, policies)
+    first.__enter__()
+    second.__enter__()
+    inside.append(switches())
+    first.__exit__(None, None, None)
+    inside.append(switches())  # the other thread still needs them
+    second.__exit__(None, None, None)
+    assert inside == [(False, False, False)] * 2
+    assert switches() == before == (True, True, True)
