@@ -46,6 +46,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import distributions as td
 from torch.nn import functional as F
 
+from sb3_trpo._class_methods import ClassMethods
+
 Outputs = tuple[th.Tensor, ...]
 Metric = Callable[[Outputs], Outputs]
 
@@ -404,10 +406,11 @@ _HEADS: dict[type, Family] = {
 }
 
 
-# Methods of SB3's distributions that may be overridden on an instance.
+# Methods of SB3's distributions that may be overridden on an instance, or replaced in the class.
 _DISTRIBUTION_METHODS = frozenset(
     ["proba_distribution", "sample", "mode", "get_actions", "log_prob", "entropy"]
 )
+_OF_SB3 = ClassMethods(dict.fromkeys(_HEADS, _DISTRIBUTION_METHODS))
 
 
 def head_of(policy: ActorCriticPolicy) -> Head | None:
@@ -421,6 +424,8 @@ def head_of(policy: ActorCriticPolicy) -> Head | None:
     distribution = policy.action_dist
     family = _HEADS.get(type(distribution))
     if family is None or not _DISTRIBUTION_METHODS.isdisjoint(vars(distribution)):
+        return None
+    if not _OF_SB3.are_untouched():
         return None
     if isinstance(distribution, DiagGaussianDistribution):
         return Head(family) if policy.log_std.shape == (distribution.action_dim,) else None

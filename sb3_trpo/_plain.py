@@ -19,12 +19,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActor
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor
 from torch import nn
 
+from sb3_trpo._class_methods import ClassMethods
 from sb3_trpo._distributions import Head, head_of
 
 Weights = Sequence[tuple[th.Tensor, th.Tensor]]
-
-# As it was imported, so that a later patch of the class is noticed.
-_SB3S_FORWARD = ActorCriticPolicy.forward
 
 # Elementwise, without parameters or randomness.
 _ACTIVATIONS: tuple[type[nn.Module], ...] = (
@@ -114,6 +112,19 @@ def _has_gradient_hooks(parameter: nn.Parameter) -> bool:
 _FEED_FORWARD = (ActorCriticPolicy, MultiInputActorCriticPolicy)
 _RECURRENT = (RecurrentActorCriticPolicy, RecurrentMultiInputActorCriticPolicy)
 
+# What closed forms stand in for, as it was imported: a later patch of a class is noticed.
+_FLOW = ("get_distribution", "predict_values", "extract_features", "_get_action_dist_from_latent")
+_SB3S_FORWARD = ActorCriticPolicy.forward
+_AS_IMPORTED = ClassMethods(
+    {
+        **dict.fromkeys(_FEED_FORWARD, _FLOW),
+        **dict.fromkeys(_RECURRENT, (*_FLOW, "_process_sequence")),
+        MlpExtractor: ("forward", "forward_actor", "forward_critic"),
+        **dict.fromkeys((FlattenExtractor, CombinedExtractor, nn.Flatten), ("forward",)),
+        **dict.fromkeys((nn.Linear, nn.LSTM, *_ACTIVATIONS), ("forward",)),
+    }
+)
+
 
 def _is_plain_policy(policy: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     """
@@ -124,16 +135,10 @@ def _is_plain_policy(policy: nn.Module, kinds: tuple[type[nn.Module], ...]) -> b
     :return: whether its networks see nothing but the flattened observation: ``MlpPolicy``, or
         ``MultiInputPolicy`` without images
     """
-    flow = (
-        "get_distribution",
-        "predict_values",
-        "extract_features",
-        "_get_action_dist_from_latent",
-        "_process_sequence",
-    )
     return (
         type(policy) in kinds
-        and not any(name in vars(policy) for name in flow)
+        and not {*_FLOW, "_process_sequence"} & vars(policy).keys()
+        and _AS_IMPORTED.are_untouched()
         and not any(map(_has_gradient_hooks, policy.parameters(recurse=False)))
         and not has_global_hooks()
         and len({parameter.dtype for parameter in policy.parameters()}) == 1

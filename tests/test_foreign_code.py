@@ -21,7 +21,11 @@ from stable_baselines3.common.distributions import (
 )
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    FlattenExtractor,
+    MlpExtractor,
+)
 from torch import distributions as td
 from torch import nn
 
@@ -480,3 +484,31 @@ def test_trainings_in_threads_leave_the_switches_of_torch_as_they_were() -> None
     second.__exit__(None, None, None)
     assert inside == [(False, False, False)] * 2
     assert switches() == before == (True, True, True)
+
+
+def constant(method: Any) -> Any:
+    """Wrap a method so that it returns zeros in place of its tensor."""
+
+    def zeros(*arguments: Any) -> Any:
+        return method(*arguments) * 0
+
+    return zeros
+
+
+@by_kind
+@pytest.mark.parametrize(
+    ("owner", "name", "array"),
+    [
+        (DiagGaussianDistribution, "sample", "actions"),
+        (MlpExtractor, "forward_critic", "values"),
+        (FlattenExtractor, "forward", "values"),
+        (nn.Tanh, "forward", "values"),
+    ],
+)
+def test_methods_that_are_replaced_in_a_class_are_called(
+    owner: Any, name: str, array: str, kind: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(kind, "Pendulum-v1", policy_kwargs={"net_arch": [8]})
+    monkeypatch.setattr(owner, name, constant(getattr(owner, name)))
+    model.learn(32)
+    assert np.ptp(getattr(model.rollout_buffer, array)) == 0

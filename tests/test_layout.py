@@ -13,7 +13,14 @@ ROOT = Path(sb3_trpo.__file__).parent
 # Lowest layer first. Within a layer, a module imports only modules that stand before it; those of
 # a set import none of each other. `zoo` stands for all modules of the subpackage.
 LAYERS: tuple[Collection[str], ...] = (
-    ("_vectors", "_conjugate_gradient", "_cuda_graph", "_processes", "_state_mean"),
+    (
+        "_vectors",
+        "_conjugate_gradient",
+        "_cuda_graph",
+        "_processes",
+        "_state_mean",
+        "_class_methods",
+    ),
     (
         "_sequences",
         "_distributions",
@@ -25,6 +32,7 @@ LAYERS: tuple[Collection[str], ...] = (
         "_layerwise",
         "_recurrence",
         "_running_statistics",
+        "_twice_differentiable",
         "_actor",
     ),
     {"_surrogate", "_fisher", "_trust_region", "_critic"},
