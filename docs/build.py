@@ -22,9 +22,9 @@ ROLE = re.compile(r":(?:func|class|mod|meth):(`[^`]+`)")
 # A link out of the folder of the pages leads to the repository, and after "<!-- FILE -->" it stands
 # for the file itself. So both also work where the pages are read as files.
 REPOSITORY = "../../"
-INCLUDE = re.compile(r"^<!-- FILE --> \[.+\]\(\.\./\.\./(.+)\)$", re.MULTILINE)
+INCLUDE = re.compile(rf"^<!-- FILE --> \[.+\]\({re.escape(REPOSITORY)}(.+)\)$", re.MULTILINE)
 RELATIVE = re.compile(r"\]\((?!https?:|#)([^)]+)\)")
-REPOSITORY_LINK = re.compile(r"\]\(\.\./\.\./([^)]+)\)")
+REPOSITORY_LINK = re.compile(rf"\]\({re.escape(REPOSITORY)}([^)]+)\)")
 
 
 def on_config(config: Any) -> Any:

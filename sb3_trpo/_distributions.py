@@ -410,7 +410,7 @@ _HEADS: dict[type, Family] = {
 _DISTRIBUTION_METHODS = frozenset(
     ["proba_distribution", "sample", "mode", "get_actions", "log_prob", "entropy"]
 )
-_OF_SB3 = ClassMethods(dict.fromkeys(_HEADS, _DISTRIBUTION_METHODS))
+_AS_IMPORTED = ClassMethods(dict.fromkeys(_HEADS, _DISTRIBUTION_METHODS))
 
 
 def head_of(policy: ActorCriticPolicy) -> Head | None:
@@ -425,7 +425,7 @@ def head_of(policy: ActorCriticPolicy) -> Head | None:
     family = _HEADS.get(type(distribution))
     if family is None or not _DISTRIBUTION_METHODS.isdisjoint(vars(distribution)):
         return None
-    if not _OF_SB3.are_untouched():
+    if not _AS_IMPORTED.are_untouched():
         return None
     if isinstance(distribution, DiagGaussianDistribution):
         return Head(family) if policy.log_std.shape == (distribution.action_dim,) else None

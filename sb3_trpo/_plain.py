@@ -114,11 +114,12 @@ _RECURRENT = (RecurrentActorCriticPolicy, RecurrentMultiInputActorCriticPolicy)
 
 # What closed forms stand in for, as it was imported: a later patch of a class is noticed.
 _FLOW = ("get_distribution", "predict_values", "extract_features", "_get_action_dist_from_latent")
+_RECURRENT_FLOW = (*_FLOW, "_process_sequence")
 _SB3S_FORWARD = ActorCriticPolicy.forward
 _AS_IMPORTED = ClassMethods(
     {
         **dict.fromkeys(_FEED_FORWARD, _FLOW),
-        **dict.fromkeys(_RECURRENT, (*_FLOW, "_process_sequence")),
+        **dict.fromkeys(_RECURRENT, _RECURRENT_FLOW),
         MlpExtractor: ("forward", "forward_actor", "forward_critic"),
         **dict.fromkeys((FlattenExtractor, CombinedExtractor, nn.Flatten), ("forward",)),
         **dict.fromkeys((nn.Linear, nn.LSTM, *_ACTIVATIONS), ("forward",)),
@@ -137,7 +138,7 @@ def _is_plain_policy(policy: nn.Module, kinds: tuple[type[nn.Module], ...]) -> b
     """
     return (
         type(policy) in kinds
-        and not {*_FLOW, "_process_sequence"} & vars(policy).keys()
+        and not {*_RECURRENT_FLOW} & vars(policy).keys()
         and _AS_IMPORTED.are_untouched()
         and not any(map(_has_gradient_hooks, policy.parameters(recurse=False)))
         and not has_global_hooks()
