@@ -314,6 +314,20 @@ def fisher_of(actor: Actor, chunks: Sequence[ActorBatch], damping: float = 0.0) 
     return FisherProduct(LinearizedActor(actor, chunks), chunks, damping)
 
 
+def random_vectors(actor: Actor, number: int = 5) -> th.Tensor:
+    """
+    Draw vectors to multiply with a Fisher matrix.
+
+    A wrong entry of the matrix shows in the product with any of them.
+
+    :param actor: whose parameters they are as long as
+    :param number: of vectors
+    :return: shape (number, parameters), rows of length one, float64
+    """
+    size = sum(parameter.numel() for parameter in actor.parameters)
+    return nn.functional.normalize(th.randn(number, size, dtype=th.float64))
+
+
 def copy_rollout(source: OnPolicyAlgorithm, target: OnPolicyAlgorithm) -> None:
     """
     Give a model the parameters and the rollout of another one.

@@ -151,6 +151,17 @@ def dense_hessian(value: th.Tensor, parameters: Sequence[th.Tensor]) -> th.Tenso
     return th.stack([flat(row) for row in rows])
 
 
+def hessian_products(
+    value: th.Tensor, parameters: Sequence[th.Tensor], vectors: th.Tensor
+) -> th.Tensor:
+    """Multiply the rows by a scalar's Hessian: differentiate its gradient's products with them."""
+    slopes = th.autograd.grad(
+        value, parameters, create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    slope = th.cat([s.reshape(-1) for s in slopes])
+    return th.stack([dense_gradient(slope @ v, parameters, keep_graph=True) for v in vectors])
+
+
 def dense_fisher(
     policy: ActorCriticPolicy,
     observations: Observations,
@@ -162,13 +173,14 @@ def dense_fisher(
     return dense_hessian(mean_kl(policy, observations, old, reduction), parameters)
 
 
-def fisher_by_differences(
+def fisher_products_by_differences(
     policy: ActorCriticPolicy,
     observations: Observations,
     parameters: Sequence[th.Tensor],
+    vectors: th.Tensor,
     step: float = 1e-5,
 ) -> th.Tensor:
-    """Compute the Hessian of D from differences of its gradient, without second derivatives."""
+    """Multiply the rows by the Hessian of D: differences of its gradient along each of them."""
     old = old_distributions(policy, observations)
 
     def slope_at(change: th.Tensor) -> th.Tensor:
@@ -177,8 +189,8 @@ def fisher_by_differences(
         add_to(parameters, -change)
         return slope
 
-    units = step * th.eye(sum(p.numel() for p in parameters), dtype=th.float64)
-    return th.stack([slope_at(unit) - slope_at(-unit) for unit in units]) / (2 * step)
+    steps = step * vectors
+    return th.stack([slope_at(each) - slope_at(-each) for each in steps]) / (2 * step)
 
 
 def surrogate(
@@ -199,9 +211,13 @@ def surrogate(
     return th.mean(ratio * advantages + ent_coef * entropy)
 
 
-def dense_gradient(value: th.Tensor, parameters: Sequence[th.Tensor]) -> th.Tensor:
+def dense_gradient(
+    value: th.Tensor, parameters: Sequence[th.Tensor], keep_graph: bool = False
+) -> th.Tensor:
     """Differentiate a scalar."""
-    slopes = th.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+    slopes = th.autograd.grad(
+        value, parameters, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
+    )
     return flat(slopes)
 
 

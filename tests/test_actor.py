@@ -26,7 +26,16 @@ from sb3_trpo._linearization import AutogradLinearization
 from sb3_trpo._read_buffer import read_rollout
 from sb3_trpo._running_statistics import training_mode
 from tests import reference
-from tests.cases import CASES, POLICIES, Case, actor_and_batch, collected, fisher_of, toy_model
+from tests.cases import (
+    CASES,
+    POLICIES,
+    Case,
+    actor_and_batch,
+    collected,
+    fisher_of,
+    random_vectors,
+    toy_model,
+)
 from tests.environments import VECTOR, collect
 from tests.policies import LinearExtractor, freeze
 
@@ -122,10 +131,12 @@ def test_part_that_runs_for_one_state_is_the_actors(shared: bool, most: int | No
     head = model.policy.pi_features_extractor.rare
     assert {*head.parameters()} <= {*actor.parameters}
     assert {*head} <= actor.modules
-    expected = reference.fisher_by_differences(actor.policy, batch.observations, actor.parameters)
+    vectors = random_vectors(actor)
+    expected = reference.fisher_products_by_differences(
+        actor.policy, batch.observations, actor.parameters, vectors
+    )
     fisher = fisher_of(actor, batch.chunks(actor.max_states_per_chunk))
-    units = th.eye(len(expected), dtype=th.float64)
-    ours = th.stack([fisher(unit).clone() for unit in units], dim=1)
+    ours = th.stack([fisher(vector).clone() for vector in vectors])
     th.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-7)
 
     critic = read_critic(model.policy, actor.parameters, actor.modules)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import math
 import os
 import pathlib
@@ -9,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import weakref
 import zipfile
 from collections.abc import Callable
@@ -213,6 +215,23 @@ def checkpoints(folder: pathlib.Path) -> list[str]:
 def checkpoint_at(folder: pathlib.Path, steps: int) -> pathlib.Path:
     """Find the one checkpoint of a step."""
     (path,) = folder.glob(f"checkpoint_{steps}_steps_*.zip")
+    return path
+
+
+@functools.cache
+def toy_checkpoint_file() -> tuple[str, bytes]:
+    """Interrupt a training once for all tests that change its checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        interrupted(TOY, pathlib.Path(folder))
+        path = checkpoint_at(pathlib.Path(folder), 256)
+        return path.name, path.read_bytes()
+
+
+def toy_checkpoint(folder: pathlib.Path) -> pathlib.Path:
+    """Write the checkpoint of an interrupted training."""
+    name, content = toy_checkpoint_file()
+    path = folder / name
+    path.write_bytes(content)
     return path
 
 
@@ -431,8 +450,7 @@ def rewritten(path: pathlib.Path, **changes: Any) -> pathlib.Path:
 def test_state_of_other_kinds_is_refused_by_name(
     name: str, value: Any, tmp_path: pathlib.Path
 ) -> None:
-    interrupted(TOY, tmp_path)
-    path = rewritten(checkpoint_at(tmp_path, 256), **{name: value})
+    path = rewritten(toy_checkpoint(tmp_path), **{name: value})
     names = value if name == "arguments" and isinstance(value, dict) else [name]
     with pytest.raises(ValueError, match=rf"{path.name}.*{next(iter(names))}"):
         resume_training(path, TOY[2](), device="cpu", algorithm=TRPO)
@@ -477,8 +495,7 @@ MISPLACED: list[tuple[tuple[Any, ...], list[Any]]] = [
 def test_inside_of_a_state_is_refused_by_name_before_environments_change(
     where: tuple[str, ...], value: Any, tmp_path: pathlib.Path
 ) -> None:
-    interrupted(TOY, tmp_path)
-    path = checkpoint_at(tmp_path, 256)
+    path = toy_checkpoint(tmp_path)
     state = read_checkpoint(path).state
     changed_part = value if len(where) == 1 else state[where[0]] | {where[1]: value}
     rewritten(path, **{where[0]: changed_part})

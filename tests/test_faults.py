@@ -63,9 +63,9 @@ def assert_clean(model: Any, before: tuple[Any, ...]) -> None:
 def test_an_exception_leaves_the_state_of_its_stage(
     case: str, stage: str, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for error in ERRORS:
-        model = toy_model(case)
-        model.learn(64)
+    model = toy_model(case)
+    model.learn(64)
+    for error in ERRORS:  # each with what the last one has left
         collect(model)
         before = switches()
         fault = Fault(model, getattr(stages, stage), error, when)

@@ -15,17 +15,13 @@ from sb3_trpo._linearization import Linearization
 from sb3_trpo._surrogate import surrogate_at
 from sb3_trpo._trust_region import natural_step
 from tests import reference
-from tests.cases import POLICIES, actor_and_batch, collected, data_of, fisher_of
+from tests.cases import POLICIES, actor_and_batch, collected, data_of, fisher_of, random_vectors
 
 # Sums of 24 states over nets of up to 4 layers in float64, entries up to 1e2.
 RTOL, ATOL = 1e-8, 1e-11
 
 # Steps of the same update that differ in the order of the sums only.
 SAME_STEP = 1e-10
-
-
-def random_vector(actor: Actor) -> th.Tensor:
-    return th.randn(sum(p.numel() for p in actor.parameters), dtype=th.float64)
 
 
 def products(actor: Actor, chunks: tuple[ActorBatch, ...], damping: float = 0.0) -> th.Tensor:
@@ -133,7 +129,7 @@ def test_linearizations_are_kept_as_far_as_there_is_memory(
     linearize = Actor.linearize
     monkeypatch.setattr(Actor, "linearize", counted)
     fisher = fisher_of(actor, batch.chunks(7), 0.1)
-    vector = random_vector(actor)
+    (vector,) = random_vectors(actor, 1)
     products = [fisher(vector) for _ in range(3)]
     assert all(th.equal(product, products[0]) for product in products)
     assert sum(map(len, fisher.linearized._built)) <= in_memory
@@ -143,7 +139,7 @@ def test_linearizations_are_kept_as_far_as_there_is_memory(
 def test_products_do_not_depend_on_the_vectors_before_them() -> None:
     actor, batch = actor_and_batch(collected("box", float64=True))
     fisher = fisher_of(actor, (batch,), 0.1)
-    one, two = random_vector(actor), random_vector(actor)
+    one, two = random_vectors(actor, 2)
     first = fisher(one)
     kept = first.clone()
     fisher(two)
@@ -154,7 +150,7 @@ def test_products_do_not_depend_on_the_vectors_before_them() -> None:
 def test_product_in_float32_has_the_digits_of_float32() -> None:
     actor, batch = actor_and_batch(collected("box"))
     exact, exact_batch = actor_and_batch(collected("box", float64=True))
-    vector = random_vector(actor).float()
+    vector = random_vectors(actor, 1)[0].float()
     product = fisher_of(actor, (batch,), 0.1)(vector)
     expected = fisher_of(exact, (exact_batch,), 0.1)(vector.double())
     assert product.dtype == th.float32

@@ -21,6 +21,7 @@ from tests.cases import (
     actor_and_batch,
     copy_rollout,
     fisher_of,
+    random_vectors,
     surrogate_of,
     toy_envs,
     toy_model,
@@ -142,9 +143,9 @@ def test_the_critics_fit_leaves_the_action_distribution_bitwise_unchanged(
 
 @pytest.mark.parametrize("case", EVERY)
 def test_same_seed_gives_bitwise_the_same_parameters(case: str) -> None:
-    states = [state_of(toy_model(case, seed=5).learn(192)) for _ in range(2)]
+    states = [state_of(toy_model(case, seed=5).learn(128)) for _ in range(2)]
     assert not changed(*states)
-    assert changed(states[0], state_of(toy_model(case, seed=6).learn(192)))
+    assert changed(states[0], state_of(toy_model(case, seed=6).learn(128)))
 
 
 @pytest.mark.parametrize(("case", "chunk"), [("box", 1), ("box", 64), *((c, 7) for c in EVERY)])
@@ -189,7 +190,7 @@ def test_surrogate_gradient_and_kl_equal_those_of_one_state_at_a_time(case: str)
 
 
 @pytest.mark.parametrize("case", SMALL)
-def test_fisher_products_equal_the_dense_hessian_of_one_state_at_a_time(case: str) -> None:
+def test_fisher_products_equal_second_derivatives_of_one_state_at_a_time(case: str) -> None:
     options = {**CASES[case].policy_kwargs, "net_arch": [2]}
     if "lstm" in case:
         options.update(lstm_hidden_size=2, net_arch=[])
@@ -202,10 +203,11 @@ def test_fisher_products_equal_the_dense_hessian_of_one_state_at_a_time(case: st
         last = options.get("n_lstm_layers", 1) - 1
         assert {"lstm_actor.weight_hh_l0", f"lstm_actor.weight_ih_l{last}"} <= names
     old = distributions(model)
-    expected = reference.dense_hessian(stepped.mean_kl(model, old), actor.parameters)
+    vectors = random_vectors(actor)
+    kl = stepped.mean_kl(model, old)
+    expected = reference.hessian_products(kl, actor.parameters, vectors)
     fisher = fisher_of(actor, (batch,))
-    units = th.eye(len(expected), dtype=th.float64)
-    found = th.stack([fisher(unit).clone() for unit in units], dim=1)
+    found = th.stack([fisher(vector).clone() for vector in vectors])
     assert expected.abs().max() > 1e-4
     th.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
 
