@@ -673,7 +673,7 @@ def test_whole_life_of_a_masked_model(algo: str, tmp_path: Path) -> None:
         return done.stdout
 
     # Its assertion ends a command that takes a forbidden action.
-    short = ["-n", "2048", "--eval-freq", "1024", "--seed", "0"]
+    short = ["-n", "1024", "--eval-freq", "512", "--seed", "0"]
     out = run("train", *short)
     assert "Final evaluation: mean return" in out
     runs = tmp_path / "logs" / algo
@@ -692,8 +692,8 @@ def test_whole_life_of_a_masked_model(algo: str, tmp_path: Path) -> None:
     assert "Loading pretrained agent" in out
     assert (runs / "Masked-v0_2" / "Masked-v0.zip").is_file()
 
-    out = run("optimize", "--n-timesteps", "1024", "--n-trials", "2", "--jobs", "1", "--seed", "0")
-    assert "Best of 2 trials" in out
+    out = run("optimize", "--n-timesteps", "512", "--n-trials", "1", "--jobs", "1", "--seed", "0")
+    assert "Best of 1 trials" in out
 
 
 @pytest.mark.slow

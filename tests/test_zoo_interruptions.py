@@ -33,6 +33,8 @@ TRAIN = [
     "3",
     "--eval-freq",
     "4000",
+    "--eval-episodes",
+    "1",
     "-n",
     "16000",
     "--checkpoint-freq",
