@@ -134,12 +134,17 @@ def add_to(parameters: Sequence[th.Tensor], step: th.Tensor) -> None:
             position += size
 
 
-def dense_hessian(value: th.Tensor, parameters: Sequence[th.Tensor]) -> th.Tensor:
-    """Differentiate a scalar twice, row by row."""
+def _slope(value: th.Tensor, parameters: Sequence[th.Tensor]) -> th.Tensor:
+    """Differentiate a scalar such that the gradient can be differentiated again."""
     slopes = th.autograd.grad(
         value, parameters, create_graph=True, allow_unused=True, materialize_grads=True
     )
-    slope = th.cat([s.reshape(-1) for s in slopes])
+    return th.cat([s.reshape(-1) for s in slopes])
+
+
+def dense_hessian(value: th.Tensor, parameters: Sequence[th.Tensor]) -> th.Tensor:
+    """Differentiate a scalar twice, row by row."""
+    slope = _slope(value, parameters)
     rows = [
         th.autograd.grad(
             s, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
@@ -155,10 +160,7 @@ def hessian_products(
     value: th.Tensor, parameters: Sequence[th.Tensor], vectors: th.Tensor
 ) -> th.Tensor:
     """Multiply the rows by a scalar's Hessian: differentiate its gradient's products with them."""
-    slopes = th.autograd.grad(
-        value, parameters, create_graph=True, allow_unused=True, materialize_grads=True
-    )
-    slope = th.cat([s.reshape(-1) for s in slopes])
+    slope = _slope(value, parameters)
     return th.stack([dense_gradient(slope @ v, parameters, keep_graph=True) for v in vectors])
 
 
