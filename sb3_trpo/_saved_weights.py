@@ -17,10 +17,10 @@ from sb3_trpo._archive import check_entries
 # the weights in the file take.
 _SPARE_BYTES = 64 * 2**20
 _BYTES_PER_WEIGHT_BYTE = 8
-_SPARE_CALLS = 2_000
+_SPARE_CALLS = 1_000
 # SB3 stores the weights of features extractors up to three times.
 _MAX_SHARING = 8
-_CALLS_PER_TENSOR = 50
+_CALLS_PER_TENSOR = 20
 
 
 def read_weights(name: str, content: bytes) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from sb3_trpo import TRPO
 from tests.cases import CASES, toy_envs, toy_model
 from tests.hostile import FILES, GADGETS, REBUILT, Entries, changed, unpack
 
-SECONDS = 1.0
+# A runaway takes minutes. None takes more than half a second on an idle machine.
+SECONDS = 3.0
 MEGABYTES = 200
 
 
