@@ -314,6 +314,14 @@ def fisher_of(actor: Actor, chunks: Sequence[ActorBatch], damping: float = 0.0) 
     return FisherProduct(LinearizedActor(actor, chunks), chunks, damping)
 
 
+def fisher_products(
+    actor: Actor, chunks: Sequence[ActorBatch], vectors: th.Tensor, damping: float = 0.0
+) -> th.Tensor:
+    """Multiply each row by the Fisher matrix, as ``train`` does."""
+    fisher = fisher_of(actor, chunks, damping)
+    return th.stack([fisher(vector).clone() for vector in vectors])
+
+
 def random_vectors(actor: Actor, number: int = 5) -> th.Tensor:
     """
     Draw vectors to multiply with a Fisher matrix.

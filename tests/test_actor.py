@@ -32,7 +32,7 @@ from tests.cases import (
     Case,
     actor_and_batch,
     collected,
-    fisher_of,
+    fisher_products,
     random_vectors,
     toy_model,
 )
@@ -135,8 +135,7 @@ def test_part_that_runs_for_one_state_is_the_actors(shared: bool, most: int | No
     expected = reference.fisher_products_by_differences(
         actor.policy, batch.observations, actor.parameters, vectors
     )
-    fisher = fisher_of(actor, batch.chunks(actor.max_states_per_chunk))
-    ours = th.stack([fisher(vector).clone() for vector in vectors])
+    ours = fisher_products(actor, batch.chunks(actor.max_states_per_chunk), vectors)
     th.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-7)
 
     critic = read_critic(model.policy, actor.parameters, actor.modules)

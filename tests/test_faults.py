@@ -65,7 +65,8 @@ def test_an_exception_leaves_the_state_of_its_stage(
 ) -> None:
     model = toy_model(case)
     model.learn(64)
-    for error in ERRORS:  # each with what the last one has left
+    # Each with what the last one has left.
+    for error in ERRORS if case == "box" else (RuntimeError, KeyboardInterrupt):
         collect(model)
         before = switches()
         fault = Fault(model, getattr(stages, stage), error, when)

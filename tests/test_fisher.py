@@ -15,7 +15,15 @@ from sb3_trpo._linearization import Linearization
 from sb3_trpo._surrogate import surrogate_at
 from sb3_trpo._trust_region import natural_step
 from tests import reference
-from tests.cases import POLICIES, actor_and_batch, collected, data_of, fisher_of, random_vectors
+from tests.cases import (
+    POLICIES,
+    actor_and_batch,
+    collected,
+    data_of,
+    fisher_of,
+    fisher_products,
+    random_vectors,
+)
 
 # Sums of 24 states over nets of up to 4 layers in float64, entries up to 1e2.
 RTOL, ATOL = 1e-8, 1e-11
@@ -26,9 +34,8 @@ SAME_STEP = 1e-10
 
 def products(actor: Actor, chunks: tuple[ActorBatch, ...], damping: float = 0.0) -> th.Tensor:
     """Multiply by all unit vectors."""
-    fisher = fisher_of(actor, chunks, damping)
     size = sum(parameter.numel() for parameter in actor.parameters)
-    return th.stack([fisher(unit).clone() for unit in th.eye(size, dtype=th.float64)], dim=1)
+    return fisher_products(actor, chunks, th.eye(size, dtype=th.float64), damping).T
 
 
 @pytest.mark.parametrize("slope_cost", [0.0, math.inf], ids=["layers", "autograd"])
