@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import time
 import warnings
 from contextlib import suppress
@@ -15,7 +16,8 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     Write a file that takes its place only when all of it is on the disk.
 
     The content goes to a temporary file in the same folder, which is flushed to the disk and then
-    renamed. After an error or an interruption the file at ``path`` is as before.
+    renamed. After an error or an interruption the file at ``path`` is as before. The new file has
+    the permissions of the one that it replaces.
 
     :param path: of the file; a symbolic link is followed
     :param content: what to write
@@ -25,6 +27,8 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
+            with suppress(OSError):  # there is none yet
+                shutil.copymode(target, temporary)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

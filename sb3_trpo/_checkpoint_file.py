@@ -100,9 +100,17 @@ def remove_older(newest: pathlib.Path, keep: int, runs: Collection[str]) -> None
     # Names are compared, not searched for: a name from a file might be a pattern.
     found = [path for path in newest.parent.glob(PATTERN) if path.stem.rpartition("_")[2] in runs]
     others = [path for path in found if path != newest]
-    others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    others.sort(key=_last_change, reverse=True)
     for path in others[keep - 1 :]:
-        path.unlink()
+        path.unlink(missing_ok=True)
+
+
+def _last_change(path: pathlib.Path) -> int:
+    """Return when a file was written last; one that was removed meanwhile is the oldest."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def remove_temporary(folder: pathlib.Path) -> None:

@@ -14,6 +14,7 @@ import torch as th
 from stable_baselines3.common import utils
 from stable_baselines3.common.callbacks import (
     BaseCallback,
+    CallbackList,
     ConvertCallback,
     ProgressBarCallback,
 )
@@ -132,16 +133,23 @@ class ProgressBar(ProgressBarCallback):
         return True
 
 
-def with_progress_bar(callback: MaybeCallback) -> list[BaseCallback]:
+class StartingTogether(CallbackList):
     """
-    Add a progress bar to callbacks.
+    Callbacks of which an exception at the start of training ends it in all processes.
 
     :param callback: as for ``learn``
-    :return: all of them
+    :param processes: that train together
     """
-    callbacks = callback if isinstance(callback, list) else [callback]
-    made = [each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in callbacks]
-    return [*made, ProgressBar()]
+
+    def __init__(self, callback: MaybeCallback, processes: Processes) -> None:
+        given = callback if isinstance(callback, list) else [callback]
+        super().__init__([c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in given])
+        self._processes = processes
+
+    def _on_training_start(self) -> None:
+        """Start all callbacks, before another process starts a rollout."""
+        with self._processes.together():
+            super()._on_training_start()
 
 
 def joined_rollout(

@@ -6,7 +6,7 @@ take in have to be finite. A number that nobody reads may be anything.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -37,29 +37,35 @@ def is_finite(array: np.ndarray) -> bool:
     return bool(np.isfinite(_single(array)).all())
 
 
-def check_finite(name: str, array: np.ndarray, step: int, first_env: int = 0) -> None:
+def check_finite(
+    name: str, array: np.ndarray, step: int, envs: Sequence[int] | None = None
+) -> None:
     """
     Refuse numbers of an environment that are not finite.
 
     :param name: what the numbers are
     :param array: one row per environment
     :param step: of the rollout, 0 for the observation that it starts from
-    :param first_env: number of the environment in the first row
+    :param envs: number of the environment in each row; ``None`` for all environments
     :raises ValueError: naming the value and its (step, env)
     """
     if is_finite(array):
         return
     place = np.argwhere(~np.isfinite(_single(array)))[0]
+    env = _env_in(int(place[0]), envs)
     raise ValueError(
         f"The environment's {name} is not finite: {array[tuple(place)]} at (step, env) = "
-        f"({step}, {first_env + int(place[0])}) of this rollout, step 0 being the observation it "
-        f"starts from. Statistics, parameters and optimizer are as before this step. Correct the "
-        f"environment, or clip what it returns."
+        f"({step}, {env}) of this rollout, step 0 being the observation it starts from. "
+        f"Statistics, parameters and optimizer are as before this step. Correct the environment, "
+        f"or clip what it returns."
     )
 
 
 def check_observations(
-    observations: VecEnvObs, step: int, name: str = "observation", first_env: int = 0
+    observations: VecEnvObs,
+    step: int,
+    name: str = "observation",
+    envs: Sequence[int] | None = None,
 ) -> None:
     """
     Refuse observations that are not finite.
@@ -67,12 +73,16 @@ def check_observations(
     :param observations: of all environments: an array, or a dict or tuple of them
     :param step: of the rollout
     :param name: what to call them
-    :param first_env: number of the environment in the first row
+    :param envs: number of the environment in each row; ``None`` for all environments
     :raises ValueError: naming the observation and its (step, env)
     """
     for key, array in _named_arrays(observations):
         numbers = array.cpu().numpy() if isinstance(array, th.Tensor) else np.asarray(array)
-        check_finite(f"{name} '{key}'" if key else name, numbers, step, first_env)
+        check_finite(f"{name} '{key}'" if key else name, numbers, step, envs)
+
+
+def _env_in(row: int, envs: Sequence[int] | None) -> int:
+    return row if envs is None else envs[row]
 
 
 class Reading:
@@ -85,14 +95,18 @@ class Reading:
     :param observations: what the policy reads
     :param step: of the rollout
     :param name: what to call the observations
-    :param first_env: number of the environment in the first row
+    :param envs: number of the environment in each row; ``None`` for all environments
     """
 
     def __init__(
-        self, observations: Any, step: int, name: str = "observation", first_env: int = 0
+        self,
+        observations: Any,
+        step: int,
+        name: str = "observation",
+        envs: Sequence[int] | None = None,
     ) -> None:
         self._observations = observations
-        self._place: tuple[int, str, int] = step, name, first_env
+        self._place: tuple[int, str, Sequence[int] | None] = step, name, envs
 
     def __enter__(self) -> "Reading":
         return self
@@ -114,15 +128,16 @@ class Reading:
         if all(map(is_finite, arrays)):
             return
         check_observations(self._observations, *self._place)
-        step, _, first_env = self._place
+        step, _, envs = self._place
         names = (name.replace("_", "-") for name in answers)
         for name, array in zip(names, arrays, strict=True):
             rows = np.isfinite(_single(array)).reshape(len(array), -1).all(axis=1)
             if not rows.all():
+                env = _env_in(int(rows.argmin()), envs)
                 raise ValueError(
-                    f"The policy's {name} is not finite at (step, env) = ({step}, "
-                    f"{first_env + int(rows.argmin())}) of this rollout, although the observation "
-                    f"is. Check the policy's weights and its features extractor."
+                    f"The policy's {name} is not finite at (step, env) = ({step}, {env}) of this "
+                    f"rollout, although the observation is. Check the policy's weights and "
+                    f"its features extractor."
                 )
 
 

@@ -44,6 +44,18 @@ def check_ranges(model: object) -> None:
     check_values(RANGES, {name: getattr(model, name) for name in RANGES if hasattr(model, name)})
 
 
+def check_learn(total_timesteps: Any, log_interval: Any) -> None:
+    """
+    Refuse arguments of ``learn`` that would end it later.
+
+    :param total_timesteps: a number; as in SB3, one that is reached already trains nothing
+    :param log_interval: updates between two dumps of the log, not 0; ``None`` for no log
+    :raises ValueError: naming the one that is not allowed, its value and its range
+    """
+    values = {"total_timesteps": total_timesteps, "log_interval": log_interval}
+    check_values(_LEARN_RANGES, values)
+
+
 def shared_settings(model: object) -> dict[str, Any]:
     """
     List the hyperparameters on which the processes of a data-parallel training have to agree.
@@ -209,6 +221,14 @@ def _is_device(value: Any) -> bool:
     except (RuntimeError, TypeError, ValueError):
         return False
 
+
+_LEARN_RANGES: Ranges = {
+    "total_timesteps": ("a number", lambda value: _is_real(value) and not math.isnan(value)),
+    "log_interval": (
+        "None or a number other than 0",
+        lambda value: value is None or (_is_real(value) and value != 0),
+    ),
+}
 
 # Hyperparameters that may be schedules, and when those of two processes are compared.
 _SCHEDULES = {"learning_rate", "target_kl", "cg_damping"}

@@ -145,7 +145,7 @@ class TrainingCheckpoint(BaseCallback):
         self._check_state(checkpoint)
         self._check_resumable(checkpoint.model)
         reason = checkpoint.state["environments"]["reason"]
-        if reason is not None:
+        if reason is not None and self.save_freq < math.inf:
             warnings.warn(
                 f"Training that is resumed from these checkpoints will start new episodes, as the "
                 f"environments cannot be copied: {reason}. All else will be as it was.",
@@ -214,7 +214,6 @@ class TrainingCheckpoint(BaseCallback):
         path = path_in(self.save_path, self.model.num_timesteps, self._runs[-1])
         try:
             write_checkpoint(path, self._checkpoint().to_bytes())
-            remove_older(path, self.keep, self._runs)
         except (OSError, NotPlainError) as error:
             latest = f"The latest is {self.latest}." if self.latest else "There is none yet."
             warnings.warn(
@@ -227,6 +226,14 @@ class TrainingCheckpoint(BaseCallback):
         self._due = self.model.num_timesteps + self.save_freq
         if self.verbose >= 1:
             print(f"Saved the checkpoint {path}")
+        try:
+            remove_older(path, self.keep, self._runs)
+        except OSError as error:
+            warnings.warn(
+                f"An older checkpoint could not be removed: {error}. Training continues, and the "
+                f"next checkpoint tries again.",
+                stacklevel=2,
+            )
         return path
 
     def _is_of_another_process(self) -> bool:

@@ -189,9 +189,10 @@ def _traceable() -> Iterator[None]:
     """Switch off torch's data-dependent checks of distributions, and the exporter's notes."""
     validate = th.distributions.Distribution._validate_args
     th.distributions.Distribution.set_default_validate_args(False)
-    logging.disable(logging.WARNING)
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.WARNING))
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
         th.distributions.Distribution.set_default_validate_args(validate)

@@ -8,10 +8,12 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo._hyperparameters import check_learn
 from sb3_trpo.trpo import TRPO
 
 SelfMaskableTRPO = TypeVar("SelfMaskableTRPO", bound="MaskableTRPO")
@@ -57,6 +59,7 @@ class MaskableTRPO(TRPO):
         :param use_masking: whether to ask the environment for masks
         :return: the trained model
         """
+        check_learn(total_timesteps, log_interval)
         learn: Any = MaskablePPO.learn
         model: SelfMaskableTRPO = learn(
             *(self, total_timesteps, callback, log_interval, tb_log_name),
@@ -78,13 +81,19 @@ class MaskableTRPO(TRPO):
         :param use_masking: whether to ask the environment for masks
         :raises ValueError: if the environment has no masks, or one that allows no action
         """
-        if use_masking and not is_masking_supported(env):
+        self._use_masking = use_masking
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
+    def _start_rollout(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer
+    ) -> None:
+        """Refuse an environment without masks, then start."""
+        if self._use_masking and not is_masking_supported(env):
             raise ValueError(
                 "The environment has no method action_masks. Wrap it in sb3-contrib's "
                 "ActionMasker, or pass use_masking=False."
             )
-        self._use_masking = use_masking
-        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        super()._start_rollout(env, callback, rollout_buffer)
 
     def _act(self, env: VecEnv, forward: Any, obs_tensor: Any, **context: Any) -> Any:
         """Sample among the allowed actions."""

@@ -1,5 +1,6 @@
 """TRPO for policies with an LSTM."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -72,7 +73,11 @@ class RecurrentTRPO(TRPO):
         return super()._act(env, forward, obs_tensor, lstm_states=states, **context)
 
     def _values(
-        self, obs_tensor: Any, lstm_states: Any, episode_starts: np.ndarray, envs: slice
+        self,
+        obs_tensor: Any,
+        lstm_states: Any,
+        episode_starts: np.ndarray,
+        envs: slice | Sequence[int],
     ) -> th.Tensor:
         """Predict values with the critic's states of these environments."""
         policy: Any = self.policy

@@ -3,7 +3,7 @@
 import math
 import pathlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from io import BufferedIOBase, BytesIO
 from typing import Any, ClassVar, TypeVar, cast
@@ -26,6 +26,8 @@ from sb3_trpo._atomic import saving_path, write_atomically
 from sb3_trpo._batch import ActorBatch, Minibatch, Rollout
 from sb3_trpo._critic import Critic, CriticFit, fit_critic, read_critic
 from sb3_trpo._data_parallel import (
+    ProgressBar,
+    StartingTogether,
     check_equal_parameters,
     explained_variance,
     joined_rollout,
@@ -33,7 +35,6 @@ from sb3_trpo._data_parallel import (
     seed_of,
     silent_logger,
     start_equal,
-    with_progress_bar,
 )
 from sb3_trpo._environment import NamingThePlace, discard_interrupted_step
 from sb3_trpo._finite import NormalizationStatistics, Reading, check_finite
@@ -41,6 +42,7 @@ from sb3_trpo._fisher import FisherProduct, for_one_solve
 from sb3_trpo._hyperparameters import (
     KL_REDUCTIONS,
     RANGES,
+    check_learn,
     check_ranges,
     check_values,
     parse_schedule,
@@ -91,6 +93,8 @@ _USUAL_ADVICE = (
     "target_kl."
 )
 _ADVICE = {
+    "zero_gradient": "All advantages are 0, or the policy has one action only: check the rewards "
+    "and the action space.",
     "kl_is_nan": "The KL divergence of every candidate is NaN: check the parameters that the "
     "policy gives its action distribution.",
     "not_finite": "The gradient or a Fisher product is not finite: check the observations, the "
@@ -479,17 +483,21 @@ class TRPO(OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         """Prepare training as SB3 does, with no step pending and finite VecNormalize statistics."""
-        self._check_learning_rate()
-        self._iterations_before, self._log_interval = 0, 1
         processes = self._processes
+        with processes.together():
+            self._check_learning_rate()
+            check_ranges(self)  # again, as they are attributes, which may be set
+        self._iterations_before, self._log_interval = 0, 1
         settings = {"total_timesteps": total_timesteps, "reset_num_timesteps": reset_num_timesteps}
         start_equal(self, settings, processes)
         is_custom = self._custom_logger
         if processes.rank > 0:
             self.set_logger(silent_logger())
             is_custom = progress_bar = False
-        if progress_bar and processes.size > 1:
-            callback, progress_bar = with_progress_bar(callback), False
+        if processes.size > 1:
+            together = StartingTogether(callback, processes)
+            together.callbacks += [ProgressBar()] if progress_bar else []
+            callback, progress_bar = together, False
         options = callback, reset_num_timesteps, tb_log_name, progress_bar
         with merged_statistics(self.env, processes), processes.together():
             prepared = self._setup_own(total_timesteps, *options)
@@ -583,7 +591,7 @@ class TRPO(OnPolicyAlgorithm):
             n_steps += 1
             if isinstance(self.action_space, spaces.Discrete):
                 actions = actions.reshape(-1, 1)
-            self._bootstrap_time_limits(rewards, dones, infos, lstm_states, n_steps)
+            rewards = self._bootstrapped(rewards, dones, infos, lstm_states, n_steps)
             add(self._last_obs, actions, rewards, episode_starts, values, log_probs, **stored)
             self._stand_after(new_obs, dones, lstm_states)
 
@@ -627,7 +635,11 @@ class TRPO(OnPolicyAlgorithm):
         return actions, values, log_probs, lstm_states[0] if lstm_states else None, context
 
     def _values(
-        self, obs_tensor: Any, lstm_states: Any, episode_starts: np.ndarray, envs: slice
+        self,
+        obs_tensor: Any,
+        lstm_states: Any,
+        episode_starts: np.ndarray,
+        envs: slice | Sequence[int],
     ) -> th.Tensor:
         """
         Predict the values of observations that the actor does not see.
@@ -649,20 +661,28 @@ class TRPO(OnPolicyAlgorithm):
         clipped: np.ndarray = np.clip(actions, self.action_space.low, self.action_space.high)
         return clipped
 
-    def _bootstrap_time_limits(
+    def _bootstrapped(
         self, rewards: Any, dones: Any, infos: Any, lstm_states: Any, step: int
-    ) -> None:
+    ) -> Any:
         """Add the value of an episode's last state to its reward where a time limit ended it."""
-        for env, done in enumerate(dones):
-            last = infos[env].get("terminal_observation") if done else None
-            if last is None or not infos[env].get("TimeLimit.truncated", False):
-                continue
-            terminal_obs = self.policy.obs_to_tensor(last)[0]
-            with th.no_grad(), Reading(terminal_obs, step, "terminal observation", env) as reading:
-                start, only = np.array([False]), slice(env, env + 1)
-                value = self.gamma * self._values(terminal_obs, lstm_states, start, only)[0]
-            reading.check(value=value)
-            rewards[env] += value.item()
+        last = {
+            env: infos[env].get("terminal_observation")
+            for env, done in enumerate(dones)
+            if done and infos[env].get("TimeLimit.truncated", False)
+        }
+        envs = [env for env, observation in last.items() if observation is not None]
+        if not envs:
+            return rewards
+        terminal_obs = self.policy.obs_to_tensor(_stacked([last[env] for env in envs]))[0]
+        with th.no_grad(), Reading(terminal_obs, step, "terminal observation", envs) as reading:
+            starts = np.zeros(len(envs), dtype=bool)
+            values = self._values(terminal_obs, lstm_states, starts, envs)
+        reading.check(value=values)
+        # The environment's own array may be of integers, or read-only.
+        kind = np.result_type(np.asarray(rewards), np.float32)
+        bootstrapped: np.ndarray = np.array(rewards, dtype=kind)
+        bootstrapped[envs] += self.gamma * values.flatten().cpu().numpy()
+        return bootstrapped
 
     def _last_values(self, lstm_states: Any, step: int) -> th.Tensor:
         """Predict the values of the observations after the last step."""
@@ -718,7 +738,9 @@ class TRPO(OnPolicyAlgorithm):
         )
         chunks = fisher_chunks = batch.chunks(actor.max_states_per_chunk)
         if self.fisher_sub_sampling_factor > 1:
-            fisher_batch = self._every(self.fisher_sub_sampling_factor, batch)
+            # One turn of the states for each of the batch's, so that all are multiplied with.
+            turn = self._n_updates // self.sub_sampling_factor
+            fisher_batch = self._every(self.fisher_sub_sampling_factor, batch, turn)
             fisher_chunks = fisher_batch.chunks(actor.max_states_per_chunk)
         # L, g and F at the old parameters
         linearized = LinearizedActor(actor, fisher_chunks)
@@ -764,14 +786,12 @@ class TRPO(OnPolicyAlgorithm):
 
     def _actor_batch(self, rollout: Rollout) -> ActorBatch:
         """Select the states of the actor's update; the offset of a sub-sample rotates."""
-        batch = self._every(self.sub_sampling_factor, rollout.actor_batch)
+        batch = self._every(self.sub_sampling_factor, rollout.actor_batch, self._n_updates)
         return batch.normalized(self._processes) if self.normalize_advantage else batch
 
-    def _every(self, k: int, batch: ActorBatch) -> ActorBatch:
-        """Take every k-th state, counted through all processes."""
-        if k == 1:
-            return batch
-        return batch.every(k, self._n_updates - self._processes.before(len(batch)))
+    def _every(self, k: int, batch: ActorBatch, turn: int) -> ActorBatch:
+        """Take every k-th state, counted through all processes, another one each turn."""
+        return batch if k == 1 else batch.every(k, turn - self._processes.before(len(batch)))
 
     def _minibatches(self, rollout: Rollout, critic: Critic) -> Iterator[Minibatch]:
         """Iterate over the rollout in minibatches for the critic."""
@@ -861,7 +881,9 @@ class TRPO(OnPolicyAlgorithm):
         :param reset_num_timesteps: whether to count the steps from 0 again
         :param progress_bar: whether to show a progress bar (needs tqdm and rich)
         :return: the trained model
+        :raises ValueError: if an argument or a hyperparameter is out of its range
         """
+        check_learn(total_timesteps, log_interval)
         return super().learn(
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
         )
@@ -986,6 +1008,13 @@ class TRPO(OnPolicyAlgorithm):
             loaded = super().load(model.file, *options, **kwargs)
             check_parameters(loaded.policy)
         return loaded
+
+
+def _stacked(observations: Sequence[Any]) -> Any:
+    """Stack observations of some environments."""
+    if isinstance(observations[0], dict):
+        return {key: np.stack([each[key] for each in observations]) for key in observations[0]}
+    return np.stack(observations)
 
 
 def _check_ratios(ratio_error: float, action_space: spaces.Space[Any]) -> None:

@@ -1059,6 +1059,21 @@ def test_training_continues_when_a_checkpoint_cannot_be_written(
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_training_continues_when_an_older_checkpoint_cannot_be_removed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Mistake: the new file, which is there, counts as not written, and every update writes another.
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError("not yours")
+
+    checkpoint = TrainingCheckpoint(tmp_path, 128, keep=1)
+    monkeypatch.setattr(pathlib.Path, "unlink", refuse)
+    with pytest.warns(UserWarning, match="older checkpoint could not be removed: not yours"):
+        make_model(TOY).learn(256, checkpoint)
+    assert checkpoints(tmp_path) == ["checkpoint_128_steps.zip", "checkpoint_256_steps.zip"]
+    assert checkpoint.latest == find_checkpoint(tmp_path).path
+
+
 def test_checkpoint_that_failed_is_tried_again_after_the_next_update(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1183,6 +1198,15 @@ def test_own_class_is_named_and_can_be_passed(tmp_path: pathlib.Path) -> None:
 
 
 # `save`
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions are of another kind")
+def test_saved_again_a_model_keeps_its_files_permissions(tmp_path: pathlib.Path) -> None:
+    model = make_model(TOY)
+    model.save(tmp_path / "model")
+    (tmp_path / "model.zip").chmod(0o600)
+    model.save(tmp_path / "model")
+    assert (tmp_path / "model.zip").stat().st_mode & 0o777 == 0o600
 
 
 @by_stage

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_trpo._finite import check_finite, check_observations
-from tests.cases import CASES, Case, toy_model
+from tests.cases import CASES, EVERY, Case, toy_model
 from tests.environments import (
     BOX_ACTIONS,
     DICT,
@@ -249,6 +249,54 @@ def test_time_limit_bootstraps_with_the_last_states_own_value() -> None:
     for row, value in zip([3, 7], values, strict=True):
         assert rewards[row] == pytest.approx(1 + 0.9 * value, rel=1e-5)
     assert np.delete(rewards, [3, 7]).tolist() == [1.0] * 6
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_time_limits_at_one_step_are_bootstrapped_as_one_after_the_other(case: str) -> None:
+    model = toy_model(case, n_envs=4)
+    collect(model)
+    space: Any = model.observation_space
+    ended = (0, 1, 3)
+    infos: list[dict[str, Any]] = [{} for _ in range(4)]
+    for env in ended:
+        infos[env] = {"TimeLimit.truncated": True, "terminal_observation": space.sample()}
+    infos[2] = {"terminal_observation": space.sample()}  # an end that is no time limit
+
+    def bootstrapped(envs: tuple[int, ...]) -> np.ndarray:
+        dones = np.isin(np.arange(4), envs)
+        states = model._last_lstm_states
+        rewards: np.ndarray = model._bootstrapped(np.ones(4, np.float32), dones, infos, states, 1)
+        return rewards
+
+    together = bootstrapped((0, 1, 2, 3))
+    for env in ended:
+        alone = bootstrapped((env,))
+        assert alone[env] != 1.0
+        assert together[env] == pytest.approx(alone[env], rel=1e-5)
+        assert (np.delete(alone, env) == 1.0).all()
+    assert together[2] == 1.0
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32])
+def test_rewards_of_the_environment_are_not_written_into(kind: type) -> None:
+    # Mistake: the value is added in place, which integers round and a read-only array refuses.
+    env = faulty_envs(10**9)
+    step = env.step
+
+    def read_only(actions: Any) -> Any:
+        observations, rewards, dones, infos = step(actions)
+        rewards = np.ones_like(rewards, dtype=kind)
+        rewards.flags.writeable = False
+        return observations, rewards, dones, infos
+
+    vars(env)["step"] = read_only
+    model = model_in(env)
+    collect(model)
+    rewards = model.rollout_buffer.rewards
+    truncated = np.zeros(len(rewards), dtype=bool)
+    truncated[EPISODE - 1 :: EPISODE] = True
+    assert (rewards[~truncated] == 1.0).all()
+    assert (np.abs(rewards[truncated] - np.round(rewards[truncated])) > 1e-4).all()
 
 
 def test_rewards_may_be_a_list() -> None:

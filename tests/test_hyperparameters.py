@@ -174,6 +174,36 @@ def test_a_value_injected_after_construction_is_checked_when_the_model_is_set_up
         model._setup_model()
 
 
+@pytest.mark.parametrize("name", ["kl_reduction", "cg_max_steps", "gamma"])
+def test_a_value_that_is_set_later_is_checked_before_training(name: str) -> None:
+    # Mistake: another word than "sum" trains as "mean".
+    model = toy_model()
+    setattr(model, name, "Sum")
+    with pytest.raises(ValueError, match=rf"{name} has to be .*'Sum'"):
+        model.learn(64)
+    assert model.num_timesteps == 0
+
+
+@pytest.mark.parametrize("case", ["box", "masked_discrete", "lstm_box", "masked_lstm_dict"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("log_interval", 0), ("log_interval", "1"), ("total_timesteps", "many")]
+)
+def test_arguments_of_learn_are_checked_before_training(case: str, name: str, value: Any) -> None:
+    model = toy_model(case)
+    with pytest.raises(ValueError, match=f"{name} has to be .*{value}"):
+        model.learn(**{"total_timesteps": 64, name: value})
+    assert model.num_timesteps == 0
+
+
+@pytest.mark.parametrize("total_timesteps", [1e2, np.int64(100), -1, 0])
+@pytest.mark.parametrize("log_interval", [None, -1, 2])
+def test_arguments_of_learn_may_be_what_they_may_be_in_sb3(
+    total_timesteps: Any, log_interval: Any
+) -> None:
+    model = toy_model().learn(total_timesteps, log_interval=log_interval)
+    assert model.num_timesteps == (128 if total_timesteps > 0 else 0)
+
+
 def test_a_default_that_was_taken_away_after_set_up_is_an_error() -> None:
     model = toy_model()
     collect(model)

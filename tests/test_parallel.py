@@ -12,6 +12,7 @@ from datetime import timedelta
 from functools import partial
 from itertools import chain
 from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, maskable
 from sb3_trpo._checkpoint_file import find_checkpoint
 from sb3_trpo._critic import Critic, fit_critic, read_critic
 from sb3_trpo._data_parallel import check_equal_parameters
@@ -248,6 +249,7 @@ def end_together(rank: int) -> None:
     assert model.num_timesteps < 10_000
 
     end_at_faults_of_the_environment(rank)
+    end_at_faults_at_the_start(rank)
 
     model = cases.toy_model("box", data_parallel=True)
     collect(model)
@@ -338,6 +340,31 @@ def end_at_faults_of_the_environment(rank: int) -> None:
             assert f"process 1: {error.__name__}" in str(caught.value)
             assert "This happened in step" in str(caught.value)
             assert th.equal(flat(model), before)
+
+
+class Refusing(BaseCallback):
+    """Raise before the first rollout."""
+
+    def _on_training_start(self) -> None:
+        raise LookupError("no place")
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def end_at_faults_at_the_start(rank: int) -> None:
+    # Mistake: the others wait for the timeout, and do not hear of the reason.
+    model = cases.toy_model("box", data_parallel=True)
+    error: type[Exception] = LookupError if rank == 1 else RuntimeError
+    with pytest.raises(error, match="no place"):
+        model.learn(200, Refusing() if rank == 1 else None)
+    masked = cases.toy_model("masked_discrete", data_parallel=True)
+    error = ValueError if rank == 1 else RuntimeError
+    with (
+        mock.patch.object(maskable, "is_masking_supported", return_value=rank == 0),
+        pytest.raises(error, match="no method action_masks"),
+    ):
+        masked.learn(200)
 
 
 def faulty(model: TRPO, fault: Any, action: Any) -> Any:

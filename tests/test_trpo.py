@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, trpo
+from sb3_trpo._fisher import FisherProduct
 from sb3_trpo.trpo import ACTOR_UPDATES
 from tests import stepped
 from tests.cases import CASES, copy_rollout, toy_envs, toy_model
@@ -375,9 +377,18 @@ class TestSubSampling:
         # The Fisher matrix of a quarter of the states is still an estimate of the same one.
         assert float(th.cosine_similarity(first, full, dim=0)) > 0.5
 
-    def test_both_factors_work_together(self) -> None:
-        model = toy_model(sub_sampling_factor=2, fisher_sub_sampling_factor=4).learn(192)
-        assert model._n_updates == 3
+    def test_both_factors_together_use_all_states_for_the_fisher_products(self) -> None:
+        # Mistake: both take turns in lockstep, and some states are never multiplied with.
+        model = collected(sub_sampling_factor=2, fisher_sub_sampling_factor=2)
+        model.rollout_buffer.advantages[...] = np.arange(64).reshape(32, 2)
+        model.normalize_advantage = False
+        seen = set()
+        with mock.patch.object(trpo, "FisherProduct", wraps=FisherProduct) as fisher:
+            for _ in range(4):
+                model.train()
+        for call in fisher.call_args_list:
+            seen |= {float(a) for chunk in call.args[1] for a in chunk.advantages}
+        assert len(seen) == 64
 
 
 class TestDampedStepSize:
