@@ -1,7 +1,7 @@
 """The policy as an actor: its parameters, and how it evaluates and linearises a batch."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 
 from sb3_trpo._batch import ActorBatch, SequenceBatch
 from sb3_trpo._distributions import ActionDistribution, Outputs
-from sb3_trpo._layerwise import directions, layerwise, recording_layers
+from sb3_trpo._layerwise import Call, directions, layerwise, recording_layers
 from sb3_trpo._linearization import (
     AutogradLinearization,
     Linearization,
@@ -47,6 +47,9 @@ _CHUNKS_ON_GPU = 4
 
 # States in a chunk where every state and output takes a backward pass of its own.
 _FEW_STATES = 8
+
+# Memory that a state is taken to need where it cannot be measured: that of some large layers.
+_UNMEASURED_BYTES = 100_000
 
 # Memory of a Fisher product's graphs, as a multiple of what one forward pass saves.
 _GRAPHS_PER_FORWARD = 4
@@ -288,10 +291,7 @@ def read_actor(
             "off. Call learn() outside of it."
         )
     few = batch.every(-(-len(batch) // _PROBE_STATES), 0)
-    probe = _Probe(len(few))
-    # In this order: layers that have a hook already are not recorded.
-    with th.enable_grad(), recording_layers(policy) as calls, _recording(probe, policy):
-        distribution = read_distribution(policy, few)
+    distribution, calls, probe = _evaluate(policy, few)
     parameters = _parameters_of(
         policy, batch, few, distribution, probe, max_states_per_chunk, processes
     )
@@ -305,6 +305,34 @@ def read_actor(
     kl_scale = 1.0 if kl_reduction == "sum" else 1.0 / _action_dimensions(distribution)
     is_rowwise = isinstance(linearization, RowwiseLinearization)
     return Actor(policy, parameters, modules, kl_scale, *sizes, is_rowwise)
+
+
+def _evaluate(
+    policy: ActorCriticPolicy, few: ActorBatch
+) -> tuple[ActionDistribution, list[Call], _Probe]:
+    """Evaluate a few states, and measure what their graph takes where torch has a way to."""
+    try:
+        return _recorded(policy, few, _measuring)
+    except RuntimeError:
+        pass  # by torch.func or forward mode inside of the policy; any other fault comes again
+    distribution, calls, probe = _recorded(policy, few, lambda *_: nullcontext())
+    probe.saved_bytes[0] = _UNMEASURED_BYTES * len(few)
+    return distribution, calls, probe
+
+
+def _recorded(
+    policy: ActorCriticPolicy, few: ActorBatch, measuring: Callable[..., Any]
+) -> tuple[ActionDistribution, list[Call], _Probe]:
+    """Evaluate a few states, and record the modules and layers that run."""
+    probe = _Probe(len(few))
+    # In this order: layers that have a hook already are not recorded.
+    with (
+        th.enable_grad(),
+        recording_layers(policy) as calls,
+        _recording(probe, policy),
+        measuring(probe, policy),
+    ):
+        return read_distribution(policy, few), calls, probe
 
 
 def _chunk_sizes(
@@ -452,7 +480,25 @@ def _action_dimensions(distribution: ActionDistribution) -> int:
 
 @contextmanager
 def _recording(probe: _Probe, policy: nn.Module) -> Iterator[None]:
-    """Record the modules that are called and the size of what is saved for the backward pass."""
+    """Record the modules that are called."""
+
+    def called(module: nn.Module, args: Any, output: Any) -> None:
+        probe.modules.add(module)
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and isinstance(output, th.Tensor):
+            probe.layer_bytes += output.numel() * output.element_size()
+
+    # Modules of TorchScript take no hooks.
+    watched = [m for m in policy.modules() if not isinstance(m, th.jit.ScriptModule)]
+    handles = [module.register_forward_hook(called) for module in watched]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _measuring(probe: _Probe, policy: nn.Module) -> AbstractContextManager[Any]:
+    """Measure what is saved for the backward pass."""
     own = {_memory_of(tensor)[0] for tensor in [*policy.parameters(), *policy.buffers()]}
 
     def note(tensor: th.Tensor) -> th.Tensor:
@@ -461,20 +507,7 @@ def _recording(probe: _Probe, policy: nn.Module) -> Iterator[None]:
             probe.saved_bytes[address] = size
         return tensor.detach()  # the tensor itself, if it is an output, would keep its graph alive
 
-    def called(module: nn.Module, args: Any, output: Any) -> None:
-        probe.modules.add(module)
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            probe.layer_bytes += output.numel() * output.element_size()
-
-    # Modules of TorchScript take no hooks.
-    watched = [m for m in policy.modules() if not isinstance(m, th.jit.ScriptModule)]
-    handles = [module.register_forward_hook(called) for module in watched]
-    try:
-        with th.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return th.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
 
 
 def _memory_of(tensor: th.Tensor) -> tuple[int, int]:

@@ -19,6 +19,10 @@ J_la  slope of the a-th output of the network with respect to (W_l, b_l), for ev
 ====  ====================================================================================
 
 Only the differences of the logits to the last one matter, so there is one output fewer.
+
+The slopes of all states come from one backward pass, as if row i of every o_l moved the outputs of
+state i alone. A network may mix its rows: sort them, or read a table of as many rows as there are
+states. Another backward pass, with random weights of the states, tells, and autograd takes over.
 """
 
 from collections import Counter
@@ -34,7 +38,12 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from sb3_trpo._distributions import ActionDistribution, Outputs
-from sb3_trpo._linearization import AutogradLinearization, Linearization, views_by_id
+from sb3_trpo._linearization import (
+    AutogradLinearization,
+    Linearization,
+    differentiable,
+    views_by_id,
+)
 from sb3_trpo._plain import has_global_hooks, is_plain
 from sb3_trpo._vectors import flatten
 
@@ -82,7 +91,8 @@ def recording_layers(policy: nn.Module) -> Iterator[list[Call]]:
     def note(layer: nn.Module, args: tuple[Any, ...], output: th.Tensor) -> None:
         # Mixed precision would have to be repeated in the products.
         is_uniform = output.dtype == layer.weight.dtype
-        if th.is_grad_enabled() and output.requires_grad and len(args) == 1 and is_uniform:
+        is_used = output.requires_grad and output.numel() > 0
+        if th.is_grad_enabled() and is_used and len(args) == 1 and is_uniform:
             inputs = args[0].detach()
             edge, n_outputs = get_gradient_edge(output), output[0].numel()
             calls.append(Call(cast(nn.Linear, layer), inputs, args[0]._version, edge, n_outputs))
@@ -215,16 +225,19 @@ class LayerwiseLinearization(Linearization):
         super().__init__(distribution)
         self._parameters = parameters
         self._rest = rest
+        self._all_by_autograd = AutogradLinearization(distribution, parameters)
         self._by_autograd = AutogradLinearization(distribution, rest)
         self._calls = calls
         self._widths = directions(distribution)
 
     def gradient(self, value: th.Tensor) -> th.Tensor:
         """Differentiate with respect to θ."""
-        return AutogradLinearization(self.distribution, self._parameters).gradient(value)
+        return self._all_by_autograd.gradient(value)
 
     def jacobian_product(self, vector: th.Tensor) -> Outputs:
         """Add up what the layers' changes do to z."""
+        if not self._layers:
+            return self._with_mixed_rows.jacobian_product(vector)
         changes = views_by_id(vector, self._parameters)
         if self._rest:
             rest = flatten([changes[id(parameter)] for parameter in self._rest])
@@ -242,6 +255,8 @@ class LayerwiseLinearization(Linearization):
 
     def transposed_product(self, tangent: Outputs) -> th.Tensor:
         """Pull a change of z back to every layer's weights."""
+        if not self._layers:
+            return self._with_mixed_rows.transposed_product(tangent)
         result = tangent[0].new_empty(sum(parameter.numel() for parameter in self._parameters))
         gradients = views_by_id(result, self._parameters)
         if self._rest:
@@ -258,8 +273,17 @@ class LayerwiseLinearization(Linearization):
         return tuple(u[:, :width] for u, width in zip(tangent, self._widths, strict=True))
 
     @cached_property
+    def _with_mixed_rows(self) -> Linearization:
+        """Leave all to autograd."""
+        return differentiable(self._all_by_autograd)
+
+    @cached_property
     def _layers(self) -> list["_Layer | _SmallLayer"]:
-        """Compute the slopes S of every layer, one backward pass for each output."""
+        """
+        Compute the slopes S of every layer, one backward pass for each output.
+
+        :return: the layers; none if a row of some layer moves the outputs of another state
+        """
         layers = [_Layer(call, self._widths) for call in self._calls]
         edges = [call.edge for call in self._calls]
         for i, (z, width) in enumerate(zip(self.distribution.outputs, self._widths, strict=True)):
@@ -272,7 +296,32 @@ class LayerwiseLinearization(Linearization):
                     break  # these outputs depend on no layer, as a log std usually
                 for layer, slope in zip(layers, slopes, strict=True):
                     layer.keep(i, a, slope)
+        if not self._are_by_state(layers):
+            return []
         return [_SmallLayer(layer) if layer.is_small else layer for layer in layers]
+
+    def _are_by_state(self, layers: Sequence["_Layer"]) -> bool:
+        """Compare the slopes of a random sum of the outputs with the same sum of the slopes."""
+        outputs, generator = self.distribution.outputs, th.Generator().manual_seed(0)
+        weights = [
+            th.randn(z.shape, generator=generator, dtype=th.float64).to(z.dtype) for z in outputs
+        ]
+        for weight, width in zip(weights, self._widths, strict=True):
+            weight[:, width:] = -weight[:, :width].sum(dim=1, keepdim=True)
+        attached = [i for i, z in enumerate(outputs) if z.requires_grad]
+        slopes = th.autograd.grad(
+            [outputs[i] for i in attached],
+            [call.edge for call in self._calls],
+            [weights[i] for i in attached],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        cut = self._cut(tuple(weights))
+        return all(
+            layer.has_weighted_slope(cut, slope)
+            for layer, slope in zip(layers, slopes, strict=True)
+            if slope is not None
+        )
 
 
 class _Layer:
@@ -312,6 +361,28 @@ class _Layer:
             slopes = self.slopes[i] = rows.new_zeros(len(rows), self._widths[i], rows.shape[1])
         slopes[:, a] = rows
 
+    def has_weighted_slope(self, weights: Outputs, slope: th.Tensor) -> bool:
+        """
+        Return whether the slope of a sum of the outputs is the sum of the slopes.
+
+        :param weights: of the outputs in the sum, for every state
+        :param slope: of the sum, with respect to the layer's output
+        """
+        rows = self._to_rows(slope)
+        error = rows - self._weighted(weights)
+        # Rounding stays far below, rows of another state are far above.
+        tolerance = th.finfo(rows.dtype).eps ** 0.5
+        return bool(error.norm() <= tolerance * rows.norm())
+
+    def _weighted(self, weights: Outputs) -> th.Tensor:
+        """Add up the slopes of the outputs with weights, to one row per state."""
+        rows = [
+            th.bmm(u.unsqueeze(1), slopes).squeeze(1)
+            for u, slopes in zip(weights, self.slopes, strict=True)
+            if slopes is not None
+        ]
+        return sum(rows[1:], rows[0])
+
     def push(self, changes: Mapping[int, th.Tensor], tangents: Outputs) -> Outputs:
         """Add what a change of the layer's parameters does to z."""
         weight, bias = changes.get(id(self.layer.weight)), changes.get(id(self.layer.bias))
@@ -327,12 +398,7 @@ class _Layer:
 
     def pull(self, tangent: Outputs, gradients: Mapping[int, th.Tensor]) -> None:
         """Write the layer's gradients into place."""
-        rows = [
-            th.bmm(u.unsqueeze(1), slopes).squeeze(1)
-            for u, slopes in zip(tangent, self.slopes, strict=True)
-            if slopes is not None
-        ]
-        slope = self._from_rows(sum(rows[1:], rows[0]))
+        slope = self._from_rows(self._weighted(tangent))
         weight, bias = gradients.get(id(self.layer.weight)), gradients.get(id(self.layer.bias))
         if weight is not None:
             self._weight_gradient(slope, weight)

@@ -223,6 +223,53 @@ def _activation(name: str, *arguments: Any) -> tuple[Make, Run]:
 
 _conv = nn.utils.parametrizations
 
+
+class Experts(nn.Module):
+    """Four experts, of which each state goes to one and the last sees none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(6, 3)
+        self.experts = nn.ModuleList(nn.Linear(6, 3) for _ in range(4))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        shares = self.gate(x).softmax(1)
+        result = x.new_zeros(len(x), 3)
+        for i, expert in enumerate(self.experts):
+            chosen = shares.argmax(1) == i
+            result[chosen] = expert(x[chosen]) * shares.max(1, keepdim=True).values[chosen]
+        return result
+
+
+class Pair(nn.Linear):
+    """A linear layer that returns two results."""
+
+    def forward(self, x: th.Tensor) -> Any:
+        return super().forward(x), None
+
+
+class Own(nn.Module):
+    """A network that differentiates its layers itself."""
+
+    def __init__(self, differentiate: Callable[..., th.Tensor]) -> None:
+        super().__init__()
+        self.differentiate = differentiate
+        self.net = nn.Sequential(nn.Linear(6, 5), nn.Softplus(), nn.Linear(5, 3))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return self.differentiate(self.net, x)
+
+
+def _own_gradient(net: nn.Module, x: th.Tensor) -> th.Tensor:
+    gradient: th.Tensor = th.func.vmap(th.func.grad(lambda row: net(row).sum()))(x)
+    return gradient
+
+
+def _own_tangent(net: nn.Module, x: th.Tensor) -> th.Tensor:
+    tangent: th.Tensor = th.func.jvp(net, (x,), (th.ones_like(x),))[1]
+    return tangent
+
+
 # What runs between a linear layer of six outputs and the policy's networks.
 LAYERS: dict[str, tuple[Make, Run]] = {
     "TransformerEncoder": _encoder(),
@@ -283,6 +330,10 @@ LAYERS: dict[str, tuple[Make, Run]] = {
     "Softmax": _activation("Softmax", 1),
     "AlphaDropout": _activation("AlphaDropout"),
     "RReLU": _activation("RReLU"),
+    "experts": _module(Experts),
+    "two results": ((lambda: {"layer": Pair(6, 3)}), lambda layer, x: layer(x)[0].tanh()),
+    "torch.func.grad": _module(lambda: Own(_own_gradient)),
+    "torch.func.jvp": _module(lambda: Own(_own_tangent)),
     "cdist": _function(lambda x: th.cdist(x[:, None], x[:, None] + th.eye(6).to(x))[:, 0]),
     "rfft": _function(lambda x: th.fft.rfft(x).abs()),
 }

@@ -188,6 +188,30 @@ def test_half_frozen_layers_are_no_trouble(frozen: str, monkeypatch: pytest.Monk
     check_equal_to_autograd(case_of(make, run), monkeypatch)
 
 
+def sort_the_states(layers: Any, x: th.Tensor) -> Any:
+    order = x[:, 0].argsort()
+    return layers["other"](layers["layer"](x[order]).tanh())[order.argsort()]
+
+
+def read_a_table_of_as_many_rows(layers: Any, x: th.Tensor) -> Any:
+    table = th.arange(4.0 * len(x)).to(x).cos().view(len(x), 4)
+    return (layers["layer"](x) @ layers["other"](table).T).softmax(1) @ table
+
+
+def swap_two_states(layers: Any, x: th.Tensor) -> Any:
+    order = th.arange(len(x))
+    order[-2:] = order[-2:].flip(0)
+    return layers["other"](layers["layer"](x).tanh()[order])[order]
+
+
+@pytest.mark.parametrize("run", [sort_the_states, read_a_table_of_as_many_rows, swap_two_states])
+def test_layers_whose_rows_are_not_the_states_in_order_are_no_trouble(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Mistake: the slopes of row i are taken for those of state i.
+    check_equal_to_autograd(case_of(one_layer, run), monkeypatch)
+
+
 def run_twice(layers: Any, x: th.Tensor) -> Any:
     h = layers["layer"](x).tanh()
     return layers["other"](layers["other"](h).tanh())
