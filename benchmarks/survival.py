@@ -115,10 +115,10 @@ class Tell(BaseCallback):
 
 class Checkpoint(TrainingCheckpoint):
     """
-    A checkpoint that is told about.
+    A checkpoint that reports when it writes.
 
     :param folder: of the files
-    :param tell: tells about it
+    :param tell: takes the report
     """
 
     def __init__(self, folder: Path, tell: Tell) -> None:

@@ -20,7 +20,7 @@ model = TRPO(
     cg_max_steps=10,
     target_kl=0.02,
     n_critic_updates=4,
-    fisher_sub_sampling_factor=4,  # convolutions make Fisher products dear
+    fisher_sub_sampling_factor=4,  # convolutions make Fisher products slow
     policy_kwargs={"share_features_extractor": False},  # the critic gets convolutions of its own
     verbose=1,
 )

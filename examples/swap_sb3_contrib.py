@@ -1,4 +1,4 @@
-"""Go on with a script, and with a model, that were written for ``sb3_contrib.TRPO``."""
+"""Continue with a script, and with a model, that were written for ``sb3_contrib.TRPO``."""
 
 import sys
 from typing import Any
@@ -19,7 +19,7 @@ env = make_vec_env("Pendulum-v1", n_envs=2)
 model = TRPO("MlpPolicy", env, **HYPERPARAMETERS, kl_reduction="mean", verbose=1)
 model.learn(TIMESTEPS)
 
-# A model that sb3-contrib has trained: it goes on with "mean", unless load is told otherwise.
+# A model that sb3-contrib has trained: it continues with "mean", unless load is told otherwise.
 sb3_contrib.TRPO("MlpPolicy", env, **HYPERPARAMETERS).learn(TIMESTEPS // 2).save("contrib")
 model = TRPO.load("contrib", env, kl_reduction="mean", verbose=1)
 model.learn(TIMESTEPS // 2, reset_num_timesteps=False)

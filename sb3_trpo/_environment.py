@@ -39,9 +39,16 @@ class NamingThePlace:
             return
         dead = _dead_workers(self._env) if isinstance(error, (EOFError, OSError)) else []
         envs = _in_words(dead or _envs_in(error.__traceback__))
-        where = "a reset" if self._filled is None else f"step {self._filled.pos + 1} of a rollout"
-        note = f"This happened in {where}{envs}. Parameters and optimizer are as before."
+        note = f"This happened {self._when()}{envs}. Parameters and optimizer are as before."
         add_note(error, note)
+
+    def _when(self) -> str:
+        """Say how far the block came."""
+        if self._filled is None:
+            return "before the first step of a rollout"
+        if self._filled.full:
+            return "at the end of a rollout"
+        return f"in step {self._filled.pos + 1} of a rollout"
 
 
 def _envs_in(traceback: TracebackType | None) -> list[int]:

@@ -306,8 +306,8 @@ def differentiable(linearization: AutogradLinearization) -> AutogradLinearizatio
     warnings.warn(
         f"The policy runs an operation that torch cannot differentiate twice ({fault}). The "
         f"actor's update is correct but slow: it takes one backward pass for every state and "
-        f"output. An operation with a second derivative avoids that, for example Embedding with a "
-        f"sum in place of EmbeddingBag.",
+        f"output. An operation with a second derivative avoids that: Embedding with a sum in "
+        f"place of EmbeddingBag, attention without flash kernels, another activation.",
         stacklevel=4,
     )
     return RowwiseLinearization(linearization.distribution, linearization.parameters)

@@ -56,7 +56,7 @@ def flat_features(policy: ActorCriticPolicy, observations: Observations) -> th.T
 
 
 def _tanh(h: th.Tensor) -> th.Tensor:
-    """Apply tanh in place; NumPy's takes a tenth of the time of torch's."""
+    """Apply tanh in place; NumPy's takes a tenth of the time of torch's on some processors."""
     if not h.is_cpu or h.dtype not in (th.float32, th.float64):
         return h.tanh_()
     array = h.numpy()

@@ -1,5 +1,5 @@
 """
-Load values from a pickle that nobody vouches for.
+Load values from an untrusted pickle.
 
 :mod:`~sb3_trpo._pickle_tree` reads what the pickle describes; this module makes values of it. Of
 what a pickle can name, only two kinds exist here. A few types of values each have a function in

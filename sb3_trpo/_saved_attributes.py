@@ -1,4 +1,4 @@
-"""Read the attributes of a saved model that nobody vouches for."""
+"""Read the attributes of an untrusted saved model."""
 
 import base64
 import collections

@@ -86,6 +86,21 @@ def read_model(
     )
 
 
+def reason_to_refuse(content: io.BytesIO, kind: type) -> str | None:
+    """
+    Say why ``load`` will not take a model unless it trusts the file.
+
+    :param content: that was saved
+    :param kind: the algorithm's class
+    :return: the reason and the remedies; ``None`` if the model will be loaded
+    """
+    try:
+        read_model(content, kind, None, (), is_trusted=False)
+    except ValueError as error:
+        return str(error.__cause__ or error)
+    return None
+
+
 def read_parameters(path: ModelFile, names: Collection[str], is_whole: bool) -> io.BytesIO:
     """
     Read the weights in the file of a model once.

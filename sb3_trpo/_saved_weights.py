@@ -1,4 +1,4 @@
-"""Read and check the weights of a model that nobody vouches for."""
+"""Read and check the weights of an untrusted model."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""Load the statistics of a normalised environment from a file that nobody vouches for."""
+"""Load the statistics of a normalised environment from an untrusted file."""
 
 import math
 import pathlib

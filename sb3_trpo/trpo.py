@@ -58,7 +58,7 @@ from sb3_trpo._read_buffer import (
     read_rollout,
 )
 from sb3_trpo._rollout_forward import fast_forward
-from sb3_trpo._saved_model import fitting, read_model, read_parameters
+from sb3_trpo._saved_model import fitting, read_model, read_parameters, reason_to_refuse
 from sb3_trpo._saved_weights import check_parameters
 from sb3_trpo._surrogate import Surrogate, improvement_and_kl, surrogate_at
 from sb3_trpo._trust_region import (
@@ -907,6 +907,8 @@ class TRPO(OnPolicyAlgorithm):
         """
         Save the model as SB3 does, but replace a file that exists only when the new one is whole.
 
+        A warning says if ``load`` will not take it without ``trust_checkpoint=True``.
+
         :param path: path, to which ``.zip`` is added if it has no suffix, or a stream
         :param exclude: further attributes to leave out
         :param include: attributes to save that are left out by default
@@ -919,6 +921,9 @@ class TRPO(OnPolicyAlgorithm):
         content = BytesIO()
         super().save(content, exclude, include)
         write_atomically(saving_path(pathlib.Path(path)), content.getvalue())
+        reason = reason_to_refuse(content, type(self))
+        if reason is not None:
+            warnings.warn(f"{path} is saved, but load will refuse it: {reason}", stacklevel=2)
 
     def set_parameters(
         self,
@@ -966,10 +971,10 @@ class TRPO(OnPolicyAlgorithm):
         else; the rest is refused by name.
 
         A file that sb3-contrib trained last does not say how its target_kl and cg_damping are
-        meant; it goes on with ``kl_reduction="mean"``, as it was trained, unless told otherwise.
+        meant; it continues with ``kl_reduction="mean"``, as it was trained, unless told otherwise.
 
         :param path: path, or a stream
-        :param env: environment to go on with; may be missing for prediction
+        :param env: environment to train in; may be missing for prediction
         :param device: where to put the policy
         :param custom_objects: replacements for saved objects, by attribute name
         :param print_system_info: whether to print the saved and the current system
@@ -987,7 +992,7 @@ class TRPO(OnPolicyAlgorithm):
         if "kl_reduction" not in kwargs and saved is None:
             kwargs["kl_reduction"] = "mean"
             warnings.warn(
-                "This model was not last trained by sb3_trpo: it goes on with "
+                "This model was not last trained by sb3_trpo: it continues with "
                 "kl_reduction='mean', which is what target_kl and cg_damping mean in "
                 "sb3_contrib.TRPO. Pass kl_reduction to load to choose.",
                 stacklevel=2,

@@ -96,7 +96,7 @@ def test_the_exception_keeps_its_type_and_message() -> None:
 def test_a_fault_in_a_reset_is_named() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         model_in(DummyVecEnv(makers(fails_in_reset=True))).learn(24)
-    assert "in a reset, in environment 1." in said_by(caught.value)
+    assert "before the first step of a rollout, in environment 1." in said_by(caught.value)
 
 
 class Ending(Counting):

@@ -1,5 +1,6 @@
 """Saved models: exact, readable by sb3-contrib, and readable from sb3-contrib."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -322,6 +323,19 @@ def test_only_policy_and_optimizer_are_saved_as_tensors() -> None:
     with zipfile.ZipFile(saved(toy_model().learn(64))) as archive:
         names = {name for name in archive.namelist() if name.endswith(".pth")}
     assert names == {"policy.pth", "policy.optimizer.pth", "pytorch_variables.pth"}
+
+
+def test_a_file_that_load_will_refuse_is_named_when_it_is_saved(tmp_path: Path) -> None:
+    # Mistake: a user learns after the training that the model cannot be loaded.
+    model = toy_model("box")
+    model.save(tmp_path / "model")  # a warning would be an error
+    model.note = functools.partial(print, "done")
+    with pytest.warns(UserWarning, match="model is saved, but load will refuse it.*'note' holds"):
+        model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="'note' holds"):
+        TRPO.load(tmp_path / "model", device="cpu")
+    model.save(tmp_path / "model", exclude=["note"])
+    TRPO.load(tmp_path / "model", device="cpu")
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])

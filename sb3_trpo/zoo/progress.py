@@ -28,7 +28,7 @@ def read_progress(path: Path) -> pd.DataFrame:
         return pd.read_csv(path)
     except ValueError as error:  # pandas' errors are
         raise UsageError(
-            f"{path} is damaged: {one_line(error)}: remove it to go on without its pictures"
+            f"{path} is damaged: {one_line(error)}: remove it to continue without its pictures"
         ) from error
 
 

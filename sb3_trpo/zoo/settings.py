@@ -21,7 +21,7 @@ PLAIN_TAGS = {
 }
 # Name of a run's folder; the RL Zoo's -uuid adds one behind the number.
 NUMBERED = re.compile(r"(.+)_(\d+)(?:_[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})?")
-# Environments of a run that nobody vouches for: each may be a process.
+# Environments of an untrusted run: each may be a process.
 MOST_ENVS = 256
 # Values of a file of settings.
 MOST_VALUES = 100_000
