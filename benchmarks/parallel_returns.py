@@ -42,8 +42,10 @@ def main() -> None:
     sizes = [1, arguments.processes]
     settings = {"env": arguments.env, "sizes": sizes, "hyperparameters": hyperparameters}
     result = read_result(path)
-    if {name: result.get(name) for name in settings} != settings:
+    if not result:
         result = {**settings, "episodes": EPISODES, "returns": {str(size): {} for size in sizes}}
+    elif {name: result.get(name) for name in settings} != settings:
+        raise SystemExit(f"{path} has been measured with other settings: move it away")
     for seed in range(arguments.seeds):
         for size in sizes:
             done = result["returns"][str(size)]
