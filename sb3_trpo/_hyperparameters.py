@@ -226,7 +226,7 @@ _LEARN_RANGES: Ranges = {
     "total_timesteps": ("a number", lambda value: _is_real(value) and not math.isnan(value)),
     "log_interval": (
         "None or a number other than 0",
-        lambda value: value is None or (_is_real(value) and value != 0),
+        lambda value: value is None or (isinstance(value, (int, float, np.number)) and value != 0),
     ),
 }
 

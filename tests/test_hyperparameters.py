@@ -196,7 +196,7 @@ def test_arguments_of_learn_are_checked_before_training(case: str, name: str, va
 
 
 @pytest.mark.parametrize("total_timesteps", [1e2, np.int64(100), -1, 0])
-@pytest.mark.parametrize("log_interval", [None, -1, 2])
+@pytest.mark.parametrize("log_interval", [None, -1, 2, True])
 def test_arguments_of_learn_may_be_what_they_may_be_in_sb3(
     total_timesteps: Any, log_interval: Any
 ) -> None:
