@@ -23,6 +23,7 @@ from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.progress import ProgressFile
 from sb3_trpo.zoo.resume import shorten_logs
 from sb3_trpo.zoo.stored_options import needs_trust, stored_options
+from tests.cases import toy_model
 
 REPOSITORY = Path(__file__).parents[1]
 TRAIN = [
@@ -277,6 +278,21 @@ def test_run_without_checkpoints_is_told_so(tmp_path: Path) -> None:
     args = SimpleNamespace(conf_file=None, resume=tmp_path / "CartPole-v1_1")
     with pytest.raises(UsageError, match="no checkpoint to resume from"):
         ResumedRun(args, "trpo", "CartPole-v1", str(tmp_path), verbose=0)
+
+
+def test_checkpoint_that_a_process_writes_as_it_ends_is_found(tmp_path: Path) -> None:
+    # Mistake: the checkpoint is chosen before the run is locked.
+    from sb3_trpo.zoo.checkpoints import RunCheckpoint
+    from sb3_trpo.zoo.resume import ResumedRun
+
+    run = tmp_path / "CartPole-v1_1"
+    toy_model().learn(64, RunCheckpoint(run, 64))
+    args = SimpleNamespace(conf_file=None, resume=run)
+    resumed = ResumedRun(args, "trpo", "CartPole-v1", str(tmp_path), verbose=0)
+    toy_model().learn(128, RunCheckpoint(run, 128))
+    resumed.create_log_folder()
+    resumed.unlock()
+    assert resumed.found.checkpoint.state["num_timesteps"] == 128
 
 
 STARTED = ["--env", "CartPole-v1", "-n", "1e4", "--hyperparams", "target_kl:lin_0.02"]

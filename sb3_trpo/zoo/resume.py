@@ -36,14 +36,19 @@ class ResumedRun(RunManager):
             raise UsageError(f"--resume continues runs of sb3_trpo, and not of '{self.algo}'")
         run = Path(self.args.resume)
         self.save_path, self.params_path = str(run), str(run / self.env_name)
+        self._find_checkpoint()
+
+    def _find_checkpoint(self) -> None:
+        with user_errors(ValueError, OSError):
+            self.found = find_checkpoint(checkpoint_folder(Path(self.save_path)))
 
     def create_log_folder(self) -> None:
         """Claim the run's folder, and remove from its logs what came after the checkpoint."""
-        run = Path(self.save_path)
-        with user_errors(ValueError, OSError):
-            self.lock()  # first: a process that is about to end may write another checkpoint
-            self.found = find_checkpoint(checkpoint_folder(run))
-            shorten_logs(run, self.found.checkpoint.state.get("extra"))
+        with user_errors(OSError):
+            self.lock()
+        self._find_checkpoint()  # again: the process that had the lock may have written one
+        with user_errors(OSError):
+            shorten_logs(Path(self.save_path), self.found.checkpoint.state.get("extra"))
 
     def create_envs(self, *arguments: Any, **options: Any) -> VecEnv:
         """Create environments whose episodes are added to the run's log.
