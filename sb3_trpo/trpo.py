@@ -738,7 +738,7 @@ class TRPO(OnPolicyAlgorithm):
         )
         chunks = fisher_chunks = batch.chunks(actor.max_states_per_chunk)
         if self.fisher_sub_sampling_factor > 1:
-            # One turn of the states for each of the batch's, so that all are multiplied with.
+            # With the batch's own turns the two would stay in step, and leave some states out.
             turn = self._n_updates // self.sub_sampling_factor
             fisher_batch = self._every(self.fisher_sub_sampling_factor, batch, turn)
             fisher_chunks = fisher_batch.chunks(actor.max_states_per_chunk)
