@@ -2,7 +2,9 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from array import array
+from collections import deque
+from collections.abc import Callable, Mapping, MutableSequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +56,23 @@ def check_learn(total_timesteps: Any, log_interval: Any) -> None:
     """
     values = {"total_timesteps": total_timesteps, "log_interval": log_interval}
     check_values(_LEARN_RANGES, values)
+
+
+def as_builtin(value: Any) -> Any:
+    """
+    Turn mappings and sequences of other packages, as of a configuration, into Python's own.
+
+    A file with those of OmegaConf would not load unless it is trusted.
+
+    :param value: anything
+    :return: the same, with dictionaries and lists in place of other mappings and sequences; those
+        of a special kind stay, such as a ``defaultdict``
+    """
+    if isinstance(value, Mapping) and (type(value) is dict or not isinstance(value, dict)):
+        return {key: as_builtin(item) for key, item in value.items()}
+    if isinstance(value, MutableSequence) and not isinstance(value, (bytearray, array, deque)):
+        return [as_builtin(item) for item in value]
+    return value
 
 
 def shared_settings(model: object) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from collections import UserDict, UserList, defaultdict, deque
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch as th
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_trpo import TRPO, TrainingCheckpoint, resume_training
+from sb3_trpo._hyperparameters import as_builtin
 from tests.cases import CASES, copy_rollout, toy_envs, toy_model
 from tests.environments import ToyEnv, changed, collect, critic_only, logged, state_of
 
@@ -323,6 +325,19 @@ def test_only_policy_and_optimizer_are_saved_as_tensors() -> None:
     with zipfile.ZipFile(saved(toy_model().learn(64))) as archive:
         names = {name for name in archive.namelist() if name.endswith(".pth")}
     assert names == {"policy.pth", "policy.optimizer.pth", "pytorch_variables.pth"}
+
+
+def test_options_of_a_configuration_are_saved_as_plain_dictionaries(tmp_path: Path) -> None:
+    # Mistake: a model that was configured by Hydra trains, and its file is refused.
+    options = UserDict({"net_arch": UserDict({"pi": UserList([8]), "vf": [8]}), "ortho_init": True})
+    model = TRPO("MlpPolicy", "CartPole-v1", policy_kwargs=options, device="cpu")  # type: ignore[arg-type]
+    model.save(tmp_path / "model")
+    loaded = TRPO.load(tmp_path / "model", device="cpu")
+    assert loaded.policy_kwargs == {"net_arch": {"pi": [8], "vf": [8]}, "ortho_init": True}
+    assert type(loaded.policy_kwargs["net_arch"]) is dict
+    others = {"a": defaultdict(int, b=1), "c": (1, [2]), "d": bytearray(b"e"), "f": deque([1])}
+    assert as_builtin(others) == others
+    assert [type(value) for value in as_builtin(others).values()] == [*map(type, others.values())]
 
 
 def test_a_file_that_load_will_refuse_is_named_when_it_is_saved(tmp_path: Path) -> None:
