@@ -63,12 +63,13 @@ def compute_returns_and_advantage(
     """
     rewards, values, gamma = buffer.rewards, buffer.values, buffer.gamma
     # The last one by itself: its value comes from the policy and may have another precision.
-    goes_on = 1.0 - dones.astype(np.float32)
-    advantage = rewards[-1] + gamma * last_values.cpu().numpy().ravel() * goes_on - values[-1]
+    next_values = last_values.cpu().numpy().ravel()
+    next_non_terminal = 1.0 - dones.astype(np.float32)
+    advantage = rewards[-1] + gamma * next_values * next_non_terminal - values[-1]
     buffer.advantages[-1] = advantage
-    goes_on = 1.0 - buffer.episode_starts[1:]
-    deltas = rewards[:-1] + gamma * values[1:] * goes_on - values[:-1]
-    decays = gamma * buffer.gae_lambda * goes_on
+    next_non_terminal = 1.0 - buffer.episode_starts[1:]
+    deltas = rewards[:-1] + gamma * values[1:] * next_non_terminal - values[:-1]
+    decays = gamma * buffer.gae_lambda * next_non_terminal
     steps = zip(deltas[::-1], decays[::-1], buffer.advantages[-2::-1], strict=True)
     for delta, decay, place in steps:
         place[:] = advantage = delta + decay * advantage

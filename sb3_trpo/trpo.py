@@ -540,8 +540,8 @@ class TRPO(OnPolicyAlgorithm):
                 check_size(rollout_buffer, n_rollout_steps)
                 self._start_rollout(env, callback, rollout_buffer)
             with joined_rollout(self, env, processes), NamingThePlace(env, rollout_buffer):
-                goes_on = self._collect(env, callback, rollout_buffer, n_rollout_steps, n_envs)
-            return processes.all(goes_on)
+                is_complete = self._collect(env, callback, rollout_buffer, n_rollout_steps, n_envs)
+            return processes.all(is_complete)
         except BaseException:
             # The environment may be a step ahead. Without an observation, `learn` resets it.
             self._last_obs = None
@@ -586,7 +586,7 @@ class TRPO(OnPolicyAlgorithm):
             self.num_timesteps += n_envs
             callback.update_locals(locals())
             if not callback.on_step():
-                self._stand_after(new_obs, dones, lstm_states)
+                self._remember_step(new_obs, dones, lstm_states)
                 return False
             self._update_info_buffer(infos, dones)
             n_steps += 1
@@ -594,7 +594,7 @@ class TRPO(OnPolicyAlgorithm):
                 actions = actions.reshape(-1, 1)
             rewards = self._bootstrapped(rewards, dones, infos, lstm_states, n_steps)
             add(self._last_obs, actions, rewards, episode_starts, values, log_probs, **stored)
-            self._stand_after(new_obs, dones, lstm_states)
+            self._remember_step(new_obs, dones, lstm_states)
 
         values = self._last_values(lstm_states, n_steps)
         fastest(rollout_buffer, "compute_returns_and_advantage")(last_values=values, dones=dones)
@@ -602,7 +602,7 @@ class TRPO(OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _stand_after(self, new_obs: Any, dones: np.ndarray, lstm_states: Any) -> None:
+    def _remember_step(self, new_obs: Any, dones: np.ndarray, lstm_states: Any) -> None:
         """Note from what the next step starts; a step that a callback stopped at was taken, too."""
         self._last_obs, self._last_episode_starts = new_obs, dones
         self._last_lstm_states = lstm_states
