@@ -314,7 +314,7 @@ def _evaluate(
     try:
         return _recorded(policy, few, _measuring)
     except RuntimeError:
-        pass  # by torch.func or forward mode inside of the policy; any other fault comes again
+        pass  # of torch.func or forward mode; any other error is raised again below
     distribution, calls, probe = _recorded(policy, few, lambda *_: nullcontext())
     probe.saved_bytes[0] = _UNMEASURED_BYTES * len(few)
     return distribution, calls, probe

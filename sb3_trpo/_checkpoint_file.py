@@ -106,7 +106,7 @@ def remove_older(newest: pathlib.Path, keep: int, runs: Collection[str]) -> None
 
 
 def _last_change(path: pathlib.Path) -> int:
-    """Return when a file was written last; one that was removed meanwhile is the oldest."""
+    """Return when a file was written last; 0 if it has been removed meanwhile."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:

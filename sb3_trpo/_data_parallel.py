@@ -137,6 +137,8 @@ class StartingTogether(CallbackList):
     """
     Callbacks of which an exception at the start of training ends it in all processes.
 
+    They must not communicate with other processes there.
+
     :param callback: as for ``learn``
     :param processes: that train together
     """

@@ -2,8 +2,6 @@
 
 import math
 import os
-from array import array
-from collections import deque
 from collections.abc import Callable, Mapping, MutableSequence
 from typing import Any
 
@@ -58,20 +56,33 @@ def check_learn(total_timesteps: Any, log_interval: Any) -> None:
     check_values(_LEARN_RANGES, values)
 
 
-def as_builtin(value: Any) -> Any:
+def plain_options(options: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """
-    Turn mappings and sequences of other packages, as of a configuration, into Python's own.
+    Copy keyword arguments into Python's own containers where SB3 reads them.
 
-    A file with those of OmegaConf would not load unless it is trusted.
+    A file with those of another package, such as OmegaConf's, would not load unless it is trusted.
+    What is passed on to the user's classes stays as it is.
 
-    :param value: anything
-    :return: the same, with dictionaries and lists in place of other mappings and sequences; those
-        of a special kind stay, such as a ``defaultdict``
+    :param options: ``policy_kwargs`` or ``rollout_buffer_kwargs``
+    :return: the same as a dictionary
     """
-    if isinstance(value, Mapping) and (type(value) is dict or not isinstance(value, dict)):
-        return {key: as_builtin(item) for key, item in value.items()}
-    if isinstance(value, MutableSequence) and not isinstance(value, (bytearray, array, deque)):
-        return [as_builtin(item) for item in value]
+    if options is None:
+        return None
+    plain = dict(options)
+    for name in {"features_extractor_kwargs", "optimizer_kwargs"} & plain.keys():
+        if isinstance(plain[name], Mapping):
+            plain[name] = dict(plain[name])
+    if "net_arch" in plain:
+        plain["net_arch"] = _plain_sizes(plain["net_arch"])
+    return plain
+
+
+def _plain_sizes(value: Any) -> Any:
+    """Copy the sizes of networks, in lists that may be in a dictionary."""
+    if isinstance(value, Mapping):
+        return {key: _plain_sizes(item) for key, item in value.items()}
+    if isinstance(value, MutableSequence):
+        return [_plain_sizes(item) for item in value]
     return value
 
 
@@ -205,6 +216,14 @@ def _is_real(value: Any) -> bool:
     return is_number and not isinstance(value, bool)
 
 
+def _as_number(value: Any) -> float:
+    """Convert whatever SB3 can compute with; NaN for anything else."""
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
 # Steps of a training, in files that say how far it should go.
 TOTAL_TIMESTEPS = ("a number of at least 0", _is_total_timesteps)
 
@@ -242,10 +261,10 @@ def _is_device(value: Any) -> bool:
 
 
 _LEARN_RANGES: Ranges = {
-    "total_timesteps": ("a number", lambda value: _is_real(value) and not math.isnan(value)),
+    "total_timesteps": ("a number", lambda value: not math.isnan(_as_number(value))),
     "log_interval": (
         "None or a number other than 0",
-        lambda value: value is None or (isinstance(value, (int, float, np.number)) and value != 0),
+        lambda value: value is None or abs(_as_number(value)) > 0,
     ),
 }
 

@@ -22,7 +22,7 @@ Only the differences of the logits to the last one matter, so there is one outpu
 
 The slopes of all states come from one backward pass, as if row i of every o_l moved the outputs of
 state i alone. A network may mix its rows: sort them, or read a table of as many rows as there are
-states. Another backward pass, with random weights of the states, tells, and autograd takes over.
+states. A backward pass with random weights detects that; then autograd computes the products.
 """
 
 from collections import Counter

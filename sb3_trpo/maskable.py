@@ -59,7 +59,8 @@ class MaskableTRPO(TRPO):
         :param use_masking: whether to ask the environment for masks
         :return: the trained model
         """
-        check_learn(total_timesteps, log_interval)
+        with self._processes.together():
+            check_learn(total_timesteps, log_interval)
         learn: Any = MaskablePPO.learn
         model: SelfMaskableTRPO = learn(
             *(self, total_timesteps, callback, log_interval, tb_log_name),

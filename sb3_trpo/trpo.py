@@ -42,11 +42,11 @@ from sb3_trpo._fisher import FisherProduct, for_one_solve
 from sb3_trpo._hyperparameters import (
     KL_REDUCTIONS,
     RANGES,
-    as_builtin,
     check_learn,
     check_ranges,
     check_values,
     parse_schedule,
+    plain_options,
     value_at,
 )
 from sb3_trpo._interrupts import deferring_interrupts
@@ -280,10 +280,10 @@ class TRPO(OnPolicyAlgorithm):
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
             rollout_buffer_class=rollout_buffer_class,
-            rollout_buffer_kwargs=as_builtin(rollout_buffer_kwargs),
+            rollout_buffer_kwargs=plain_options(rollout_buffer_kwargs),
             stats_window_size=int(stats_window_size),
             tensorboard_log=tensorboard_log,
-            policy_kwargs=as_builtin(policy_kwargs),
+            policy_kwargs=plain_options(policy_kwargs),
             verbose=verbose if is_first else 0,
             device=device,
             seed=seed,
@@ -487,7 +487,8 @@ class TRPO(OnPolicyAlgorithm):
         processes = self._processes
         with processes.together():
             self._check_learning_rate()
-            check_ranges(self)  # again, as they are attributes, which may be set
+            # Again: another word that was set since would train as "mean".
+            check_values(RANGES, {"kl_reduction": self.kl_reduction})
         self._iterations_before, self._log_interval = 0, 1
         settings = {"total_timesteps": total_timesteps, "reset_num_timesteps": reset_num_timesteps}
         start_equal(self, settings, processes)
@@ -674,7 +675,7 @@ class TRPO(OnPolicyAlgorithm):
         envs = [env for env, observation in last.items() if observation is not None]
         if not envs:
             return rewards
-        terminal_obs = self.policy.obs_to_tensor(_stacked([last[env] for env in envs]))[0]
+        terminal_obs = _joined([self.policy.obs_to_tensor(last[env])[0] for env in envs])
         with th.no_grad(), Reading(terminal_obs, step, "terminal observation", envs) as reading:
             starts = np.zeros(len(envs), dtype=bool)
             values = self._values(terminal_obs, lstm_states, starts, envs)
@@ -884,7 +885,8 @@ class TRPO(OnPolicyAlgorithm):
         :return: the trained model
         :raises ValueError: if an argument or a hyperparameter is out of its range
         """
-        check_learn(total_timesteps, log_interval)
+        with self._processes.together():
+            check_learn(total_timesteps, log_interval)
         return super().learn(
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
         )
@@ -908,7 +910,8 @@ class TRPO(OnPolicyAlgorithm):
         """
         Save the model as SB3 does, but replace a file that exists only when the new one is whole.
 
-        A warning says if ``load`` will not take it without ``trust_checkpoint=True``.
+        If there is a path, a warning says once if ``load`` will not take the file unless it is
+        trusted.
 
         :param path: path, to which ``.zip`` is added if it has no suffix, or a stream
         :param exclude: further attributes to leave out
@@ -924,7 +927,8 @@ class TRPO(OnPolicyAlgorithm):
         write_atomically(saving_path(pathlib.Path(path)), content.getvalue())
         reason = reason_to_refuse(content, type(self))
         if reason is not None:
-            warnings.warn(f"{path} is saved, but load will refuse it: {reason}", stacklevel=2)
+            # Without the path, as which Python shows it once and not for every checkpoint.
+            warnings.warn(f"The saved model is one that load will refuse: {reason}", stacklevel=2)
 
     def set_parameters(
         self,
@@ -1016,11 +1020,11 @@ class TRPO(OnPolicyAlgorithm):
         return loaded
 
 
-def _stacked(observations: Sequence[Any]) -> Any:
-    """Stack observations of some environments."""
+def _joined(observations: Sequence[Any]) -> Any:
+    """Join observations of one environment each."""
     if isinstance(observations[0], dict):
-        return {key: np.stack([each[key] for each in observations]) for key in observations[0]}
-    return np.stack(observations)
+        return {key: th.cat([each[key] for each in observations]) for key in observations[0]}
+    return th.cat(list(observations))
 
 
 def _check_ratios(ratio_error: float, action_space: spaces.Space[Any]) -> None:

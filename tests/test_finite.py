@@ -299,6 +299,19 @@ def test_rewards_of_the_environment_are_not_written_into(kind: type) -> None:
     assert (np.abs(rewards[truncated] - np.round(rewards[truncated])) > 1e-4).all()
 
 
+def test_a_terminal_observation_may_have_an_axis_of_its_own() -> None:
+    # Mistake: those of one step are stacked before they have the shape of the space.
+    class Wrapped(ToyEnv):
+        def step(self, action: Any) -> Any:
+            observation, *rest = super().step(action)
+            return (np.asarray(observation)[None], *rest)
+
+    env = DummyVecEnv([lambda: Wrapped(VECTOR, BOX_ACTIONS, EPISODE)] * 3)
+    model = model_in(env)
+    model.learn(48)
+    assert model._n_updates >= 1
+
+
 def test_rewards_may_be_a_list() -> None:
     env = faulty_envs(10**9)
     step = env.step

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from collections import UserDict, UserList, defaultdict, deque
+from collections import UserDict, UserList
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import sb3_contrib
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_trpo import TRPO, TrainingCheckpoint, resume_training
-from sb3_trpo._hyperparameters import as_builtin
 from tests.cases import CASES, copy_rollout, toy_envs, toy_model
 from tests.environments import ToyEnv, changed, collect, critic_only, logged, state_of
 
@@ -335,9 +336,22 @@ def test_options_of_a_configuration_are_saved_as_plain_dictionaries(tmp_path: Pa
     loaded = TRPO.load(tmp_path / "model", device="cpu")
     assert loaded.policy_kwargs == {"net_arch": {"pi": [8], "vf": [8]}, "ortho_init": True}
     assert type(loaded.policy_kwargs["net_arch"]) is dict
-    others = {"a": defaultdict(int, b=1), "c": (1, [2]), "d": bytearray(b"e"), "f": deque([1])}
-    assert as_builtin(others) == others
-    assert [type(value) for value in as_builtin(others).values()] == [*map(type, others.values())]
+
+
+class Configured(FlattenExtractor):
+    """Reads what it is given by its type."""
+
+    def __init__(self, space: spaces.Space[Any], config: UserDict[str, int], other: spaces.Dict):
+        assert type(config) is UserDict
+        assert type(other) is spaces.Dict
+        super().__init__(space)
+
+
+def test_what_a_users_class_is_given_stays_as_it_is() -> None:
+    # Mistake: a configuration, or a space of dictionaries, arrives as a plain dictionary.
+    options = UserDict(config=UserDict(width=3), other=spaces.Dict(a=spaces.Discrete(2)))
+    kwargs: Any = {"features_extractor_class": Configured, "features_extractor_kwargs": options}
+    TRPO("MlpPolicy", "CartPole-v1", policy_kwargs=kwargs, device="cpu")
 
 
 def test_a_file_that_load_will_refuse_is_named_when_it_is_saved(tmp_path: Path) -> None:
@@ -345,7 +359,7 @@ def test_a_file_that_load_will_refuse_is_named_when_it_is_saved(tmp_path: Path) 
     model = toy_model("box")
     model.save(tmp_path / "model")  # a warning would be an error
     model.note = functools.partial(print, "done")
-    with pytest.warns(UserWarning, match="model is saved, but load will refuse it.*'note' holds"):
+    with pytest.warns(UserWarning, match="one that load will refuse: the attribute 'note' holds"):
         model.save(tmp_path / "model")
     with pytest.raises(ValueError, match="'note' holds"):
         TRPO.load(tmp_path / "model", device="cpu")

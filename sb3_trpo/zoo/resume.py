@@ -46,7 +46,7 @@ class ResumedRun(RunManager):
         """Claim the run's folder, and remove from its logs what came after the checkpoint."""
         with user_errors(OSError):
             self.lock()
-        self._find_checkpoint()  # again: the process that had the lock may have written one
+        self._find_checkpoint()  # again: the process that held the lock may have written another
         with user_errors(OSError):
             shorten_logs(Path(self.save_path), self.found.checkpoint.state.get("extra"))
 
