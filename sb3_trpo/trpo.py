@@ -498,7 +498,8 @@ class TRPO(OnPolicyAlgorithm):
             is_custom = progress_bar = False
         if processes.size > 1:
             together = StartingTogether(callback, processes)
-            together.callbacks += [ProgressBar()] if progress_bar else []
+            if progress_bar:
+                together.callbacks.append(ProgressBar())
             callback, progress_bar = together, False
         options = callback, reset_num_timesteps, tb_log_name, progress_bar
         with merged_statistics(self.env, processes), processes.together():
@@ -740,10 +741,7 @@ class TRPO(OnPolicyAlgorithm):
         )
         chunks = fisher_chunks = batch.chunks(actor.max_states_per_chunk)
         if self.fisher_sub_sampling_factor > 1:
-            # With the batch's own turns the two would stay in step, and leave some states out.
-            turn = self._n_updates // self.sub_sampling_factor
-            fisher_batch = self._every(self.fisher_sub_sampling_factor, batch, turn)
-            fisher_chunks = fisher_batch.chunks(actor.max_states_per_chunk)
+            fisher_chunks = self._fisher_batch(batch).chunks(actor.max_states_per_chunk)
         # L, g and F at the old parameters
         linearized = LinearizedActor(actor, fisher_chunks)
         surrogate = surrogate_at(linearized, chunks, self.ent_coef, processes)
@@ -790,6 +788,12 @@ class TRPO(OnPolicyAlgorithm):
         """Select the states of the actor's update; the offset of a sub-sample rotates."""
         batch = self._every(self.sub_sampling_factor, rollout.actor_batch, self._n_updates)
         return batch.normalized(self._processes) if self.normalize_advantage else batch
+
+    def _fisher_batch(self, batch: ActorBatch) -> ActorBatch:
+        """Select the states of the Fisher products among those of the update."""
+        # With the batch's own turns the two would stay in step, and leave some states out.
+        turn = self._n_updates // self.sub_sampling_factor
+        return self._every(self.fisher_sub_sampling_factor, batch, turn)
 
     def _every(self, k: int, batch: ActorBatch, turn: int) -> ActorBatch:
         """Take every k-th state, counted through all processes, another one each turn."""
@@ -927,7 +931,7 @@ class TRPO(OnPolicyAlgorithm):
         write_atomically(saving_path(pathlib.Path(path)), content.getvalue())
         reason = reason_to_refuse(content, type(self))
         if reason is not None:
-            # Without the path, as which Python shows it once and not for every checkpoint.
+            # Without the path, so that Python shows it once and not for every file.
             warnings.warn(f"The saved model is one that load will refuse: {reason}", stacklevel=2)
 
     def set_parameters(

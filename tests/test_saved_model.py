@@ -330,8 +330,9 @@ def test_only_policy_and_optimizer_are_saved_as_tensors() -> None:
 
 def test_options_of_a_configuration_are_saved_as_plain_dictionaries(tmp_path: Path) -> None:
     # Mistake: a model that was configured by Hydra trains, and its file is refused.
-    options = UserDict({"net_arch": UserDict({"pi": UserList([8]), "vf": [8]}), "ortho_init": True})
-    model = TRPO("MlpPolicy", "CartPole-v1", policy_kwargs=options, device="cpu")  # type: ignore[arg-type]
+    sizes = UserDict({"pi": UserList([8]), "vf": [8]})
+    options: Any = UserDict({"net_arch": sizes, "ortho_init": True})
+    model = TRPO("MlpPolicy", "CartPole-v1", policy_kwargs=options, device="cpu")
     model.save(tmp_path / "model")
     loaded = TRPO.load(tmp_path / "model", device="cpu")
     assert loaded.policy_kwargs == {"net_arch": {"pi": [8], "vf": [8]}, "ortho_init": True}

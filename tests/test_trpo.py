@@ -377,6 +377,10 @@ class TestSubSampling:
         # The Fisher matrix of a quarter of the states is still an estimate of the same one.
         assert float(th.cosine_similarity(first, full, dim=0)) > 0.5
 
+    def test_both_factors_work_together(self) -> None:
+        model = toy_model(sub_sampling_factor=2, fisher_sub_sampling_factor=4).learn(192)
+        assert model._n_updates == 3
+
     def test_both_factors_together_use_all_states_for_the_fisher_products(self) -> None:
         # Mistake: both take turns in lockstep, and some states are never multiplied with.
         model = collected(sub_sampling_factor=2, fisher_sub_sampling_factor=2)
