@@ -30,8 +30,6 @@ class FaultyCartPole(CartPoleEnv):
         self.steps += 1
         result: Any = super().step(action)  # type: ignore[no-untyped-call]
         if self.steps == STEP and RANK == "1" and IS_FIRST_ATTEMPT:
-            if FAULT == "nan":
-                return result[0], float("nan"), *result[2:]
             FAULTS.get(FAULT, lambda: None)()
         return result
 

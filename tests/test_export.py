@@ -86,15 +86,15 @@ def test_normalisation_is_part_of_the_exported_policy(case: str, tmp_path: Path)
     assert np.abs(normalized - model.predict(batch, deterministic=True)[0]).max() > 1e-4
 
 
-MASKED = [DISCRETE_ACTIONS, MULTI_DISCRETE_ACTIONS, MULTI_BINARY_ACTIONS]
-
-
 @pytest.mark.parametrize(
-    "actions", [DISCRETE_ACTIONS, *(pytest.param(a, marks=pytest.mark.slow) for a in MASKED[1:])]
-)
-@pytest.mark.parametrize(
-    ("policy", "observations"),
-    [("MlpPolicy", VECTOR), pytest.param("MultiInputPolicy", DICT, marks=pytest.mark.slow)],
+    ("policy", "observations", "actions"),
+    [
+        ("MlpPolicy", VECTOR, DISCRETE_ACTIONS),
+        *(
+            pytest.param("MultiInputPolicy", DICT, actions, marks=pytest.mark.slow)
+            for actions in (MULTI_DISCRETE_ACTIONS, MULTI_BINARY_ACTIONS)
+        ),
+    ],
 )
 def test_masks_are_an_input_of_an_exported_maskable_policy(
     policy: str, observations: spaces.Space[Any], actions: spaces.Space[Any], tmp_path: Path

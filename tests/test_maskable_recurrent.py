@@ -175,12 +175,9 @@ class MaskedRecall(Recall):
 
 @nothing_left_to_learn
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_a_cue_is_remembered_while_the_mask_changes_at_every_step(seed: int) -> None:
+def test_a_cue_is_remembered_while_the_mask_changes_at_every_step() -> None:
     env = DummyVecEnv([MaskedRecall] * 32)
-    model = MaskableRecurrentTRPO(
-        "MlpLstmPolicy", env, policy_kwargs=RECALL_LSTM, seed=seed, **RECALL
-    )
+    model = MaskableRecurrentTRPO("MlpLstmPolicy", env, policy_kwargs=RECALL_LSTM, seed=0, **RECALL)
     open_forget_gates(model.policy)
     model.learn(RECALL_STEPS)
     success, _ = evaluate_policy(model, env, 100, warn=False)

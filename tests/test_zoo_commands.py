@@ -14,11 +14,13 @@ import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pytest
+import torch as th
 import yaml
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_trpo import TRPO
 from sb3_trpo.zoo.errors import UsageError
+from sb3_trpo.zoo.script import Parser
 
 
 def normalized_cartpole() -> VecNormalize:
@@ -247,11 +249,11 @@ def test_every_seed_is_trained_with_all_other_options(monkeypatch: pytest.Monkey
     assert seen == [train.train_one, [0, 1], 2, others]
 
 
-def test_few_seeds_share_all_cores(normalized_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_seeds_share_all_threads(normalized_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sb3_trpo.zoo import seeds
 
     seen: list[list[str]] = []
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(th, "get_num_threads", lambda: 8)
 
     def run_jobs(job: Any, tasks: list[list[str]], *_: Any) -> list[tuple[int, Path]]:
         seen.extend(tasks)
@@ -263,15 +265,30 @@ def test_few_seeds_share_all_cores(normalized_run: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(("jobs", "threads"), [(1, 8), (2, 4), (3, 2), (16, 1)])
-def test_processes_share_the_cores(
+def test_processes_share_the_threads_of_torch(
     jobs: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sb3_trpo.zoo.jobs import threads_per_job
+    from sb3_trpo.zoo.cores import threads_per_job
 
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(th, "get_num_threads", lambda: 8)
     assert threads_per_job(jobs) == threads
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert threads_per_job(jobs) == 1
+
+
+def test_as_many_jobs_as_cores_that_were_allotted_to_this_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sb3_trpo.zoo.cores import available_cores
+    from sb3_trpo.zoo.optimize import add_search
+    from sb3_trpo.zoo.train import add_seeds
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 7, 9}, raising=False)
+    for add in (add_seeds, add_search):
+        parser = Parser("some", "")
+        add(parser)
+        assert parser.parse_args([]).jobs == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert available_cores() == 64
 
 
 def test_run_has_the_number_that_it_is_given_unless_it_is_taken(tmp_path: Path) -> None:

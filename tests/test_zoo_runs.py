@@ -468,17 +468,14 @@ def answer(words: list[str]) -> int:
 def test_jobs_give_their_results_with_their_tasks_and_keep_tracebacks() -> None:
     from sb3_trpo.zoo.jobs import run_jobs
 
-    results = run_jobs(answer, [["3"], ["1"], ["2"]], jobs=2)
-    assert sorted((position, done.result()) for position, done in results) == [
-        *((0, 3), (1, 1), (2, 2))
-    ]
-    (_, bad), (_, mistake), (_, good) = run_jobs(answer, [["bad"], ["mistake"], ["1"]], jobs=1)
+    tasks = [["bad"], ["3"], ["mistake"], ["1"]]
+    results = dict(run_jobs(answer, tasks, jobs=2))
     with pytest.raises(ValueError, match="a fault") as caught:
-        bad.result()
+        results[0].result()
     assert "in answer" in str(caught.value.__cause__)
     with pytest.raises(UsageError, match="a mistake"):
-        mistake.result()
-    assert good.result() == 1
+        results[2].result()
+    assert (results[1].result(), results[3].result()) == (3, 1)
 
 
 def speak(words: list[str]) -> None:

@@ -116,12 +116,3 @@ def _quietly(job: Callable[[list[str]], Result], words: list[str]) -> Result:
         return job(words)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         return job(words)
-
-
-def threads_per_job(jobs: int) -> int:
-    """Divide the processor cores among the processes.
-
-    :param jobs: number of processes at a time
-    :return: threads for each, at least 1
-    """
-    return max(1, (os.cpu_count() or 1) // jobs)

@@ -1,7 +1,6 @@
 """``sb3-trpo optimize``: Optuna through the RL Zoo, in several processes on one storage."""
 
 import argparse
-import os
 import shlex
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from sqlalchemy.exc import SQLAlchemyError
 
 from sb3_trpo.zoo.choice import add_environment, check_environment, packages_again
+from sb3_trpo.zoo.cores import available_cores, threads_per_job
 from sb3_trpo.zoo.entry import entry_text
 from sb3_trpo.zoo.errors import UsageError, one_line, user_errors
 from sb3_trpo.zoo.figure_style import (
@@ -27,7 +27,7 @@ from sb3_trpo.zoo.figure_style import (
     new_figure,
     set_style,
 )
-from sb3_trpo.zoo.jobs import run_jobs, threads_per_job
+from sb3_trpo.zoo.jobs import run_jobs
 from sb3_trpo.zoo.manager import CONFIGURATION, NO_TRIALS, RunManager, run_manager
 from sb3_trpo.zoo.processes import refuse_torchrun
 from sb3_trpo.zoo.script import Parser, asks_for_help, positive
@@ -102,7 +102,7 @@ def add_search(parser: Parser) -> None:
     parser.add_argument(
         "--jobs",
         type=positive,
-        default=os.cpu_count() or 1,
+        default=available_cores(),
         help="processes (processor cores)",
     )
 

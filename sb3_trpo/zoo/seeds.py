@@ -10,8 +10,9 @@ from rl_zoo3.utils import get_latest_run_id
 
 from sb3_trpo.zoo.choice import add_environment
 from sb3_trpo.zoo.compare import draw_comparison, group_runs, labels, notes, table
+from sb3_trpo.zoo.cores import threads_per_job
 from sb3_trpo.zoo.errors import UsageError, one_line
-from sb3_trpo.zoo.jobs import run_jobs, threads_per_job
+from sb3_trpo.zoo.jobs import run_jobs
 from sb3_trpo.zoo.live_progress import LiveProgress
 from sb3_trpo.zoo.manager import RUN_NUMBER
 from sb3_trpo.zoo.runs import Run, read_run

@@ -1,12 +1,12 @@
 """``sb3-trpo train``: the RL Zoo's training script with our class, defaults and report."""
 
 import argparse
-import os
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sb3_trpo.zoo.choice import add_environment, add_trust
+from sb3_trpo.zoo.cores import available_cores
 from sb3_trpo.zoo.entry import write_entry
 from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.manager import LAUNCH, RUN_NUMBER, UNSET_EVAL_FREQ, RunManager, run_manager
@@ -98,7 +98,7 @@ def add_seeds(parser: Parser) -> None:
     parser.add_argument(
         "--jobs",
         type=positive,
-        default=os.cpu_count() or 1,
+        default=available_cores(),
         help="runs at a time (processor cores)",
     )
 
