@@ -382,7 +382,7 @@ def test_a_process_holds_nothing_more_after_many_faults(monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     result = importlib.import_module("soak").soak(0.5)
     first, last = result["first"], result["last"]
-    assert result["counts"]["updates"] > 5  # a loaded machine does no more in that time
+    assert result["counts"]["updates"] > 25
     assert sum(result["counts"].values()) > result["counts"]["updates"]
     assert (first["threads"], first["files"]) == (last["threads"], last["files"])
     assert last["memory_mb"] <= 1.05 * first["memory_mb"]  # the warm-up is longer than that

@@ -289,6 +289,8 @@ def test_as_many_jobs_as_cores_that_were_allotted_to_this_process(
         assert parser.parse_args([]).jobs == 3
     monkeypatch.delattr(os, "sched_getaffinity")
     assert available_cores() == 64
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert available_cores() == 1
 
 
 def test_run_has_the_number_that_it_is_given_unless_it_is_taken(tmp_path: Path) -> None:

@@ -4,6 +4,18 @@ import os
 
 import torch as th
 
+from sb3_trpo.zoo.script import Parser, positive
+
+
+def add_jobs(parser: Parser, meaning: str) -> None:
+    """Add the option for the number of processes, by default one per core.
+
+    :param parser: parser of a command
+    :param meaning: what the number counts
+    """
+    help_text = f"{meaning} (processor cores)"
+    parser.add_argument("--jobs", type=positive, default=available_cores(), help=help_text)
+
 
 def available_cores() -> int:
     """Count the processor cores that this process may use, which a scheduler may have limited."""

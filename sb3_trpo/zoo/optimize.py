@@ -16,7 +16,7 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from sqlalchemy.exc import SQLAlchemyError
 
 from sb3_trpo.zoo.choice import add_environment, check_environment, packages_again
-from sb3_trpo.zoo.cores import available_cores, threads_per_job
+from sb3_trpo.zoo.cores import add_jobs, threads_per_job
 from sb3_trpo.zoo.entry import entry_text
 from sb3_trpo.zoo.errors import UsageError, one_line, user_errors
 from sb3_trpo.zoo.figure_style import (
@@ -99,12 +99,7 @@ def add_search(parser: Parser) -> None:
 
     :param parser: parser of a command
     """
-    parser.add_argument(
-        "--jobs",
-        type=positive,
-        default=available_cores(),
-        help="processes (processor cores)",
-    )
+    add_jobs(parser, "processes")
 
 
 def worker_words(choice: argparse.Namespace, rest: list[str]) -> list[list[str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sb3_trpo.zoo.choice import add_environment, add_trust
-from sb3_trpo.zoo.cores import available_cores
+from sb3_trpo.zoo.cores import add_jobs
 from sb3_trpo.zoo.entry import write_entry
 from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.manager import LAUNCH, RUN_NUMBER, UNSET_EVAL_FREQ, RunManager, run_manager
@@ -95,12 +95,7 @@ def add_seeds(parser: Parser) -> None:
     :param parser: parser of a command
     """
     parser.add_argument("--seeds", help="seeds of several runs, like 0-4 or 3,7")
-    parser.add_argument(
-        "--jobs",
-        type=positive,
-        default=available_cores(),
-        help="runs at a time (processor cores)",
-    )
+    add_jobs(parser, "runs at a time")
 
 
 def train_one(words: list[str], kind: type[RunManager] = RunManager) -> Path:
