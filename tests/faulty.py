@@ -66,4 +66,4 @@ if FAULT == "update" and RANK == "1" and IS_FIRST_ATTEMPT:
     TRPO._update_critic = kill_in_update  # type: ignore[assignment]
 if FAULT == "save" and RANK == "0" and IS_FIRST_ATTEMPT:
     os.replace = kill_in_save  # type: ignore[assignment]
-gym.register("FaultyCartPole-v0", entry_point="tests.faulty:FaultyCartPole", max_episode_steps=500)
+gym.register("FaultyCartPole-v0", entry_point="tests.faulty:FaultyCartPole", max_episode_steps=100)

@@ -521,7 +521,7 @@ def test_whole_life_of_a_model(
         return capsys.readouterr().out
 
     runs = tmp_path / "logs" / "trpo"
-    short = ["-n", "1024", "--eval-freq", "512"]
+    short = ["-n", "1024", "--eval-freq", "512", "--env-kwargs", "max_episode_steps:50"]
     done = run_command(tmp_path, "train", *short, "--seed", "0", "--hyperparams", "normalize:True")
     assert done.returncode == 0, done.stderr
     final = r"Final evaluation: mean return [0-9.]+ \+/- [0-9.]+ over 20"

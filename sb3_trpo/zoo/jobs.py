@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from sb3_trpo.zoo.interruptions import TerminatedError
 from sb3_trpo.zoo.script import verbosity
+from sb3_trpo.zoo.workers import worker_context
 
 Result = TypeVar("Result")
 THREAD_NAME = "sb3-trpo-job"
@@ -105,8 +106,7 @@ def _end_processes() -> None:
 
 def _in_a_new_process(job: Callable[[list[str]], Result], words: list[str]) -> Result:
     """Run a job in a process of its own, which may have children."""
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(1, mp_context=context) as process:
+    with ProcessPoolExecutor(1, mp_context=worker_context()) as process:
         return process.submit(_quietly, job, words).result()
 
 

@@ -47,6 +47,7 @@ from sb3_trpo.zoo.runs import PROCESSES, save_final_evaluation
 from sb3_trpo.zoo.script import AddOptions, Parser, asks_for_help, replaced, run_script
 from sb3_trpo.zoo.stored_options import needs_trust, repeated
 from sb3_trpo.zoo.trust_region_figure import draw_trust_region
+from sb3_trpo.zoo.workers import worker_context
 
 CONFIGURATION = "configuration"  # of a trial: the hyperparameters that are not searched for
 NO_TRIALS = "no trial finished: add trials, or see with --jobs 1 --verbose 2 why they stop"
@@ -227,6 +228,7 @@ class RunManager(ExperimentManager):
         """
         wrapper = self.env_wrapper
         if self.vec_env_class is SubprocVecEnv:
+            self.vec_env_kwargs["start_method"] = worker_context().get_start_method()
             self.env_wrapper = lambda env: Resumable(wrapper(env) if wrapper else env)
         try:
             with (
