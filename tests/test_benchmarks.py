@@ -362,6 +362,12 @@ def test_speed_results_are_the_ones_in_the_documentation(monkeypatch: pytest.Mon
     assert table in (BENCHMARKS.parent / "docs" / "pages" / "benchmarks.md").read_text()
 
 
+def test_start_of_processes_is_the_one_in_the_documentation() -> None:
+    result = json.loads((BENCHMARKS / "results" / "startup.json").read_text())
+    sentence = f"{result['time_ratio']} times the time, {result['memory_ratio']} times the memory"
+    assert sentence in (BENCHMARKS.parent / "docs" / "pages" / "benchmarks.md").read_text()
+
+
 @pytest.mark.slow
 # When a model cannot be built, the Zoo leaves its environments' Monitor files open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
