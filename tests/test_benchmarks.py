@@ -384,6 +384,7 @@ def test_changed_hyperparameters_are_trained_with(learning: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_process_holds_nothing_more_after_many_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     result = importlib.import_module("soak").soak(0.5)

@@ -936,7 +936,7 @@ def subprocesses(resumable: bool) -> VecEnv:
         env = Monitor(gym.make("Pendulum-v1"))
         return Resumable(env) if resumable else env
 
-    return SubprocVecEnv([make, make], "spawn")
+    return SubprocVecEnv([make, make])
 
 
 @pytest.mark.slow

@@ -65,6 +65,7 @@ def reason_to_skip() -> str | None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_hosts_train_one_policy(tmp_path: Path) -> None:
     reason = reason_to_skip()
     if reason is not None:

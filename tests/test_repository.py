@@ -37,6 +37,11 @@ def test_every_workflow_runs_the_checks_of_the_repository(workflow: Path) -> Non
     assert ".ci/run" in commands(workflow)
 
 
+def test_tests_that_are_too_long_for_the_check_have_a_job_of_their_own() -> None:
+    assert "not long" in (ROOT / ".ci" / "run").read_text()
+    assert any(text.endswith("pytest -n auto -m long") for text in commands(WORKFLOWS[0]))
+
+
 def test_every_supported_python_is_checked() -> None:
     supported = SpecifierSet(SETUP["options"]["python_requires"])
     oldest = min(Version(python) for python in PYTHONS)

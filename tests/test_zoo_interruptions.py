@@ -82,7 +82,10 @@ INTERRUPTIONS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("environments", "signals"),
-    [("dummy", list(INTERRUPTIONS)), ("subproc", [signal.SIGINT, signal.SIGKILL])],
+    [
+        ("dummy", list(INTERRUPTIONS)),
+        pytest.param("subproc", [signal.SIGINT, signal.SIGKILL], marks=pytest.mark.long),
+    ],
 )
 def test_interrupted_run_goes_on_as_if_nothing_had_happened(
     environments: str, signals: list[signal.Signals], tmp_path: Path

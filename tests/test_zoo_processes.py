@@ -107,7 +107,9 @@ def test_processes_train_one_policy_and_the_first_one_reports(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM]
+)
 def test_a_signal_ends_all_processes_with_model_and_checkpoint(number: int, tmp_path: Path) -> None:
     commands = start(tmp_path, [*TRAIN, "-n", "1000000"])
     while not list(tmp_path.glob(f"{RUN}/checkpoints/*.zip")):
@@ -127,9 +129,10 @@ def test_a_signal_ends_all_processes_with_model_and_checkpoint(number: int, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "expected", "message"),
-    [
+    [  # test_parallel.py has them without the command
         ("rollout", [1, -9], "lost contact: process 1 has ended"),
         ("update", [1, -9], "lost contact: process 1 has ended"),
         ("save", [-9, 1], "lost contact: the process that held the group's store"),
