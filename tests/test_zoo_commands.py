@@ -1,5 +1,6 @@
 """What each command promises, without training. The RL Zoo is imported inside the tests."""
 
+import math
 import os
 import re
 from argparse import Namespace
@@ -250,10 +251,11 @@ def test_every_seed_is_trained_with_all_other_options(monkeypatch: pytest.Monkey
 
 
 def test_few_seeds_share_all_threads(normalized_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sb3_trpo.zoo import seeds
+    from sb3_trpo.zoo import cores, seeds
 
     seen: list[list[str]] = []
     monkeypatch.setattr(th, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(cores, "available_cores", lambda: 8)
 
     def run_jobs(job: Any, tasks: list[list[str]], *_: Any) -> list[tuple[int, Path]]:
         seen.extend(tasks)
@@ -268,19 +270,24 @@ def test_few_seeds_share_all_threads(normalized_run: Path, monkeypatch: pytest.M
 def test_processes_share_the_threads_of_torch(
     jobs: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sb3_trpo.zoo.cores import threads_per_job
+    from sb3_trpo.zoo import cores
 
+    monkeypatch.setattr(cores, "available_cores", lambda: 16)
     monkeypatch.setattr(th, "get_num_threads", lambda: 8)
-    assert threads_per_job(jobs) == threads
+    assert cores.threads_per_job(jobs) == threads
+    monkeypatch.setattr(cores, "available_cores", lambda: 8)
+    monkeypatch.setattr(th, "get_num_threads", lambda: 64)
+    assert cores.threads_per_job(jobs) == threads
 
 
 def test_as_many_jobs_as_cores_that_were_allotted_to_this_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from sb3_trpo.zoo.cores import available_cores
+    from sb3_trpo.zoo import cores
     from sb3_trpo.zoo.optimize import add_search
     from sb3_trpo.zoo.train import add_seeds
 
+    monkeypatch.setattr(cores, "quota", lambda folder: math.inf)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 7, 9}, raising=False)
     for add in (add_seeds, add_search):
@@ -288,9 +295,34 @@ def test_as_many_jobs_as_cores_that_were_allotted_to_this_process(
         add(parser)
         assert parser.parse_args([]).jobs == 3
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert available_cores() == 64
+    assert cores.available_cores() == 64
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert available_cores() == 1
+    assert cores.available_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "20000 100000\n"}, 1),
+        ({"cpu.max": "6400000 100000\n"}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({}, 8),
+    ],
+)
+def test_no_more_cores_than_a_container_has_processor_time(
+    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sb3_trpo.zoo import cores as module
+
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(module, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    assert module.available_cores() == cores
 
 
 def test_run_has_the_number_that_it_is_given_unless_it_is_taken(tmp_path: Path) -> None:
