@@ -14,6 +14,7 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import contextmanager, redirect_stdout
+from multiprocessing.context import BaseContext
 from types import FrameType
 from typing import TypeVar
 
@@ -70,12 +71,13 @@ def _run_jobs(
     jobs: int,
     meanwhile: Callable[[], None],
 ) -> Iterator[tuple[int, "Future[Result]"]]:
+    context = worker_context()
     threads = ThreadPoolExecutor(
         min(jobs, len(tasks)), THREAD_NAME, initializer=_leave_interrupts_to_parent
     )
     try:
         positions = {
-            threads.submit(_in_a_new_process, job, words): position
+            threads.submit(_in_a_new_process, context, job, words): position
             for position, words in enumerate(tasks)
         }
         pending = set(positions)
@@ -91,9 +93,9 @@ def _run_jobs(
 
 
 def _leave_interrupts_to_parent() -> None:
-    """Block Ctrl-C in this thread, and so in the processes that it starts."""
+    """Block Ctrl-C, and not SIGTERM, in this thread and in the processes that it starts."""
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGINT})
 
 
 def _end_processes() -> None:
@@ -104,10 +106,25 @@ def _end_processes() -> None:
         time.sleep(0.05)
 
 
-def _in_a_new_process(job: Callable[[list[str]], Result], words: list[str]) -> Result:
+def _in_a_new_process(
+    context: BaseContext, job: Callable[[list[str]], Result], words: list[str]
+) -> Result:
     """Run a job in a process of its own, which may have children."""
-    with ProcessPoolExecutor(1, mp_context=worker_context()) as process:
+    with ProcessPoolExecutor(1, context, initializer=_follow_parent) as process:
         return process.submit(_quietly, job, words).result()
+
+
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the process that started this one, and end with it, if it is killed."""
+    _leave_interrupts_to_parent()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _quietly(job: Callable[[list[str]], Result], words: list[str]) -> Result:
