@@ -21,6 +21,7 @@ from sb3_trpo._linearization import (
     differentiable,
     linearize_mlp,
 )
+from sb3_trpo._merged_weights import unmerge
 from sb3_trpo._plain import read_plain, read_plain_recurrent
 from sb3_trpo._processes import ALONE, Processes
 from sb3_trpo._recurrence import linearize_recurrent
@@ -273,7 +274,7 @@ def read_actor(
     """
     Run the policy once to find which parts belong to the actor.
 
-    :param policy: in evaluation mode
+    :param policy: in evaluation mode, which layers that merge their weights in it are taken out of
     :param batch: the states of the update; a few of them are evaluated, and all if parts of the
         policy run for none of these
     :param kl_reduction: ``sum`` for the KL divergence of the joint action, ``mean`` for its average
@@ -291,6 +292,8 @@ def read_actor(
             "off. Call learn() outside of it."
         )
     few = batch.every(-(-len(batch) // _PROBE_STATES), 0)
+    with th.enable_grad():
+        unmerge(policy, lambda: read_distribution(policy, few).outputs, processes)
     distribution, calls, probe = _evaluate(policy, few)
     parameters = _parameters_of(
         policy, batch, few, distribution, probe, max_states_per_chunk, processes
@@ -388,8 +391,8 @@ def _parameters_of(
         probe.modules = {everything[position] for position in _in_any(processes, ran)}
     if not reached:
         raise ValueError(
-            "The policy has nothing to train: every parameter of its action distribution is "
-            "frozen. Set requires_grad of at least one to True."
+            "The policy has nothing to train: no parameter with requires_grad=True has an effect "
+            "on its action distribution in evaluation mode. Set requires_grad of some that have."
         )
     parameters = tuple(candidates[position] for position in sorted(reached))
     _check_real(policy, parameters)

@@ -7,7 +7,7 @@ that the policy's own ``set_training_mode`` or ``train`` leaves in evaluation mo
 one, stays in it.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch as th
@@ -15,6 +15,7 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from sb3_trpo._merged_weights import has_modes_of_its_own
 from sb3_trpo._processes import Processes
 
 
@@ -35,18 +36,26 @@ def modules_in_training(policy: BasePolicy) -> set[nn.Module]:
 @contextmanager
 def training_mode(modules: Collection[nn.Module]) -> Iterator[None]:
     """
-    Put modules, and not what is inside them, into training mode for the duration of a block.
+    Put modules, and not what else is inside them, into training mode for the duration of a block.
 
     :param modules: in evaluation mode
     :return: context manager
     """
-    for module in modules:
-        module.training = True
+    listed = set(modules)
+    told = [m for m in listed if has_modes_of_its_own(m) and listed.issuperset(m.modules())]
+    _set_mode(modules, told, True)
     try:
         yield
     finally:
-        for module in modules:
-            module.training = False
+        _set_mode(modules, told, False)
+
+
+def _set_mode(modules: Iterable[nn.Module], told: Iterable[nn.Module], is_training: bool) -> None:
+    """Set the flags of some modules, and call ``train`` of those that do more than that in it."""
+    for module in modules:
+        module.training = is_training
+    for module in told:
+        module.train(is_training)
 
 
 def has_running_statistics(module: nn.Module) -> bool:

@@ -723,6 +723,7 @@ class TRPO(OnPolicyAlgorithm):
             check_equal_parameters(self.policy, processes)
             self._n_updates += 1
             self._last_own_update = self._n_updates
+            self.policy.set_training_mode(True)  # as SB3's algorithms leave it, for what comes next
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _update_actor(self, rollout: Rollout) -> Actor:

@@ -93,7 +93,8 @@ def test_ctrl_c_at_any_line_of_an_update_waits_for_its_end(case: str) -> None:
         assert not changed(state_of(expected), state_of(interrupted))
         assert switches() == before
         assert hooks_of(interrupted.policy) == 0
-        assert not any(module.training for module in interrupted.policy.modules())
+        modes = {module.training for module in interrupted.policy.modules()}
+        assert modes == {interrupted._n_updates == 1}
     interrupted.learn(64, reset_num_timesteps=False)
     assert all_finite(interrupted)
 

@@ -31,6 +31,7 @@ LAYERS: tuple[Collection[str], ...] = (
         "_linearization",
         "_layerwise",
         "_recurrence",
+        "_merged_weights",
         "_running_statistics",
         "_twice_differentiable",
         "_actor",

@@ -464,6 +464,7 @@ class TestLogging:
         model = stepped.collected(toy_model("batch_norm_shared", n_critic_updates=0))
         old = stepped.distributions(model)
         model.train()
+        model.policy.set_training_mode(False)
         with th.no_grad():
             kl = float(stepped.mean_kl(model, old))
         log = logged(model)
