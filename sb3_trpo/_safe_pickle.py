@@ -192,7 +192,7 @@ def _refusal(name: Name, action: str) -> UntrustedError:
 
 # What may occur as a class, not to be called here. A class of the program itself has to derive
 # from one of these.
-_BASES: tuple[type, ...] = (nn.Module, spaces.Space, BaseBuffer)
+_BASES: tuple[type, ...] = (nn.Module, spaces.Space, BaseBuffer, th.optim.Optimizer)
 
 
 def class_of(name: Name) -> Any:
@@ -228,8 +228,7 @@ def _may_occur(kind: type) -> bool:
         return module == "torch.optim" or module.startswith(("torch.nn.modules.", "torch.optim."))
     if module.partition(".")[0] == "numpy":
         return np.number in kind.__mro__ or kind in (np.ndarray, np.bool_)
-    is_sb3s = module.startswith("stable_baselines3.") and th.optim.Optimizer in kind.__mro__
-    return is_sb3s or any(base in kind.__mro__ for base in _BASES)
+    return any(base in kind.__mro__ for base in _BASES)
 
 
 def _plain_keys(keys: Iterable[Any]) -> None:

@@ -184,7 +184,7 @@ def _is_like(value: Any, default: Any) -> bool:
         return isinstance(value, (bool, type(None), str, int, float))
     if isinstance(default, (int, float)):
         is_number = isinstance(value, (int, float)) or getattr(value, "shape", None) == ()
-        return is_number and math.isfinite(value)
+        return is_number and (math.isfinite(value) or value == default)
     if isinstance(default, tuple):
         return (
             isinstance(value, (tuple, list))

@@ -1,5 +1,6 @@
 """Features extractors and policies that users write, and what they do to a policy."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -108,6 +109,15 @@ class BetaPolicy(ActorCriticPolicy):
 
     def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
         return BetaDistribution().proba_distribution(self.action_net(latent_pi))
+
+
+class OwnOptimizer(th.optim.SGD):
+    """An optimizer of a module that is no part of torch, with an option that has no bound."""
+
+    def __init__(self, params: Any, lr: float = 1e-3, largest_step: float = math.inf) -> None:
+        super().__init__(params, lr=lr, momentum=0.9)
+        for group in (self.defaults, *self.param_groups):
+            group["largest_step"] = largest_step
 
 
 def freeze(*prefixes: str) -> Callable[[ActorCriticPolicy], None]:

@@ -21,6 +21,7 @@ from tests.cases import CASES, toy_envs, toy_model
 from tests.environments import ToyEnv, changed, state_of
 from tests.hostile import GADGETS, Call, unpack
 from tests.hostile import changed as with_attributes
+from tests.policies import OwnOptimizer
 from tests.published import (
     linear_schedule,
     old_pickle,
@@ -69,6 +70,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
             "optimizer_kwargs": {"alpha": 0.9, "eps": 1e-5},
         }
     },
+    "optimizer of one's own": {"policy_kwargs": {"optimizer_class": OwnOptimizer}},
     "activation": {"policy_kwargs": {"activation_fn": th.nn.ELU, "ortho_init": False}},
     "log folder": {"tensorboard_log": None},
     "numpy numbers": {"gamma": np.float32(0.9), "n_steps": np.int64(32)},
