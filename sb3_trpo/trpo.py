@@ -17,6 +17,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.preprocessing import get_obs_shape
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
@@ -402,6 +403,7 @@ class TRPO(OnPolicyAlgorithm):
         """Raise if a hyperparameter cannot work, before anything is built."""
         check_ranges(self)
         processes_of(self.data_parallel, self.device)
+        self._check_observation_space()
         self._check_policy_family()
         self._check_overrides()
         if "use_sde" in self.policy_kwargs:
@@ -425,6 +427,17 @@ class TRPO(OnPolicyAlgorithm):
                 f"batch_size that is a factor of {size} avoids that.",
                 stacklevel=4,
             )
+
+    def _check_observation_space(self) -> None:
+        """Refuse a space that is missing, or that a buffer of SB3 would refuse."""
+        space = getattr(self, "observation_space", None)
+        if space is None:
+            raise ValueError(
+                "env=None: there are no spaces to build the policy for. Pass an environment, or "
+                "_init_setup_model=False to set it and the spaces up later."
+            )
+        if self.rollout_buffer_class is None:
+            get_obs_shape(space)
 
     def _check_policy_family(self) -> None:
         """Refuse a policy of another algorithm."""

@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trpo import TRPO
 from tests import cases
 from tests.cases import toy_model
-from tests.environments import collect, logged
+from tests.environments import BOX_ACTIONS, VECTOR, ToyEnv, collect, logged
 
 NOT_COUNTS: list[Any] = [0, -1, 1.5, 2.0, math.nan, "2", None, True]
 NOT_FINITE: list[Any] = [math.nan, math.inf, -math.inf, "0.5", None, True]
@@ -251,6 +254,21 @@ def test_a_radius_set_on_a_finished_model_takes_effect_as_in_contrib(value: Any)
     model.target_kl = value
     model.train()
     assert logged(model)["train/target_kl"] == pytest.approx(0.0123)
+
+
+def test_no_environment_is_an_error_with_its_remedy() -> None:
+    with pytest.raises(ValueError, match=r"env=None.*_init_setup_model=False"):
+        TRPO("MlpPolicy", None)  # type: ignore[arg-type]
+    assert TRPO("MlpPolicy", None, _init_setup_model=False).env is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "MultiInputPolicy"])
+def test_observation_spaces_that_sb3_has_no_buffer_for_are_refused_as_by_sb3(policy: str) -> None:
+    space = spaces.Tuple([VECTOR, spaces.Discrete(2)])
+    env = DummyVecEnv([lambda: ToyEnv(space, BOX_ACTIONS)])
+    for kind in (PPO, TRPO):
+        with pytest.raises(NotImplementedError, match=r"Tuple.*not supported"):
+            kind(policy, env, n_steps=64, batch_size=64)
 
 
 def test_gsde_in_policy_kwargs_is_refused() -> None:
