@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -21,7 +22,7 @@ from sb3_trpo._linearization import (
     differentiable,
     linearize_mlp,
 )
-from sb3_trpo._merged_weights import unmerge
+from sb3_trpo._merged_weights import has_modes_of_its_own, unmerge
 from sb3_trpo._plain import read_plain, read_plain_recurrent
 from sb3_trpo._processes import ALONE, Processes
 from sb3_trpo._recurrence import linearize_recurrent
@@ -31,6 +32,9 @@ from sb3_trpo._twice_differentiable import twice_differentiable
 
 # States that are evaluated to find the actor's parts and the memory that a state takes.
 _PROBE_STATES = 16
+
+# States in a chunk where all are evaluated before it is known what memory a state takes.
+_TRIED_STATES = 256
 
 # Memory that graphs may take where the user sets no number of states: in bytes on the CPU, and as a
 # share of all the memory of a GPU. Free memory changes from run to run, and with it the chunk size
@@ -292,8 +296,10 @@ def read_actor(
             "off. Call learn() outside of it."
         )
     few = batch.every(-(-len(batch) // _PROBE_STATES), 0)
-    with th.enable_grad():
-        unmerge(policy, lambda: read_distribution(policy, few).outputs, processes)
+    if any(map(has_modes_of_its_own, policy.modules())):
+        chunks = batch.chunks(max_states_per_chunk or _TRIED_STATES)
+        with th.enable_grad(), twice_differentiable(policy):
+            unmerge(policy, partial(_outputs_and_values, policy), few, chunks, processes)
     distribution, calls, probe = _evaluate(policy, few)
     parameters = _parameters_of(
         policy, batch, few, distribution, probe, max_states_per_chunk, processes
@@ -308,6 +314,11 @@ def read_actor(
     kl_scale = 1.0 if kl_reduction == "sum" else 1.0 / _action_dimensions(distribution)
     is_rowwise = isinstance(linearization, RowwiseLinearization)
     return Actor(policy, parameters, modules, kl_scale, *sizes, is_rowwise)
+
+
+def _outputs_and_values(policy: ActorCriticPolicy, batch: ActorBatch) -> Outputs:
+    """Evaluate all that a policy computes."""
+    return (*read_distribution(policy, batch).outputs, policy.predict_values(*batch.inputs))
 
 
 def _evaluate(

@@ -191,7 +191,6 @@ def fit_critic(
     """
     optimizer = critic.policy.optimizer
     buffers = Buffers(critic.policy, critic.modules)
-    state = _State(critic.parameters, buffers, optimizer)
     loss = _loss_by_autograd(critic) if critic.mlp is None else _loss_in_closed_form(critic.mlp)
     if processes.size > 1:
         loss = _loss_of_all(loss, critic, processes)
@@ -200,21 +199,23 @@ def fit_critic(
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
-    try:
-        with training_mode(critic.modules), _fused(optimizer):
-            descend = _descent_of(optimizer)
-            usable = (minibatch for minibatch in minibatches if len(minibatch[1]) >= least)
-            losses = [descend(partial(loss, *minibatch)) for minibatch in usable]
-    except BaseException:
-        state.restore()
-        raise
-    finally:
-        for parameter in critic.parameters:
-            parameter.grad = None
-    buffers.average(processes)
-    diverged = not processes.all(state.is_finite())
-    if diverged:
-        state.restore()
+    with training_mode(critic.modules):  # in which weights that are merged elsewhere are apart
+        state = _State(critic.parameters, buffers, optimizer)
+        try:
+            with _fused(optimizer):
+                descend = _descent_of(optimizer)
+                usable = (minibatch for minibatch in minibatches if len(minibatch[1]) >= least)
+                losses = [descend(partial(loss, *minibatch)) for minibatch in usable]
+        except BaseException:
+            state.restore()
+            raise
+        finally:
+            for parameter in critic.parameters:
+                parameter.grad = None
+        buffers.average(processes)
+        diverged = not processes.all(state.is_finite())
+        if diverged:
+            state.restore()
     # Averaged at the end, so that an accelerator is waited for only once.
     return CriticFit(float(th.stack(losses).mean()) if losses else math.nan, diverged)
 

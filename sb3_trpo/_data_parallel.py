@@ -27,6 +27,7 @@ from torch import nn
 
 from sb3_trpo._finite import running_statistics
 from sb3_trpo._hyperparameters import shared_settings
+from sb3_trpo._merged_weights import weights_apart
 from sb3_trpo._processes import Processes
 
 
@@ -61,11 +62,14 @@ def start_equal(
         shared = {**settings, **shared_settings(model)}
     _check_same(processes.gather(shared))
     progress = model.num_timesteps, model._n_updates
+    with weights_apart(model.policy):
+        weights = _weights(model)
     weights, statistics, progress = processes.of_first(
-        (_weights(model), running_statistics(model.env), progress)
+        (weights, running_statistics(model.env), progress)
     )
     with processes.together():
-        _put_weights(model, weights)
+        with weights_apart(model.policy):
+            _put_weights(model, weights)
         model.num_timesteps, model._n_updates = progress
         for own, first in zip(running_statistics(model.env), statistics, strict=True):
             vars(own).update(vars(first))

@@ -26,10 +26,15 @@ def modules_in_training(policy: BasePolicy) -> set[nn.Module]:
     :param policy: any policy; its mode is the same afterwards
     :return: all modules but those that it pins to evaluation mode
     """
-    was_training = policy.training
+    before = {module: module.training for module in policy.modules()}
     policy.set_training_mode(True)
-    found = {module for module in policy.modules() if module.training}
-    policy.set_training_mode(was_training)
+    found = {module for module in before if module.training}
+    policy.set_training_mode(before[policy])
+    for module, was_training in before.items():
+        if has_modes_of_its_own(module) and module.training != was_training:
+            module.train(was_training)
+    for module, was_training in before.items():
+        module.training = was_training
     return found
 
 
@@ -52,10 +57,10 @@ def training_mode(modules: Collection[nn.Module]) -> Iterator[None]:
 
 def _set_mode(modules: Iterable[nn.Module], told: Iterable[nn.Module], is_training: bool) -> None:
     """Set the flags of some modules, and call ``train`` of those that do more than that in it."""
+    for module in told:  # first: it may look at its flag
+        module.train(is_training)
     for module in modules:
         module.training = is_training
-    for module in told:
-        module.train(is_training)
 
 
 def has_running_statistics(module: nn.Module) -> bool:

@@ -51,6 +51,7 @@ from sb3_trpo._hyperparameters import (
     value_at,
 )
 from sb3_trpo._interrupts import deferring_interrupts
+from sb3_trpo._merged_weights import weights_apart
 from sb3_trpo._processes import Processes, processes_of
 from sb3_trpo._read_buffer import (
     check_size,
@@ -433,8 +434,8 @@ class TRPO(OnPolicyAlgorithm):
         space = getattr(self, "observation_space", None)
         if space is None:
             raise ValueError(
-                "env=None: there are no spaces to build the policy for. Pass an environment, or "
-                "_init_setup_model=False to set it and the spaces up later."
+                "env=None: there are no spaces to build the policy for. Pass an environment or its "
+                "registered name."
             )
         if self.rollout_buffer_class is None:
             get_obs_shape(space)
@@ -938,10 +939,12 @@ class TRPO(OnPolicyAlgorithm):
         :raises OSError: if the file cannot be written; the one that was there is as before
         """
         if not isinstance(path, (str, pathlib.Path)):
-            super().save(path, exclude, include)
+            with weights_apart(self.policy):
+                super().save(path, exclude, include)
             return
         content = BytesIO()
-        super().save(content, exclude, include)
+        with weights_apart(self.policy):
+            super().save(content, exclude, include)
         write_atomically(saving_path(pathlib.Path(path)), content.getvalue())
         reason = reason_to_refuse(content, type(self))
         if reason is not None:
@@ -970,7 +973,8 @@ class TRPO(OnPolicyAlgorithm):
         compiled = self.policy
         self.policy = getattr(compiled, "_orig_mod", compiled)
         try:
-            super().set_parameters(load_path_or_dict, exact_match, device)
+            with weights_apart(self.policy):
+                super().set_parameters(load_path_or_dict, exact_match, device)
         finally:
             self.policy = compiled
 

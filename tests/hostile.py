@@ -11,6 +11,7 @@ import copyreg
 import functools
 import io
 import json
+import math
 import operator
 import os
 import pickle
@@ -461,6 +462,9 @@ FILES: dict[str, File] = {
         e, "policy.optimizer", lambda state: {**state, "state": "text"}
     ),
     "optimizer's option is text": lambda e, _: weights(e, "policy.optimizer", _option(eps="no")),
+    "optimizer's option is infinite": lambda e, _: weights(
+        e, "policy.optimizer", _option(eps=math.inf)
+    ),
     "optimizer's betas": lambda e, _: weights(e, "policy.optimizer", _option(betas=(0.9,))),
     "deep weights": lambda e, _: weights(e, "policy", _first(lambda w: [[[[[[[[w]]]]]]]])),
     "weights shared": lambda e, _: weights(
