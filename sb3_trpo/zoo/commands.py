@@ -9,6 +9,7 @@ from gymnasium.error import DependencyNotInstalled
 
 from sb3_trpo import __version__
 from sb3_trpo.zoo.errors import UsageError, missing_package, one_line
+from sb3_trpo.zoo.output import ENDED, OutputEndedError, watched_outputs
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -62,10 +63,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     :param arguments: the words after ``sb3-trpo``; None reads them from the command line
-    :return: exit status: 0; 2 for a mistake of the user, 130 for an interruption, 143 for SIGTERM,
-        which are described in one line on stderr
+    :return: exit status: 0; 2 for a mistake of the user, 130 for an interruption, 143 for SIGTERM
+        and 129 for SIGHUP, which are described in one line on stderr; 141 if nobody reads what it
+        prints
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with watched_outputs():
+            return status_of(words)
+    except OutputEndedError:
+        return ENDED
+
+
+def status_of(words: list[str]) -> int:
+    """Run one command, and describe its errors.
+
+    :param words: after ``sb3-trpo``
+    :return: exit status
+    """
     debug = "--debug" in words
     command, *options = [word for word in words if word != "--debug"] or ["--help"]
     if command in ANSWERS:

@@ -12,6 +12,8 @@ from typing import Any
 import gymnasium as gym
 import yaml
 
+from sb3_trpo.zoo.output import OutputEndedError
+
 # What a library raises when it refuses a hyperparameter, and when it cannot read a model's file.
 REFUSED = (ValueError, TypeError, AssertionError)
 BROKEN = (zipfile.BadZipFile, pickle.UnpicklingError, EOFError)
@@ -53,6 +55,8 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
+    except OutputEndedError:
+        raise
     except kinds as error:
         raise UsageError(explain(error)) from error
 

@@ -1,4 +1,4 @@
-"""Let Ctrl-C and SIGTERM end a training between two updates."""
+"""Let Ctrl-C, SIGTERM and a closed terminal end a training between two updates."""
 
 import math
 import multiprocessing
@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker, util
 from types import FrameType
 from typing import Any
@@ -16,9 +16,11 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_trpo.zoo.output import Output
 from sb3_trpo.zoo.processes import is_torchrun
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", None)  # a terminal or a connection is closed; not on Windows
+SIGNALS = tuple(number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None)
 NOTICE = b"\nStopping after this update. Once more exits at once, without saving.\n"
 # Seconds within which two signals are one: torchrun passes on what its processes may have received
 # as well, from Slurm for example.
@@ -27,9 +29,11 @@ SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar hides
 
 
 class TerminatedError(KeyboardInterrupt):
-    """A training was ended by SIGTERM."""
+    """A training was ended by SIGTERM, or another signal than Ctrl-C's."""
 
-    status = 128 + signal.SIGTERM
+    def __init__(self, message: str = "", number: int = signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.status = 128 + number
 
 
 class Interruptions(BaseCallback):
@@ -54,7 +58,11 @@ class Interruptions(BaseCallback):
         """Handle the signals, unless another process or thread is in charge of them."""
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and multiprocessing.parent_process() is None:
-            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            self._before = {
+                number: signal.signal(number, self._receive)
+                for number in SIGNALS
+                if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN  # by nohup
+            }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,12 +76,13 @@ class Interruptions(BaseCallback):
             return
         if self.received is not None:
             _kill_children()  # before they miss this process, and print that they do
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, SHOW_CURSOR)
+            _say(SHOW_CURSOR)
             os._exit(128 + number)
         self.received = number
         self._received_at = time.monotonic()
+        Output.is_expendable = True
         if self._is_announced:
-            os.write(2, NOTICE)  # not by print, which may be what the signal interrupts
+            _say(NOTICE)
 
     def _on_rollout_start(self) -> None:
         """End the training if a signal has arrived: the update before is complete."""
@@ -99,8 +108,15 @@ class Interruptions(BaseCallback):
         :param message: what it says
         :return: the exception, by which the command knows its exit status
         """
-        kind = TerminatedError if self.received == signal.SIGTERM else KeyboardInterrupt
-        return kind(message)
+        if self.received in (None, signal.SIGINT):
+            return KeyboardInterrupt(message)
+        return TerminatedError(message, self.received)
+
+
+def _say(words: bytes) -> None:
+    """Write to the terminal, if there still is one: not by print, which a signal may interrupt."""
+    with suppress(OSError):
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, words)
 
 
 @contextmanager

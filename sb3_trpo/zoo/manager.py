@@ -313,7 +313,8 @@ class RunManager(ExperimentManager):
             progress = f"after {model.num_timesteps} of {self.n_timesteps} steps"
             self.draw(title, f"interrupted {progress}")
             message = f"{progress}; the model is saved in {self.params_path}.zip{self.remedy()}"
-            raise type(self.interruption)(message)
+            self.interruption.args = (message,)
+            raise self.interruption
         returns = self.evaluate(model)
         save_final_evaluation(Path(self.save_path), returns)
         kind = "deterministic" if self.deterministic_eval else "stochastic"
