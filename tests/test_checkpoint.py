@@ -53,6 +53,7 @@ from sb3_trpo import (
     _checkpoint_file,
     resume_training,
 )
+from sb3_trpo._atomic import write_atomically
 from sb3_trpo._checkpoint_file import (
     Checkpoint,
     find_checkpoint,
@@ -1222,6 +1223,13 @@ def test_model_that_cannot_be_saved_leaves_the_old_file(
     monkeypatch.undo()
     assert checkpoints(tmp_path) == ["model.zip"]
     assert (tmp_path / "model.zip").read_bytes() == before
+
+
+def test_file_that_cannot_be_written_is_called_by_its_name(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "missing" / "model.zip"
+    with pytest.raises(FileNotFoundError) as caught:
+        write_atomically(path, b"content")
+    assert caught.value.filename == str(path)
 
 
 def test_interruption_while_saving_leaves_the_old_file(

@@ -20,6 +20,7 @@ import yaml
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_trpo import TRPO
+from sb3_trpo.zoo.commands import main
 from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.script import Parser
 
@@ -102,6 +103,28 @@ def test_missing_model_is_told_with_what_the_run_has_instead(
             path.unlink()
     with pytest.raises(UsageError, match=hint):
         choose_model("a command", [])
+
+
+@pytest.mark.parametrize(
+    "words", [["--load-best"], ["--load-checkpoint", "7"], ["--load-last-checkpoint"]]
+)
+def test_a_finished_run_is_not_said_to_be_unfinished(
+    words: list[str], normalized_run: Path
+) -> None:
+    from sb3_trpo.zoo.choice import choose_model
+
+    for path in normalized_run.glob("*.zip"):
+        if path.name != "CartPole-v1.zip":
+            path.unlink()
+    with pytest.raises(UsageError, match="without this option the run's final model is taken"):
+        choose_model("a command", words)
+
+
+def test_agent_plays_in_one_environment_at_least(
+    normalized_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["enjoy", "--env", "CartPole-v1", "--no-render", "--n-envs", "0"]) == 2
+    assert "--n-envs: it has to be an integer of at least 1" in capsys.readouterr().err
 
 
 def test_package_of_the_user_is_found_in_the_current_folder(
@@ -547,6 +570,23 @@ def study_with_trials(values: list[float]) -> Any:
 def search_options(**changes: Any) -> Namespace:
     options = {"env": "Pendulum-v1", "algo": "trpo", "study_name": "a study", "storage": None}
     return Namespace(gym_packages=[], **options | changes)
+
+
+def test_configuration_of_a_search_has_the_environments_arguments(
+    manager: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import optuna
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    from sb3_trpo.zoo.manager import CONFIGURATION
+
+    monkeypatch.setattr(ExperimentManager, "objective", lambda self, trial: 0.0)
+    run = manager("trpo", env_kwargs={"max_episode_steps": 9}, n_timesteps=64)
+    run.given = {"n_steps": 32}
+    trial = optuna.create_study().ask()
+    run.objective(trial)
+    entry = yaml.safe_load(trial.user_attrs[CONFIGURATION])["CartPole-v1"]
+    assert entry == {"n_steps": 32, "env_kwargs": {"max_episode_steps": 9}}
 
 
 def test_best_configuration_is_the_best_trials_over_what_was_not_searched(tmp_path: Path) -> None:

@@ -244,6 +244,7 @@ def test_line_that_resumes_a_run_has_the_trust_that_it_needs(
     settings.mkdir(parents=True)
     arguments = {"words": ["--env", "CartPole-v1", *words], "env": "CartPole-v1", "seed": 0}
     (settings / "args.yml").write_text(yaml.dump(arguments))
+    (settings / "config.yml").write_text("n_timesteps: 9\n")
     given = ["train", "--resume", str(settings.parent)]
     assert needs_trust(settings.parent, given) == needs
     (settings.parent / "link").symlink_to(tmp_path)

@@ -373,6 +373,10 @@ def test_workers_have_seeds_of_their_own(seed: int, expected: list[int]) -> None
     )  # fmt: skip
     tasks = worker_words(choice, [])  # type: ignore[arg-type]
     assert [int(words[words.index("--seed") + 1]) for words in tasks] == expected
+    if seed >= 0:  # another call adds other trials
+        more = worker_words(choice, [], n_before=3)  # type: ignore[arg-type]
+        seeds = {words[words.index("--seed") + 1] for words in (*tasks, *more)}
+        assert len(seeds) == 6
 
 
 def masked_env() -> Any:

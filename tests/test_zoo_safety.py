@@ -210,6 +210,15 @@ ATTACKED = {
 }
 
 
+def test_missing_hyperparameters_of_a_run_are_named(interrupted: Path, capsys: Any) -> None:
+    from sb3_trpo.zoo.commands import main
+
+    (interrupted / "CartPole-v1" / "config.yml").unlink()
+    assert main(["train", "--resume", str(interrupted)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "config.yml, the run's hyperparameters, is missing" in line
+
+
 # A command that ends with an error leaves the closing of its monitor files to the process's end.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", ATTACKED)

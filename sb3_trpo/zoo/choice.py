@@ -175,6 +175,9 @@ def remedy(choice: argparse.Namespace) -> str:
     name = EnvironmentName(choice.env)
     runs = Path(choice.folder) / choice.algo
     run = runs / f"{name}_{choice.exp_id or get_latest_run_id(str(runs), name)}"
+    is_special = choice.load_best or choice.load_checkpoint or choice.load_last_checkpoint
+    if is_special and (run / f"{name}.zip").is_file():
+        return "without this option the run's final model is taken"
     if any(run.glob("rl_model_*_steps.zip")) and not choice.load_last_checkpoint:
         return "the run did not finish; --load-last-checkpoint takes its last checkpoint"
     if (run / "best_model.zip").is_file() and not choice.load_best:

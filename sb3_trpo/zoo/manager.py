@@ -96,6 +96,10 @@ class RunManager(ExperimentManager):
         with user_errors(*CONFIGURATION_ERRORS):
             hyperparameters, saved = super().read_hyperparameters()
         self.given = dict(saved)
+        for name in ("n_envs", "frame_stack"):
+            number = saved.get(name, 1)
+            if not (isinstance(number, int) and number >= 1):
+                raise UsageError(f"{name}={number!r}: it has to be an integer of at least 1")
         return hyperparameters, saved
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
@@ -245,7 +249,9 @@ class RunManager(ExperimentManager):
         :param trial: a trial of a study
         :return: mean return of the last evaluation
         """
-        trial.set_user_attr(CONFIGURATION, entry_text(self.env_name.gym_id, self.given))
+        of_environment = {"env_kwargs": self.env_kwargs} if self.env_kwargs else {}
+        configuration = entry_text(self.env_name.gym_id, self.given | of_environment)
+        trial.set_user_attr(CONFIGURATION, configuration)
         with masks_in_evaluations(self.algo):
             return super().objective(trial)
 

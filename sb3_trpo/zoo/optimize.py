@@ -62,7 +62,8 @@ def optimize(words: list[str]) -> None:
     study = open_study(choice)
     try:
         print(f"Study '{choice.study_name}' in {choice.storage}, {choice.n_trials} trials")
-        for _, done in run_jobs(search, worker_words(choice, rest), choice.jobs):
+        tasks = worker_words(choice, rest, len(study.get_trials(deepcopy=False)))
+        for _, done in run_jobs(search, tasks, choice.jobs):
             done.result()
     except KeyboardInterrupt as interruption:
         if finished_trials(study):
@@ -102,11 +103,13 @@ def add_search(parser: Parser) -> None:
     add_jobs(parser, "processes")
 
 
-def worker_words(choice: argparse.Namespace, rest: list[str]) -> list[list[str]]:
+def worker_words(choice: argparse.Namespace, rest: list[str], n_before: int = 0) -> list[list[str]]:
     """Divide the trials among the processes.
 
     :param choice: parsed options of ``optimize``
     :param rest: options for the Zoo
+    :param n_before: trials that the study already has, which are at least as many as processes
+        that proposed them
     :return: a command line of ``rl_zoo3.train`` per process
     """
     workers = min(choice.jobs, choice.n_trials)
@@ -118,7 +121,7 @@ def worker_words(choice: argparse.Namespace, rest: list[str]) -> list[list[str]]
     for worker in range(workers):
         trials = len(range(worker, choice.n_trials, workers))
         # Samplers with the same seed would propose the same trials.
-        seed = -1 if choice.seed == -1 else (choice.seed + worker) % 2**32
+        seed = -1 if choice.seed == -1 else (choice.seed + n_before + worker) % 2**32
         tasks.append([*shared, "--n-trials", str(trials), "--seed", str(seed), *rest])
     return tasks
 

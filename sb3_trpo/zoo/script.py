@@ -26,6 +26,16 @@ def positive(text: str) -> int:
     return number
 
 
+def interval(text: str) -> int:
+    """Parse a number of updates; a type of options.
+
+    :param text: the option's value
+    :return: the number; -1 stands for the usual one
+    :raises ArgumentTypeError: if it is no other integer of at least 1
+    """
+    return -1 if text == "-1" else positive(text)
+
+
 def seed(text: str) -> int:
     """Parse a seed; a type of options.
 
@@ -90,6 +100,10 @@ def _assignment(word: str, option: str | None) -> tuple[str, Any]:
 CHANGED: dict[str, dict[str, Any]] = {
     "--n-timesteps": {"type": positive},
     "--seed": {"type": seed},
+    "--n-envs": {"type": positive},
+    "--n-eval-envs": {"type": positive},
+    "--eval-episodes": {"type": positive},
+    "--log-interval": {"type": interval},
     "--hyperparams": {"action": Assignments},
     "--env-kwargs": {"action": Assignments},
     "--eval-env-kwargs": {"action": Assignments},

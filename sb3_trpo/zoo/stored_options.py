@@ -74,6 +74,8 @@ def read_start(run: Path, is_trusted: bool, given: Sequence[str] = ()) -> Start:
         raise UsageError(
             f"{run} is no folder of a run of 'sb3-trpo train', like logs/trpo/CartPole-v1_1"
         )
+    if not (settings / "config.yml").is_file():
+        raise UsageError(f"{settings / 'config.yml'}, the run's hyperparameters, is missing")
     if not is_trusted:
         check_links(run)
     words = stored_options(arguments["words"], is_trusted, given)
@@ -138,7 +140,7 @@ def refused_in(known: argparse.Namespace) -> str | None:
         ("--num-threads", known.num_threads),
     ):
         if count is not None and not (
-            re.fullmatch(r"-?\d{1,4}", count) and int(count) <= MOST_ENVS
+            re.fullmatch(r"-?\d{1,4}", str(count)) and int(count) <= MOST_ENVS
         ):
             return f"{option} {count}"
     if known.algo not in (None, *ALGORITHMS):
