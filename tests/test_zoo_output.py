@@ -147,6 +147,14 @@ def test_a_closed_terminal_is_ignored_under_nohup(handler: signal.Handlers) -> N
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no such signal")
+def test_what_a_closing_terminal_sends_is_one_interruption() -> None:
+    with Interruptions(lambda: None) as interruptions:
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        assert interruptions.received == signal.SIGTERM
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "status"),

@@ -74,7 +74,10 @@ class Interruptions(BaseCallback):
         """Note the first signal."""
         if time.monotonic() - self._received_at < ONE_SIGNAL:
             return
-        if self.received is not None:
+        # A closing terminal sends its signal more than once, and others beside it.
+        if self.received is not None and number == HANGUP:
+            return
+        if self.received not in (None, HANGUP):
             _kill_children()  # before they miss this process, and print that they do
             _say(SHOW_CURSOR)
             os._exit(128 + number)
