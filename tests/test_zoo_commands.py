@@ -616,6 +616,20 @@ def test_studies_of_one_environment_have_files_of_their_own(tmp_path: Path) -> N
     ]
 
 
+def test_half_a_line_in_a_journal_is_told(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.optimize import open_study
+
+    path = tmp_path / "study.log"
+    choice = search_options(storage=str(path))
+    open_study(choice)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"op_code":0,"wor')
+    with pytest.raises(UsageError, match=r"ends within a line.*op_code"):
+        open_study(choice)
+    path.write_bytes(whole)
+    open_study(choice)
+
+
 def test_search_without_a_finished_trial_is_told(tmp_path: Path) -> None:
     from sb3_trpo.zoo.optimize import report
 

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -160,9 +161,17 @@ def open_storage(storage: str) -> str | BaseStorage:
 
     :param storage: path of a journal, or URL of a database
     :return: what Optuna takes
+    :raises UsageError: if a crash has left half a line, to which Optuna would append the next one
     """
     if not storage.endswith(".log"):
         return storage
+    with suppress(FileNotFoundError):
+        last = Path(storage).read_bytes().rpartition(b"\n")[2]
+        if last:
+            raise UsageError(
+                f"--storage {storage} ends within a line, as after a crash: remove {last[:40]!r} and "
+                f"what follows it"
+            )
     return JournalStorage(JournalFileBackend(storage))
 
 
