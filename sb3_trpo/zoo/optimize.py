@@ -169,8 +169,8 @@ def open_storage(storage: str) -> str | BaseStorage:
         last = Path(storage).read_bytes().rpartition(b"\n")[2]
         if last:
             raise UsageError(
-                f"--storage {storage} ends within a line, as after a crash: remove {last[:40]!r} and "
-                f"what follows it"
+                f"--storage {storage} ends within a line, as after a crash: remove what follows "
+                f"its last line break, {last[:40]!r}"
             )
     return JournalStorage(JournalFileBackend(storage))
 
