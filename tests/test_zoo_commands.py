@@ -19,7 +19,7 @@ import torch as th
 import yaml
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, load_vec_normalize
 from sb3_trpo.zoo.commands import main
 from sb3_trpo.zoo.errors import UsageError
 from sb3_trpo.zoo.script import Parser
@@ -83,6 +83,70 @@ def test_every_option_chooses_its_model(
     parser = Parser("a command", "")
     add_choice(parser)
     assert find_model(parser.parse_args(options)).resolve() == normalized_run / name
+
+
+OWN_STATISTICS = {
+    "--load-best": "best_model_vecnormalize.pkl",
+    "--load-checkpoint=5": "rl_model_vecnormalize_5_steps.pkl",
+    "--load-last-checkpoint": "rl_model_vecnormalize_10_steps.pkl",
+}
+
+
+@pytest.fixture
+def own_statistics(normalized_run: Path) -> Path:
+    """Give every model of a run statistics of its own, with the position of its option as mean."""
+    for position, name in enumerate(OWN_STATISTICS.values()):
+        env = normalized_cartpole()
+        vars(env.obs_rms)["mean"] = np.full(4, float(position))
+        env.save(str(normalized_run / name))
+    for path in normalized_run.glob("*.zip"):
+        path.write_bytes((normalized_run / "CartPole-v1.zip").read_bytes())
+    return normalized_run
+
+
+@pytest.mark.parametrize(
+    ("options", "mean"),
+    [([], 100.0), *(([option], float(place)) for place, option in enumerate(OWN_STATISTICS))],
+)
+@pytest.mark.parametrize("command", ["enjoy", "export", "continue"])
+def test_model_acts_with_the_statistics_of_its_own_step(
+    command: str,
+    options: list[str],
+    mean: float,
+    own_statistics: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    manager: Callable[..., Any],
+) -> None:
+    from sb3_trpo.zoo import continuing, export, normalization
+
+    loaded: list[VecNormalize] = []
+
+    def load(*arguments: Any) -> VecNormalize:
+        loaded.append(load_vec_normalize(*arguments))
+        return loaded[-1]
+
+    def train(words: list[str]) -> None:
+        run = manager(trained_agent=words[words.index("-i") + 1])
+        run.normalize, run.normalize_kwargs = True, {}
+        for eval_env in (False, True):
+            env = DummyVecEnv([lambda: gym.make("CartPole-v1")])
+            assert run._maybe_normalize(env, eval_env) is loaded[-1]
+            assert loaded[-1].training == loaded[-1].norm_reward == (not eval_env)
+
+    monkeypatch.setattr(normalization, "load_vec_normalize", load)
+    monkeypatch.setattr(continuing, "train", train)
+    monkeypatch.setattr(export, "export_onnx", lambda *_: 0.0)
+    more = ["--no-render", "-n", "5"] if command == "enjoy" else []
+    assert main([command, "--env", "CartPole-v1", *options, *more]) == 0
+    assert {float(vars(env.obs_rms)["mean"][0]) for env in loaded} == {mean}
+
+
+def test_older_runs_have_statistics_of_their_end_only(normalized_run: Path) -> None:
+    from sb3_trpo.zoo.choice import statistics_of
+
+    for path in normalized_run.glob("*.zip"):
+        found = statistics_of(path, "CartPole-v1")
+        assert found == normalized_run / "CartPole-v1" / "vecnormalize.pkl"
 
 
 @pytest.mark.parametrize(

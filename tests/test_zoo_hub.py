@@ -88,6 +88,14 @@ def test_downloaded_run_is_the_one_that_was_pushed(hub: Path, normalized: bool) 
     )
 
 
+def test_pushed_model_has_its_own_statistics(hub: Path) -> None:
+    run, model = write_run(normalized=True)
+    model.save(run / "best_model")
+    (run / "best_model_vecnormalize.pkl").write_bytes(b"of the best model")
+    assert main(["push", "--organization", "me", "--load-best"]) == 0
+    assert (hub / "vec_normalize.pkl").read_bytes() == b"of the best model"
+
+
 def test_zoo_reads_what_was_pushed(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUST_REMOTE_CODE", "True")
     from huggingface_sb3 import EnvironmentName

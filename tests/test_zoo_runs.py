@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, load_vec_normalize
+from sb3_trpo.zoo.commands import main
 from sb3_trpo.zoo.errors import UsageError
 from tests.environments import BOX_ACTIONS, VECTOR, ToyEnv
 
@@ -734,3 +736,28 @@ def test_labels_are_one_per_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     write_evaluations(tmp_path / "trpo" / "Env-v1_1", 0)
     with pytest.raises(UsageError, match=f"a name for each of: {tmp_path.name}/trpo 1"):
         compare(["trpo/Env-v1_1", "--labels", "one", "two"])
+
+
+def test_best_model_and_checkpoints_keep_the_statistics_of_their_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sb3_trpo.zoo.choice import statistics_of
+
+    monkeypatch.chdir(tmp_path)
+    small = ["n_envs:1", "n_steps:64", "batch_size:64", "normalize:True", "n_critic_updates:1"]
+    freq = ["-n", "256", "--save-freq", "128", "--eval-freq", "64", "--eval-episodes", "1"]
+    options = ["--env", "Pendulum-v1", *freq, "--hyperparams", *small, "--verbose", "0"]
+    assert main(["train", *options]) == 0
+    run = tmp_path / "logs" / "trpo" / "Pendulum-v1_1"
+
+    def steps(model: str) -> int:
+        """Count the observations that the statistics are of, the first of all included."""
+        path = statistics_of(run / model, "Pendulum-v1")
+        env = load_vec_normalize(path, make_vec_env("Pendulum-v1"))
+        return round(vars(env.obs_rms)["count"]) - 1
+
+    with np.load(run / "evaluations.npz") as evaluations:
+        best = evaluations["timesteps"][evaluations["results"].mean(axis=1).argmax()]
+    counts = {name: steps(f"{name}.zip") for name in ("rl_model_128_steps", "best_model")}
+    assert counts == {"rl_model_128_steps": 128, "best_model": best}
+    assert steps("Pendulum-v1.zip") == 256

@@ -8,9 +8,8 @@ from rl_zoo3 import ALGOS
 from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_trpo import TRPO, load_vec_normalize
+from sb3_trpo import TRPO
 from sb3_trpo._saved_model import fitting, read_model
 from sb3_trpo.evaluation import takes_masks
 from sb3_trpo.zoo.errors import BROKEN, REFUSED, UsageError, user_errors
@@ -118,36 +117,6 @@ def check_functions(
             f"trusted: give a number or 'lin_...' with --hyperparams {missing[0]}:... or, if you "
             f"made the file yourself, --trust-checkpoint"
         )
-
-
-class Normalization:
-    """What the RL Zoo uses of ``VecNormalize``: its constructor and ``load``.
-
-    :param is_trusted: whether files of statistics may run code
-    """
-
-    def __init__(self, is_trusted: bool) -> None:
-        self._is_trusted = is_trusted
-
-    def __call__(self, env: VecEnv, **options: Any) -> VecNormalize:
-        """Normalise an environment.
-
-        :param env: the environment
-        :param options: arguments of ``VecNormalize``
-        :return: the environment, normalised
-        """
-        return VecNormalize(env, **options)
-
-    def load(self, path: str, env: VecEnv) -> VecNormalize:
-        """Normalise an environment with saved statistics.
-
-        :param path: the file of the statistics
-        :param env: the environment
-        :return: the environment, normalised
-        :raises UsageError: if the file is broken or does not belong to the environment
-        """
-        with user_errors(*BROKEN, ValueError, OSError):
-            return load_vec_normalize(path, env, self._is_trusted)
 
 
 def check_masks(algo: str, env: Any) -> None:

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import io
 import os
+import re
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -130,15 +131,17 @@ def choose_model(prog: str, words: list[str]) -> argparse.Namespace:
 
     :param prog: the command
     :param words: command line of the script
-    :return: parsed options of :func:`add_choice`
+    :return: parsed options of :func:`add_choice`, and the path of the model's ``statistics``, None
+        if the command line asks for help
     :raises UsageError: if there is no such model
     """
     parser = Parser(prog, "", add_help=False)
     add_choice(parser)
+    parser.set_defaults(statistics=None)
     choice, _ = parser.parse_known_args(words)
     if not asks_for_help(words):
         with redirect_stdout(io.StringIO()):  # the script will print the same
-            find_model(choice)
+            choice.statistics = statistics_of(find_model(choice), choice.env)
     return choice
 
 
@@ -206,3 +209,26 @@ def settings_folder(model: Path, env: str) -> Path:
     :return: path of the folder, which may not exist
     """
     return model.parent / str(EnvironmentName(env))
+
+
+def statistics_of(model: Path, env: str) -> Path:
+    """Return the file of the normalisation's statistics with which a model acts.
+
+    :param model: a model's file in a run's folder
+    :param env: name of the environment
+    :return: path of the model's own statistics or, of the final model and in runs that have no
+        others, those of the run's end; it may not exist
+    """
+    own = own_statistics(model)
+    return own if own.is_file() else settings_folder(model, env) / "vecnormalize.pkl"
+
+
+def own_statistics(model: Path) -> Path:
+    """Name the file of the statistics that are saved with the best model or with a checkpoint.
+
+    :param model: the model's file
+    :return: path beside it, for a checkpoint that of SB3's ``CheckpointCallback``
+    """
+    checkpoint = re.fullmatch(r"rl_model_(\d+_steps)", model.stem)
+    name = f"rl_model_vecnormalize_{checkpoint[1]}" if checkpoint else f"{model.stem}_vecnormalize"
+    return model.with_name(f"{name}.pkl")

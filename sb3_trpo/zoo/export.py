@@ -13,10 +13,11 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 
 from sb3_trpo.evaluation import takes_masks
 from sb3_trpo.export import Observations, export_onnx
-from sb3_trpo.zoo.builder import Builder, Normalization
-from sb3_trpo.zoo.choice import add_choice, find_model, settings_folder
+from sb3_trpo.zoo.builder import Builder
+from sb3_trpo.zoo.choice import add_choice, find_model, settings_folder, statistics_of
 from sb3_trpo.zoo.entry import saved_settings
 from sb3_trpo.zoo.errors import UsageError, user_errors
+from sb3_trpo.zoo.normalization import Normalization
 from sb3_trpo.zoo.script import Parser, replaced
 from sb3_trpo.zoo.settings import read_arguments
 
@@ -45,7 +46,8 @@ def export(words: list[str]) -> None:
     output = choice.output or path.with_suffix(".onnx")
     is_trusted: bool = choice.trust_checkpoint
     model = Builder(choice.algo, is_trusted).load(path, device="cpu")
-    with replaced(rl_zoo3.utils, "VecNormalize", Normalization(is_trusted)):
+    normalization = Normalization(is_trusted, statistics_of(path, choice.env))
+    with replaced(rl_zoo3.utils, "VecNormalize", normalization):
         env = make_env(choice.env, settings_folder(path, choice.env))
     observations, masks = play(model, env)
     env.close()

@@ -22,7 +22,13 @@ from huggingface_sb3 import EnvironmentName, ModelName, ModelRepoId
 from rl_zoo3.utils import get_latest_run_id
 
 from sb3_trpo._archive import read_entries
-from sb3_trpo.zoo.choice import add_choice, add_environment, check_environment, find_model
+from sb3_trpo.zoo.choice import (
+    add_choice,
+    add_environment,
+    check_environment,
+    find_model,
+    statistics_of,
+)
 from sb3_trpo.zoo.errors import UsageError, user_errors
 from sb3_trpo.zoo.runs import EVALUATIONS_FILE, FINAL_FILE, Array, Run, read_arrays, read_run
 from sb3_trpo.zoo.script import Parser
@@ -170,9 +176,11 @@ def package(run: Run, model: Path, choice: argparse.Namespace, folder: Path) -> 
     """
     settings = run.folder / run.env
     shutil.copy(model, folder / model_name(choice).filename)
-    for name, source in (*SETTINGS.items(), NORMALIZATION):
-        if (settings / source).is_file():
-            shutil.copy(settings / source, folder / name)
+    sources = {name: settings / source for name, source in SETTINGS.items()}
+    sources[NORMALIZATION[0]] = statistics_of(model, choice.env)
+    for name, source in sources.items():
+        if source.is_file():
+            shutil.copy(source, folder / name)
     env_kwargs = run.arguments.get("env_kwargs") or {}
     (folder / "env_kwargs.yml").write_text(yaml.safe_dump(env_kwargs))
     with ZipFile(folder / METRICS, "w") as archive:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from contextlib import AbstractContextManager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,15 +21,16 @@ from filelock import BaseFileLock
 from rl_zoo3 import ALGOS
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, sync_envs_normalization
 
 import sb3_trpo.zoo.register  # noqa: F401 (imported for its effect)
 from sb3_trpo import TRPO
 from sb3_trpo._data_parallel import ProgressBar
 from sb3_trpo.checkpoint import Resumable
-from sb3_trpo.zoo.builder import Builder, Normalization
+from sb3_trpo.zoo.builder import Builder
 from sb3_trpo.zoo.checkpoints import RunCheckpoint
-from sb3_trpo.zoo.choice import add_environment, check_environment, check_model, settings_folder
+from sb3_trpo.zoo.choice import add_environment, check_environment, check_model, statistics_of
 from sb3_trpo.zoo.entry import entry_text
 from sb3_trpo.zoo.errors import (
     CONFIGURATION_ERRORS,
@@ -41,6 +43,7 @@ from sb3_trpo.zoo.interruptions import Interruptions, left_to_this_process
 from sb3_trpo.zoo.learning_curve import draw_learning_curve
 from sb3_trpo.zoo.lock import lock_run
 from sb3_trpo.zoo.masks import evaluate_policy, masks_in_evaluations
+from sb3_trpo.zoo.normalization import BestStatistics, Normalization
 from sb3_trpo.zoo.processes import current_processes, is_torchrun, launch_name
 from sb3_trpo.zoo.progress import ProgressFile
 from sb3_trpo.zoo.runs import PROCESSES, save_final_evaluation
@@ -152,16 +155,22 @@ class RunManager(ExperimentManager):
 
         :raises UsageError: if these are missing, as the model knows no other observations
         """
-        path = settings_folder(Path(self.trained_agent), self.env_name) / "vecnormalize.pkl"
-        if self.continue_training and self.normalize and not path.is_file():
+        if not self.continue_training:
+            with replaced(rl_zoo3.exp_manager, "VecNormalize", Normalization(self.is_trusted)):
+                return super()._maybe_normalize(env, eval_env)
+        path = statistics_of(Path(self.trained_agent), self.env_name)
+        if path.is_file():
+            normalized = Normalization(self.is_trusted).load(str(path), env)
+            if eval_env:
+                normalized.training = normalized.norm_reward = False
+            return normalized
+        if self.normalize:
             raise UsageError(
                 f"there are no statistics of the normalisation in '{path}', with which the model "
                 f"was trained: put the file there, or leave the normalisation out with "
                 f"--hyperparams normalize:False"
             )
-        normalization = Normalization(self.is_trusted)
-        with replaced(rl_zoo3.exp_manager, "VecNormalize", normalization):
-            return super()._maybe_normalize(env, eval_env)
+        return env
 
     def create_log_folder(self) -> None:
         """Claim the next free run number, safe against parallel starts.
@@ -197,8 +206,16 @@ class RunManager(ExperimentManager):
             self.args.eval_freq = self.eval_freq  # what args.yml will say
         # By which the Zoo divides a number of steps: its callbacks count those of one environment.
         everywhere = replaced(self, "n_envs", self.n_envs * self.n_processes)
-        bar = replaced(rl_zoo3.exp_manager, "ProgressBarCallback", ProgressBar)
-        with masks_in_evaluations(self.algo), everywhere, bar:
+        zoo = rl_zoo3.exp_manager
+        with (
+            masks_in_evaluations(self.algo),
+            everywhere,
+            replaced(zoo, "ProgressBarCallback", ProgressBar),
+            replaced(zoo, "SaveVecNormalizeCallback", BestStatistics),
+            replaced(
+                zoo, "CheckpointCallback", partial(CheckpointCallback, save_vecnormalize=True)
+            ),
+        ):
             super().create_callbacks()  # type: ignore[no-untyped-call] # the Zoo's
         self.callbacks.append(ProgressFile(Path(self.save_path)))
         if issubclass(ALGOS[self.algo], TRPO):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +17,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.evaluation import MaskableEvalCallback, Masking, takes_masks
-from sb3_trpo.zoo.builder import Builder, Normalization, check_masks
+from sb3_trpo.zoo.builder import Builder, check_masks
 from sb3_trpo.zoo.entry import saved_settings
 from sb3_trpo.zoo.errors import making_errors, user_errors
+from sb3_trpo.zoo.normalization import Normalization
 from sb3_trpo.zoo.script import replaced
 
 
@@ -68,7 +70,9 @@ def masks_in_evaluations(algo: str) -> Iterator[None]:
 
 
 @contextmanager
-def playing(module: Any, algo: str, is_trusted: bool = False) -> Iterator[None]:
+def playing(
+    module: Any, algo: str, is_trusted: bool = False, statistics: Path | None = None
+) -> Iterator[None]:
     """Let a script of the Zoo play any model, with action masks if the model needs them.
 
     The script makes an environment, loads a model and then calls ``predict`` with the observation
@@ -78,6 +82,7 @@ def playing(module: Any, algo: str, is_trusted: bool = False) -> Iterator[None]:
     :param module: where the script finds these functions of the Zoo, and ``ALGOS``
     :param algo: the algorithm's key in ``rl_zoo3.ALGOS``
     :param is_trusted: whether files may run code
+    :param statistics: the file of the model's normalisation, if it is known
     """
     create_test_env = module.create_test_env
     made: list[VecEnv] = []
@@ -99,6 +104,6 @@ def playing(module: Any, algo: str, is_trusted: bool = False) -> Iterator[None]:
         replaced(module, "create_test_env", create_and_remember),
         replaced(module, "ALGOS", algorithms),
         replaced(module, "get_saved_hyperparams", saved_settings),
-        replaced(rl_zoo3.utils, "VecNormalize", Normalization(is_trusted)),
+        replaced(rl_zoo3.utils, "VecNormalize", Normalization(is_trusted, statistics)),
     ):
         yield
