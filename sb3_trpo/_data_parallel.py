@@ -136,6 +136,11 @@ class ProgressBar(ProgressBarCallback):
         self._shown = self.num_timesteps
         return True
 
+    def _on_training_end(self) -> None:
+        """Close the bar. The RL Zoo asks for it after every error, even before there is one."""
+        if hasattr(self, "pbar"):
+            super()._on_training_end()
+
 
 class StartingTogether(CallbackList):
     """

@@ -754,7 +754,8 @@ def test_best_model_and_checkpoints_keep_the_statistics_of_their_step(
         """Count the observations that the statistics are of, the first of all included."""
         path = statistics_of(run / model, "Pendulum-v1")
         env = load_vec_normalize(path, make_vec_env("Pendulum-v1"))
-        return round(vars(env.obs_rms)["count"]) - 1
+        count: float = vars(env.obs_rms)["count"]
+        return round(count) - 1
 
     with np.load(run / "evaluations.npz") as evaluations:
         best = evaluations["timesteps"][evaluations["results"].mean(axis=1).argmax()]

@@ -160,6 +160,7 @@ class RunManager(ExperimentManager):
                 return super()._maybe_normalize(env, eval_env)
         path = statistics_of(Path(self.trained_agent), self.env_name)
         if path.is_file():
+            print("Loading saved VecNormalize stats")  # as the Zoo says
             normalized = Normalization(self.is_trusted).load(str(path), env)
             if eval_env:
                 normalized.training = normalized.norm_reward = False

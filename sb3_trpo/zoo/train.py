@@ -166,14 +166,15 @@ def resume(own: argparse.Namespace, words: list[str]) -> None:
     parser.add_argument(RESUME)
     add_trust(parser)
     add_given_again(parser)
-    parser.add_argument("--verbose")
+    # Of the run's own, 0 may be what keeps the runs of --seeds from printing over each other.
+    parser.add_argument("--verbose", default="1")
     parser.add_argument("--device")
     add_timeout(parser)
-    _, others = parser.parse_known_args(words)
+    given, others = parser.parse_known_args(words)
     if others:
         raise UsageError(f"--resume takes all options from the run: leave out {' '.join(others)}")
     start = read_start(own.resume, own.trust_checkpoint, words)
     with TemporaryDirectory() as scratch:
         config = write_entry(start.settings, start.env, Path(scratch))
-        fixed = ["--conf-file", str(config), "--seed", str(start.seed)]
+        fixed = ["--conf-file", str(config), "--seed", str(start.seed), "--verbose", given.verbose]
         train_one([*start.words, *words, *fixed], ResumedRun)
