@@ -1,6 +1,7 @@
 """Faults of the training environment: where they happened, and steps that were interrupted."""
 
 import warnings
+from contextlib import suppress
 from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
@@ -112,6 +113,28 @@ def discard_interrupted_step(env: VecEnv | None) -> bool:
             stacklevel=4,
         )
     return is_pending
+
+
+def receive_rest(env: VecEnv, error: BaseException) -> None:
+    """
+    Take out what the living workers of a SubprocVecEnv have sent, after another one has ended.
+
+    ``close`` would wait for all answers to the step, of which some were received: for ever.
+
+    :param env: training environment
+    :param error: that ended the rollout
+    """
+    dead = _dead_workers(env) if isinstance(error, (EOFError, OSError)) else []
+    if not dead:
+        return
+    _, inner = vector_layers(env)
+    for i, remote in enumerate(inner.remotes):
+        if i not in dead:
+            with suppress(EOFError, OSError):  # it ends just now
+                remote.send(("get_spaces", None))
+                while remote.poll(_PATIENCE) and not _are_spaces(remote.recv()):
+                    pass
+    inner.waiting = False
 
 
 def _is_behind(remote: Any) -> bool:

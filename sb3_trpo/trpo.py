@@ -37,7 +37,7 @@ from sb3_trpo._data_parallel import (
     silent_logger,
     start_equal,
 )
-from sb3_trpo._environment import NamingThePlace, discard_interrupted_step
+from sb3_trpo._environment import NamingThePlace, discard_interrupted_step, receive_rest
 from sb3_trpo._finite import NormalizationStatistics, Reading, check_finite
 from sb3_trpo._fisher import FisherProduct, for_one_solve
 from sb3_trpo._hyperparameters import (
@@ -558,7 +558,8 @@ class TRPO(OnPolicyAlgorithm):
             with joined_rollout(self, env, processes), NamingThePlace(env, rollout_buffer):
                 is_complete = self._collect(env, callback, rollout_buffer, n_rollout_steps, n_envs)
             return processes.all(is_complete)
-        except BaseException:
+        except BaseException as error:
+            receive_rest(env, error)
             # The environment may be a step ahead. Without an observation, `learn` resets it.
             self._last_obs = None
             th.set_grad_enabled(takes_gradients)  # an interrupt may have come inside of no_grad

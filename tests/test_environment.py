@@ -2,7 +2,10 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -21,10 +24,12 @@ AT = 5  # the step at which the environment fails
 class Counting(gym.Env[Any, Any]):
     """Observes the number of its steps; fails in a chosen way at one of them."""
 
-    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = spaces.Discrete(2)
 
-    def __init__(self, fault: str | None = None, fails_in_reset: bool = False) -> None:
+    def __init__(
+        self, fault: str | None = None, fails_in_reset: bool = False, size: int = 2
+    ) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
         self.fault = fault
         self.fails_in_reset = fails_in_reset
         self.steps = 0
@@ -33,14 +38,17 @@ class Counting(gym.Env[Any, Any]):
         super().reset(seed=seed)
         if self.fails_in_reset:
             raise ZeroDivisionError("in reset")
-        return np.full(2, self.steps, np.float32), {}
+        return self._observation(), {}
 
     def step(self, action: Any) -> Any:
         self.steps += 1
-        observation = np.full(2, self.steps, np.float32)
+        observation = self._observation()
         if self.steps != AT or self.fault is None:
             return observation, 1.0, False, False, {}
         return FAULTS[self.fault](observation)
+
+    def _observation(self) -> Any:
+        return np.full(self.observation_space.shape, self.steps, np.float32)
 
 
 def fail(observation: Any) -> Any:
@@ -59,9 +67,10 @@ FAULTS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def makers(**options: Any) -> Any:
+def makers(size: int = 2, **options: Any) -> Any:
     """Make three environments of which the second one fails."""
-    return [Counting, lambda: Counting(**options), Counting]
+    others = partial(Counting, size=size)
+    return [others, partial(Counting, size=size, **options), others]
 
 
 def model_in(env: Any) -> Any:
@@ -137,14 +146,23 @@ def test_a_worker_process_that_ended_is_named(capfd: Any) -> None:
         model.learn(24)
     assert f"step {AT} of a rollout, in environment 1." in said_by(caught.value)
     assert not changed(before, state_of(model))
-    end(model.get_env())
 
 
-def end(env: SubprocVecEnv) -> None:
-    """End the workers, some of which are dead."""
-    for remote, process in zip(env.remotes, env.processes, strict=True):
-        remote.close()
-        process.join(timeout=10)
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 100_000])  # which no pipe holds
+def test_environments_with_a_dead_worker_are_closed(size: int, capfd: Any) -> None:
+    env = SubprocVecEnv(makers(fault="raises", size=size), start_method="forkserver")
+    with pytest.raises((EOFError, ConnectionError)):
+        model_in(env).learn(24)
+
+    def close() -> None:
+        with suppress(ConnectionError):
+            env.close()
+
+    closing = threading.Thread(target=close, daemon=True)
+    closing.start()
+    closing.join(timeout=30)
+    assert not closing.is_alive()
 
 
 @pytest.mark.parametrize("reset_num_timesteps", [True, False])

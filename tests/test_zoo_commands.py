@@ -491,6 +491,20 @@ def test_interrupted_run_is_saved_and_says_how_far_it_came(
     assert (Path(run.save_path) / "learning_curve.png").is_file()
 
 
+def test_error_is_told_that_ended_the_processes_of_environments(
+    manager: Callable[..., Any],
+) -> None:
+    def end(*arguments: Any, **options: Any) -> None:
+        raise EOFError("a process has ended")
+
+    def close() -> None:
+        raise BrokenPipeError
+
+    model: Any = SimpleNamespace(learn=end, env=SimpleNamespace(close=close), policy=None)
+    with pytest.raises(EOFError, match="a process has ended"):
+        manager(n_timesteps=1000).learn(model)
+
+
 @pytest.mark.parametrize("given", [None, {"g": 4.0}])
 def test_environments_arguments_in_a_configuration_are_those_of_the_evaluations(
     given: dict[str, Any] | None, manager: Callable[..., Any], tmp_path: Path

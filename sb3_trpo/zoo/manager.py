@@ -5,7 +5,7 @@ import math
 import shlex
 import shutil
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -300,11 +300,17 @@ class RunManager(ExperimentManager):
                 self.trained = interruptions.model_or(model)
                 self.interruption = interruption
 
+        def close() -> None:
+            assert model.env is not None
+            with suppress(ConnectionError):  # of workers that have died, which is the error to tell
+                model.env.close()
+
         save = self.checkpoint.write if self.checkpoint else lambda: None
         interruptions = Interruptions(save, self.reports)
         self.callbacks.append(interruptions)
         # The Zoo swallows the interruption; of the model it uses these three attributes.
-        watched: Any = SimpleNamespace(learn=learn, env=model.env, policy=model.policy)
+        env = SimpleNamespace(close=close)
+        watched: Any = SimpleNamespace(learn=learn, env=env, policy=model.policy)
         super().learn(watched)
         if interruptions.received is not None:  # if it came during the last update, too
             self.interruption = interruptions.exception()
