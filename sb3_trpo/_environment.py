@@ -1,5 +1,6 @@
 """Faults of the training environment: where they happened, and steps that were interrupted."""
 
+import time
 import warnings
 from contextlib import suppress
 from multiprocessing.connection import wait
@@ -12,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from sb3_trpo._processes import add_note
 
-# Seconds for which a worker that has answered something else than its spaces may answer once more.
+# Seconds to wait for what a worker may still send.
 _PATIENCE = 1.0
 
 
@@ -115,25 +116,24 @@ def discard_interrupted_step(env: VecEnv | None) -> bool:
     return is_pending
 
 
-def receive_rest(env: VecEnv, error: BaseException) -> None:
+def receive_rest(env: VecEnv) -> None:
     """
-    Take out what the living workers of a SubprocVecEnv have sent, after another one has ended.
+    Receive the answers to a step of a SubprocVecEnv that an exception left in its pipes.
 
-    ``close`` would wait for all answers to the step, of which some were received: for ever.
+    Otherwise ``close`` would wait for an answer from every worker: for ever, from those whose
+    answers were received. What a slow worker has not sent yet is left to
+    :func:`discard_interrupted_step`.
 
     :param env: training environment
-    :param error: that ended the rollout
     """
-    dead = _dead_workers(env) if isinstance(error, (EOFError, OSError)) else []
-    if not dead:
-        return
     _, inner = vector_layers(env)
-    for i, remote in enumerate(inner.remotes):
-        if i not in dead:
-            with suppress(EOFError, OSError):  # it ends just now
-                remote.send(("get_spaces", None))
-                while remote.poll(_PATIENCE) and not _are_spaces(remote.recv()):
-                    pass
+    if not isinstance(inner, SubprocVecEnv) or not inner.waiting:
+        return
+    deadline = time.monotonic() + _PATIENCE
+    for remote in reversed(inner.remotes):  # the first ones were received first
+        with suppress(EOFError, OSError):  # of a worker that has ended
+            if remote.poll(max(deadline - time.monotonic(), 0)):
+                remote.recv()
     inner.waiting = False
 
 

@@ -558,11 +558,11 @@ class TRPO(OnPolicyAlgorithm):
             with joined_rollout(self, env, processes), NamingThePlace(env, rollout_buffer):
                 is_complete = self._collect(env, callback, rollout_buffer, n_rollout_steps, n_envs)
             return processes.all(is_complete)
-        except BaseException as error:
-            receive_rest(env, error)
+        except BaseException:
             # The environment may be a step ahead. Without an observation, `learn` resets it.
             self._last_obs = None
             th.set_grad_enabled(takes_gradients)  # an interrupt may have come inside of no_grad
+            receive_rest(env)
             raise
 
     def _collect(

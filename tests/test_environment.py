@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -45,7 +46,8 @@ class Counting(gym.Env[Any, Any]):
         observation = self._observation()
         if self.steps != AT or self.fault is None:
             return observation, 1.0, False, False, {}
-        return FAULTS[self.fault](observation)
+        fault = interrupt if self.fault == "interrupts" else FAULTS[self.fault]
+        return fault(observation)
 
     def _observation(self) -> Any:
         return np.full(self.observation_space.shape, self.steps, np.float32)
@@ -53,6 +55,14 @@ class Counting(gym.Env[Any, Any]):
 
 def fail(observation: Any) -> Any:
     raise ZeroDivisionError("in step")
+
+
+def interrupt(observation: Any) -> Any:
+    """Interrupt the training, which has received the answer of the first environment."""
+    time.sleep(0.5)
+    os.kill(int(os.environ["INTERRUPTED"]), signal.SIGINT)
+    time.sleep(0.1)
+    return observation, 1.0, False, False, {}
 
 
 FAULTS: dict[str, Callable[[Any], Any]] = {
@@ -149,10 +159,14 @@ def test_a_worker_process_that_ended_is_named(capfd: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fault", ["raises", "interrupts"])
 @pytest.mark.parametrize("size", [2, 100_000])  # which no pipe holds
-def test_environments_with_a_dead_worker_are_closed(size: int, capfd: Any) -> None:
-    env = SubprocVecEnv(makers(fault="raises", size=size), start_method="forkserver")
-    with pytest.raises((EOFError, ConnectionError)):
+def test_environments_are_closed_after_a_step_that_failed(
+    fault: str, size: int, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INTERRUPTED", str(os.getpid()))
+    env = SubprocVecEnv(makers(fault=fault, size=size), start_method="forkserver")
+    with pytest.raises((EOFError, ConnectionError, KeyboardInterrupt)):
         model_in(env).learn(24)
 
     def close() -> None:
