@@ -505,6 +505,30 @@ def test_error_is_told_that_ended_the_processes_of_environments(
         manager(n_timesteps=1000).learn(model)
 
 
+def test_interruption_of_the_final_evaluation_says_where_the_model_is(
+    manager: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sb3_trpo.zoo import manager as module
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    killed: list[str] = []
+    monkeypatch.setattr(module, "kill_children", lambda: killed.append("children"))
+    run = manager(n_timesteps=64)
+    run.create_log_folder()
+    monkeypatch.setattr(run, "evaluate", interrupt)
+    env = gym.make("CartPole-v1")
+    model = TRPO("MlpPolicy", env, n_steps=32, batch_size=32, device="cpu").learn(64)
+    with pytest.raises(
+        KeyboardInterrupt, match=r"after 64 of 64 steps; the model is saved in \S+$"
+    ):
+        run.save_trained_model(model)
+    assert killed  # or they would print that their pipes are broken
+    assert Path(f"{run.params_path}.zip").is_file()
+    assert (Path(run.save_path) / "learning_curve.png").is_file()
+
+
 @pytest.mark.parametrize("given", [None, {"g": 4.0}])
 def test_environments_arguments_in_a_configuration_are_those_of_the_evaluations(
     given: dict[str, Any] | None, manager: Callable[..., Any], tmp_path: Path

@@ -78,7 +78,7 @@ class Interruptions(BaseCallback):
         if self.received is not None and number == HANGUP:
             return
         if self.received not in (None, HANGUP):
-            _kill_children()  # before they miss this process, and print that they do
+            kill_children()  # before they miss this process, and print that they do
             _say(SHOW_CURSOR)
             os._exit(128 + number)
         self.received = number
@@ -133,7 +133,7 @@ def left_to_this_process() -> Iterator[None]:
         yield
         return
     # Python ends the processes that are left by SIGTERM, and would wait for them.
-    util.Finalize(None, _kill_children, exitpriority=0)
+    util.Finalize(None, kill_children, exitpriority=0)
     resource_tracker.ensure_running()  # which unblocks them when it starts with a first process
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -142,7 +142,7 @@ def left_to_this_process() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _kill_children() -> None:
+def kill_children() -> None:
     """End the processes of environments that nobody closed, before this one ends."""
     for process in multiprocessing.active_children():
         process.kill()

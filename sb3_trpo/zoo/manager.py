@@ -39,7 +39,7 @@ from sb3_trpo.zoo.errors import (
     missing_package,
     user_errors,
 )
-from sb3_trpo.zoo.interruptions import Interruptions, left_to_this_process
+from sb3_trpo.zoo.interruptions import Interruptions, kill_children, left_to_this_process
 from sb3_trpo.zoo.learning_curve import draw_learning_curve
 from sb3_trpo.zoo.lock import lock_run
 from sb3_trpo.zoo.masks import evaluate_policy, masks_in_evaluations
@@ -329,7 +329,7 @@ class RunManager(ExperimentManager):
         """Save the model, then evaluate it, draw the run and print where the files are.
 
         :param model: the trained model
-        :raises KeyboardInterrupt: after an interrupted run, which is drawn but not evaluated
+        :raises KeyboardInterrupt: if training or evaluation was interrupted, once the run is drawn
         """
         model = self.trained or model
         file = f"{self.params_path}.zip"
@@ -339,13 +339,18 @@ class RunManager(ExperimentManager):
         )
         super().save_trained_model(named)
         title = f"{self.algo.upper()} on {self.env_name.gym_id}, seed {self.seed}"
+        if self.interruption is None:
+            try:
+                returns = self.evaluate(model)
+            except KeyboardInterrupt as interruption:
+                kill_children()  # before they miss this process, and print that they do
+                self.interruption = interruption
         if self.interruption is not None:
             progress = f"after {model.num_timesteps} of {self.n_timesteps} steps"
             self.draw(title, f"interrupted {progress}")
             message = f"{progress}; the model is saved in {self.params_path}.zip{self.remedy()}"
             self.interruption.args = (message,)
             raise self.interruption
-        returns = self.evaluate(model)
         save_final_evaluation(Path(self.save_path), returns)
         kind = "deterministic" if self.deterministic_eval else "stochastic"
         score = f"{returns.mean():.1f} +/- {returns.std():.1f}"
