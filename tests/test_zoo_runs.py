@@ -1,5 +1,6 @@
 """Runs and their pictures. The RL Zoo is imported inside the tests: it patches gymnasium."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -14,12 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from gymnasium.envs.classic_control import CartPoleEnv
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_trpo import TRPO, load_vec_normalize
 from sb3_trpo.zoo.commands import main
 from sb3_trpo.zoo.errors import UsageError
+from sb3_trpo.zoo.workers import worker_context
 from tests.environments import BOX_ACTIONS, VECTOR, ToyEnv
 
 
@@ -498,37 +501,57 @@ def test_jobs_are_heard_where_that_was_asked_for(
     assert ("said" in capsys.readouterr().out) == (verbose == 2)
 
 
-def sleep(words: list[str]) -> None:
-    Path(words[0]).write_text(str(os.getpid()))
-    time.sleep(120)
+def step_on(words: list[str]) -> None:
+    """Write the numbers of this process and of its environments', and step these."""
+    env = SubprocVecEnv([CartPoleEnv] * 2, start_method=worker_context().get_start_method())
+    env.reset()
+    numbers = [os.getpid(), *(process.pid for process in env.processes)]
+    Path(words[0]).write_text(" ".join(map(str, numbers)) + "\n")
+    while True:
+        env.step(np.zeros(2, int))
+
+
+def be_stuck(words: list[str]) -> None:
+    """Write the number of this process, and return from no call that a signal could interrupt."""
+    Path(words[0]).write_text(f"{os.getpid()}\n")
+    ctypes.PyDLL(None).sleep(1000)
 
 
 SEVERAL = """
 import sys
 from sb3_trpo.zoo.jobs import run_jobs
-from tests.test_zoo_runs import sleep
+from tests.test_zoo_runs import {job}
 
 if __name__ == "__main__":
     try:
-        list(run_jobs(sleep, [[sys.argv[1]]], jobs=1))
+        list(run_jobs({job}, [[sys.argv[1]]], jobs=1))
     except KeyboardInterrupt as error:
         sys.exit(error.status)
 """
 
 
 @pytest.mark.slow
-def test_processes_end_with_the_one_that_is_terminated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("job", ["step_on", "be_stuck"])
+def test_processes_end_quietly_with_the_one_that_is_terminated(job: str, tmp_path: Path) -> None:
     script, started = tmp_path / "several.py", tmp_path / "started"
-    script.write_text(SEVERAL)
+    script.write_text(SEVERAL.format(job=job))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    with subprocess.Popen([sys.executable, str(script), str(started)], env=environment) as parent:
-        while not (started.is_file() and started.read_text()):
+    with (
+        (tmp_path / "errors").open("wb") as errors,
+        subprocess.Popen(
+            [sys.executable, str(script), str(started)], env=environment, stderr=errors
+        ) as parent,
+    ):
+        while not (started.is_file() and "\n" in started.read_text()):
             assert parent.poll() is None
             time.sleep(0.05)
         parent.terminate()
         assert parent.wait(60) == 128 + signal.SIGTERM
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(started.read_text()), 0)
+    time.sleep(1)  # for what the processes of environments would print
+    assert not (tmp_path / "errors").read_text()
+    for number in map(int, started.read_text().split()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(number, 0)
 
 
 def test_interrupted_run_is_no_finished_one(tmp_path: Path) -> None:

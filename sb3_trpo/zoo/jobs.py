@@ -18,13 +18,14 @@ from multiprocessing.context import BaseContext
 from types import FrameType
 from typing import TypeVar
 
-from sb3_trpo.zoo.interruptions import TerminatedError
+from sb3_trpo.zoo.interruptions import TerminatedError, kill_children
 from sb3_trpo.zoo.script import verbosity
 from sb3_trpo.zoo.workers import worker_context
 
 Result = TypeVar("Result")
 THREAD_NAME = "sb3-trpo-job"
 SECONDS_BETWEEN_LOOKS = 2.0
+PATIENCE = 5.0  # seconds that a process has to end by itself
 
 
 def run_jobs(
@@ -100,9 +101,11 @@ def _leave_interrupts_to_parent() -> None:
 
 def _end_processes() -> None:
     """End the processes that still run, including one that starts at this moment."""
+    deadline = time.monotonic() + PATIENCE
     while any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
+        is_late = time.monotonic() > deadline
         for process in multiprocessing.active_children():
-            process.terminate()
+            process.kill() if is_late else process.terminate()
         time.sleep(0.05)
 
 
@@ -115,8 +118,9 @@ def _in_a_new_process(
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl-C to the process that started this one, and end with it, if it is killed."""
+    """Leave Ctrl-C to the process that started this one, and end when it says so or is killed."""
     _leave_interrupts_to_parent()
+    signal.signal(signal.SIGTERM, _end)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -124,7 +128,13 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)
+        _end()
+
+
+def _end(*_: object) -> None:
+    """End this process, and its own before they miss it and print that they do."""
+    kill_children()
+    os._exit(128 + signal.SIGTERM)
 
 
 def _quietly(job: Callable[[list[str]], Result], words: list[str]) -> Result:
