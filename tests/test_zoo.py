@@ -156,6 +156,7 @@ def test_help_of_train_shows_examples_and_the_zoos_options(
     [
         (["fly"], ["'fly'", "train"]),
         (["train", "--env", "CartPol-v1"], ["CartPol-v1", "CartPole-v1", "CartPole-v0"]),
+        (["train", "--env", "mine:A-v1"], ["write --gym-packages mine --env A-v1"]),
         (["train", "--conf-file", "no.yml"], ["No such file or directory: 'no.yml'"]),
         (["train", "--gym-packages", "no_such_package"], ["no_such_package"]),
         (["train", "--hyperparams", "gamma:1-0.1"], ["gamma", "'1-0.1'"]),

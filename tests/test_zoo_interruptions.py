@@ -267,11 +267,28 @@ def test_run_that_cannot_be_resumed_is_named(
         train(["--resume", str(tmp_path / "CartPole-v1_1"), *words])
 
 
-def test_run_without_checkpoints_is_told_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [[], ["best_model.zip"], ["best_model.zip", "CartPole-v1.zip"]])
+def test_run_without_checkpoints_is_told_how_to_go_on(left: list[str], tmp_path: Path) -> None:
     from sb3_trpo.zoo.resume import ResumedRun
 
-    args = SimpleNamespace(conf_file=None, resume=tmp_path / "CartPole-v1_1")
-    with pytest.raises(UsageError, match="no checkpoint to resume from"):
+    run = tmp_path / "CartPole-v1_1"
+    run.mkdir()
+    for name in left:
+        (run / name).touch()
+    args = SimpleNamespace(conf_file=None, resume=run)
+    remedy = f"-i {run / left[-1]}'" if left else "train it anew"
+    with pytest.raises(UsageError, match=f"no checkpoint, .*{re.escape(remedy)}"):
+        ResumedRun(args, "trpo", "CartPole-v1", str(tmp_path), verbose=0)
+
+
+def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    from sb3_trpo.zoo.resume import ResumedRun
+
+    folder = tmp_path / "CartPole-v1_1" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint_64_steps_c2ebe7e3.zip").write_bytes(b"half of a fi")
+    args = SimpleNamespace(conf_file=None, resume=folder.parent)
+    with pytest.raises(UsageError, match=r"no checkpoint to resume from in .*c2ebe7e3\.zip: "):
         ResumedRun(args, "trpo", "CartPole-v1", str(tmp_path), verbose=0)
 
 

@@ -119,8 +119,11 @@ def unknown_environment(name: str) -> str:
     """Describe an environment that is not registered.
 
     :param name: name of the unknown environment
-    :return: one sentence with the nearest registered names
+    :return: one sentence with the nearest registered names, or with what to write
     """
+    package, colon, env = name.partition(":")
+    if colon:  # as gymnasium.make takes it
+        return f"unknown environment '{name}': write --gym-packages {package} --env {env}"
     found = nearest(name, gym.envs.registry)
     remedy = "--gym-packages imports a package that registers your environments"
     if name.startswith("ALE/") or "NoFrameskip" in name:

@@ -1,5 +1,6 @@
 """``sb3-trpo train --resume``: a run that continues from its latest checkpoint."""
 
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo import TRPO
-from sb3_trpo._checkpoint_file import find_checkpoint
+from sb3_trpo._checkpoint_file import PATTERN, find_checkpoint
 from sb3_trpo.checkpoint import finish_training, load_training
 from sb3_trpo.zoo.checkpoints import checkpoint_folder, length_of, log_files, shorten
 from sb3_trpo.zoo.errors import UsageError, user_errors
@@ -39,8 +40,23 @@ class ResumedRun(RunManager):
         self._find_checkpoint()
 
     def _find_checkpoint(self) -> None:
+        folder = checkpoint_folder(Path(self.save_path))
+        if not any(folder.glob(PATTERN)):
+            raise UsageError(
+                f"the run in {self.save_path} has no checkpoint, as --checkpoint-freq makes them: "
+                f"{self._other_way()}"
+            )
         with user_errors(ValueError, OSError):
-            self.found = find_checkpoint(checkpoint_folder(Path(self.save_path)))
+            self.found = find_checkpoint(folder)
+
+    def _other_way(self) -> str:
+        """Say how to go on without a checkpoint."""
+        for model in (f"{self.params_path}.zip", f"{self.save_path}/best_model.zip"):
+            if Path(model).is_file():
+                chosen = ["--algo", self.algo, "--env", self.env_name.gym_id, "-i", model]
+                words = shlex.join(["sb3-trpo", "continue", *chosen])
+                return f"'{words}' trains its model in a new run"
+        return "train it anew"
 
     def create_log_folder(self) -> None:
         """Claim the run's folder, and remove from its logs what came after the checkpoint."""
