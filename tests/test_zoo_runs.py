@@ -1,6 +1,8 @@
 """Runs and their pictures. The RL Zoo is imported inside the tests: it patches gymnasium."""
 
 import ctypes
+import gc
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -51,12 +53,12 @@ def train_with_progress(folder: Path, **options: Any) -> TRPO:
     return model.learn(96, callback=ProgressFile(folder))
 
 
-def manager(folder: Path, *options: str) -> Any:
+def manager(folder: Path, **options: Any) -> Any:
     """Make the manager of a run without training."""
     from sb3_trpo.zoo.manager import RunManager
 
     args = SimpleNamespace(conf_file=None)
-    return RunManager(args, "trpo", "CartPole-v1", str(folder), *options)
+    return RunManager(args, "trpo", "CartPole-v1", str(folder), **options)
 
 
 def test_runs_that_start_at_the_same_moment_have_folders_of_their_own(tmp_path: Path) -> None:
@@ -80,16 +82,20 @@ def test_a_run_keeps_its_folder_to_itself_until_its_end(tmp_path: Path) -> None:
     lock_run(Path(run.save_path)).release()
 
 
-# When a model cannot be built, the Zoo leaves its environments' Monitor files open.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_run_that_cannot_start_leaves_no_folder_and_touches_no_other(tmp_path: Path) -> None:
-    first, second = manager(tmp_path), manager(tmp_path)
+@pytest.mark.parametrize("vec_env_type", ["dummy", "subproc"])
+def test_run_that_cannot_start_leaves_nothing_and_touches_no_other(
+    vec_env_type: str, tmp_path: Path
+) -> None:
+    first = manager(tmp_path)
+    second = manager(tmp_path, vec_env_type=vec_env_type)
     first.create_log_folder()
     second.n_timesteps = 10
     second.custom_hyperparams = {"no_such": 1}
     with pytest.raises(UsageError, match="no_such"):
         second.setup_experiment()
     assert [path.name for path in (tmp_path / "trpo").iterdir()] == ["CartPole-v1_1"]
+    gc.collect()  # files that are open would raise a warning
+    assert not multiprocessing.active_children()
 
 
 def test_progress_file_holds_every_update_the_last_one_included(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ class RunManager(ExperimentManager):
         self.checkpoint: RunCheckpoint | None = None
         self.interruption: KeyboardInterrupt | None = None
         self.trained: BaseAlgorithm | None = None  # if another model was trained than was built
+        self._envs: list[VecEnv] = []  # all that were made
         self._made: Path | None = None  # the run's folder, once this run has created it
         self._lock: BaseFileLock | None = None  # of the run's folder
 
@@ -114,7 +115,7 @@ class RunManager(ExperimentManager):
         return preprocessed
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
-        """Set up the run; if that fails, remove the run's folder.
+        """Set up the run; if that fails, close its environments and remove its folder.
 
         :return: the model and its hyperparameters; None when hyperparameters are optimized
         """
@@ -122,6 +123,10 @@ class RunManager(ExperimentManager):
         try:
             with self._builder():
                 results = super().setup_experiment()
+        except BaseException:
+            for env in self._envs:
+                env.close()
+            raise
         finally:
             if results is None:
                 self.unlock()
@@ -257,9 +262,10 @@ class RunManager(ExperimentManager):
                 user_errors(*making_errors(self.env_kwargs or self.eval_env_kwargs)),
                 left_to_this_process(),
             ):
-                return super().create_envs(*arguments, **options)
+                self._envs.append(super().create_envs(*arguments, **options))
         finally:
             self.env_wrapper = wrapper
+        return self._envs[-1]
 
     def objective(self, trial: optuna.Trial) -> float:
         """Train with sampled hyperparameters.
