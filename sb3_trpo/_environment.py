@@ -1,19 +1,19 @@
 """Faults of the training environment: where they happened, and steps that were interrupted."""
 
-import time
 import warnings
 from contextlib import suppress
 from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
 
+import gymnasium as gym
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_trpo._processes import add_note
 
-# Seconds to wait for what a worker may still send.
+# Seconds for which a worker that has answered something else than its spaces may answer once more.
 _PATIENCE = 1.0
 
 
@@ -116,25 +116,20 @@ def discard_interrupted_step(env: VecEnv | None) -> bool:
     return is_pending
 
 
-def receive_rest(env: VecEnv) -> None:
+def let_close(env: VecEnv) -> None:
     """
-    Receive the answers to a step of a SubprocVecEnv that an exception left in its pipes.
+    Let the ``close`` of a SubprocVecEnv find what it waits for, after a step that failed.
 
-    Otherwise ``close`` would wait for an answer from every worker: for ever, from those whose
-    answers were received. What a slow worker has not sent yet is left to
-    :func:`discard_interrupted_step`.
+    It receives one answer from every worker: for ever, from those whose answers to the step were
+    received. So all are asked something more, with an answer that fits into any pipe.
 
     :param env: training environment
     """
     _, inner = vector_layers(env)
-    if not isinstance(inner, SubprocVecEnv) or not inner.waiting:
-        return
-    deadline = time.monotonic() + _PATIENCE
-    for remote in reversed(inner.remotes):  # the first ones were received first
-        with suppress(EOFError, OSError):  # of a worker that has ended
-            if remote.poll(max(deadline - time.monotonic(), 0)):
-                remote.recv()
-    inner.waiting = False
+    if isinstance(inner, SubprocVecEnv) and inner.waiting:
+        for remote in inner.remotes:
+            with suppress(OSError):  # of a worker that has ended
+                remote.send(("is_wrapped", gym.Wrapper))
 
 
 def _is_behind(remote: Any) -> bool:
