@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import signal
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
@@ -104,6 +105,7 @@ def own_statistics(normalized_run: Path) -> Path:
     return normalized_run
 
 
+@pytest.mark.parametrize("is_finished", [True, False])
 @pytest.mark.parametrize(
     ("options", "mean"),
     [([], 100.0), *(([option], float(place)) for place, option in enumerate(OWN_STATISTICS))],
@@ -113,11 +115,17 @@ def test_model_acts_with_the_statistics_of_its_own_step(
     command: str,
     options: list[str],
     mean: float,
+    is_finished: bool,
     own_statistics: Path,
     monkeypatch: pytest.MonkeyPatch,
     manager: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from sb3_trpo.zoo import continuing, export, normalization
+
+    statistics_of_the_end = own_statistics / "CartPole-v1" / "vecnormalize.pkl"
+    if not is_finished:
+        statistics_of_the_end.unlink()
 
     loaded: list[VecNormalize] = []
 
@@ -137,7 +145,12 @@ def test_model_acts_with_the_statistics_of_its_own_step(
     monkeypatch.setattr(continuing, "train", train)
     monkeypatch.setattr(export, "export_onnx", lambda *_: 0.0)
     more = ["--no-render", "-n", "5"] if command == "enjoy" else []
-    assert main([command, "--env", "CartPole-v1", *options, *more]) == 0
+    status = main([command, "--env", "CartPole-v1", *options, *more])
+    if not (options or is_finished):
+        assert status == 2
+        assert str(statistics_of_the_end.relative_to(Path.cwd())) in capsys.readouterr().err
+        return
+    assert status == 0
     assert {float(vars(env.obs_rms)["mean"][0]) for env in loaded} == {mean}
 
 
@@ -252,7 +265,7 @@ def test_export_makes_the_environment_with_the_arguments_of_the_run(
     monkeypatch.setattr(export, "saved_settings", lambda *_, **__: ({}, None))
     monkeypatch.setattr(export, "create_test_env", lambda *_, **options: seen.append(options))
     (tmp_path / "args.yml").write_text(yaml.dump({"env_kwargs": {"g": 2.0}}))
-    export.make_env("Pendulum-v1", tmp_path)
+    export.make_env("Pendulum-v1", tmp_path, "a folder")
     assert seen[0]["env_kwargs"] == {"g": 2.0}
 
 
@@ -510,21 +523,24 @@ def test_interruption_of_the_final_evaluation_says_where_the_model_is(
 ) -> None:
     from sb3_trpo.zoo import manager as module
 
-    def interrupt(*_: Any) -> None:
+    workers: list[Any] = []
+
+    def interrupt(_: Any, env: Any, *__: Any) -> None:
+        workers.extend(env.unwrapped.processes)
         raise KeyboardInterrupt
 
-    killed: list[str] = []
-    monkeypatch.setattr(module, "kill_children", lambda: killed.append("children"))
-    run = manager(n_timesteps=64)
+    run = manager(n_timesteps=64, vec_env_type="subproc")
     run.create_log_folder()
-    monkeypatch.setattr(run, "evaluate", interrupt)
+    monkeypatch.setattr(module, "evaluate_policy", interrupt)
     env = gym.make("CartPole-v1")
     model = TRPO("MlpPolicy", env, n_steps=32, batch_size=32, device="cpu").learn(64)
     with pytest.raises(
         KeyboardInterrupt, match=r"after 64 of 64 steps; the model is saved in \S+$"
     ):
         run.save_trained_model(model)
-    assert killed  # or they would print that their pipes are broken
+    for worker in workers:  # or they would print that their pipes are broken
+        worker.join(timeout=10)
+        assert worker.exitcode == -signal.SIGKILL
     assert Path(f"{run.params_path}.zip").is_file()
     assert (Path(run.save_path) / "learning_curve.png").is_file()
 
@@ -924,7 +940,7 @@ def test_model_in_play_asks_the_environment_that_was_made_last() -> None:
         builder = SimpleNamespace(load=lambda path: ALGOS["trpo_mask"])
         patch.setattr(masks, "Builder", lambda algo, is_trusted: builder)
         patch.setattr(masks, "player_of", lambda model, env: Answer(env=env))
-        with masks.playing(script, "trpo_mask"):
+        with masks.playing(script, "trpo_mask", Path()):
             script.create_test_env(0)
             script.create_test_env(1)
             player: Any = script.ALGOS["trpo_mask"].load("a path")
@@ -941,7 +957,7 @@ def test_played_environment_has_the_arguments_of_its_configuration() -> None:
         get_saved_hyperparams=None, create_test_env=lambda **options: options, ALGOS=ALGOS
     )
     settings = {"env_kwargs": {"gravity": 5.0, "render_mode": None}}
-    with masks.playing(script, "trpo"):
+    with masks.playing(script, "trpo", Path()):
         options = script.create_test_env(
             hyperparams=settings, env_kwargs={"render_mode": "rgb_array"}
         )

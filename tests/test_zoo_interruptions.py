@@ -267,16 +267,23 @@ def test_run_that_cannot_be_resumed_is_named(
         train(["--resume", str(tmp_path / "CartPole-v1_1"), *words])
 
 
-@pytest.mark.parametrize("left", [[], ["best_model.zip"], ["best_model.zip", "CartPole-v1.zip"]])
-def test_run_without_checkpoints_is_told_how_to_go_on(left: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", range(5))
+def test_run_without_checkpoints_is_told_how_to_go_on(count: int, tmp_path: Path) -> None:
     from sb3_trpo.zoo.resume import ResumedRun
 
-    run = tmp_path / "CartPole-v1_1"
-    run.mkdir()
-    for name in left:
+    run = tmp_path / "trpo" / "CartPole-v1_1"
+    run.mkdir(parents=True)
+    steps = (f"rl_model_{steps}_steps.zip" for steps in (500, 1000))
+    left = ["best_model.zip", *steps, "CartPole-v1.zip"][:count]
+    for place, name in enumerate(left):
         (run / name).touch()
-    args = SimpleNamespace(conf_file=None, resume=run)
-    remedy = f"-i {run / left[-1]}'" if left else "train it anew"
+        os.utime(run / name, (place, place))
+    given = {"gym_packages": ["mine"], "tensorboard_log": "", "trust_checkpoint": True}
+    args = SimpleNamespace(conf_file=None, resume=run, **given)
+    options = (
+        f"-f {tmp_path} -i {run / left[-1]} --gym-packages mine --trust-checkpoint'" if left else ""
+    )
+    remedy = options or "train it anew"
     with pytest.raises(UsageError, match=f"no checkpoint, .*{re.escape(remedy)}"):
         ResumedRun(args, "trpo", "CartPole-v1", str(tmp_path), verbose=0)
 

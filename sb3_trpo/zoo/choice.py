@@ -22,6 +22,7 @@ from sb3_trpo.zoo.settings import check_settings
 
 LOGS = "logs"  # where `train` writes
 DEFAULT_ENV = "CartPole-v1"
+STATISTICS = "vecnormalize.pkl"  # of the normalisation at a run's end
 
 
 def add_choice(parser: Parser) -> None:
@@ -220,7 +221,7 @@ def statistics_of(model: Path, env: str) -> Path:
         others, those of the run's end; it may not exist
     """
     own = own_statistics(model)
-    return own if own.is_file() else settings_folder(model, env) / "vecnormalize.pkl"
+    return own if own.is_file() else settings_folder(model, env) / STATISTICS
 
 
 def own_statistics(model: Path) -> Path:

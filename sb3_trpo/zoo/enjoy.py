@@ -25,5 +25,5 @@ def enjoy(words: list[str]) -> None:
     """
     words = ["--algo", "trpo", "--folder", LOGS, *words]
     choice = choose_model("sb3-trpo enjoy", words)
-    with playing(rl_zoo3.enjoy, choice.algo, choice.trust_checkpoint, choice.statistics):
+    with playing(rl_zoo3.enjoy, choice.algo, choice.statistics, choice.trust_checkpoint):
         run_script(rl_zoo3.enjoy.enjoy, "sb3-trpo enjoy", HELP, words, add_trust)

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import rl_zoo3.utils
 from rl_zoo3 import create_test_env
 from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.utils import set_random_seed
@@ -17,8 +16,8 @@ from sb3_trpo.zoo.builder import Builder
 from sb3_trpo.zoo.choice import add_choice, find_model, settings_folder, statistics_of
 from sb3_trpo.zoo.entry import saved_settings
 from sb3_trpo.zoo.errors import UsageError, user_errors
-from sb3_trpo.zoo.normalization import Normalization
-from sb3_trpo.zoo.script import Parser, replaced
+from sb3_trpo.zoo.normalization import normalizing
+from sb3_trpo.zoo.script import Parser
 from sb3_trpo.zoo.settings import read_arguments
 
 CHECKED_STEPS = 200
@@ -46,9 +45,8 @@ def export(words: list[str]) -> None:
     output = choice.output or path.with_suffix(".onnx")
     is_trusted: bool = choice.trust_checkpoint
     model = Builder(choice.algo, is_trusted).load(path, device="cpu")
-    normalization = Normalization(is_trusted, statistics_of(path, choice.env))
-    with replaced(rl_zoo3.utils, "VecNormalize", normalization):
-        env = make_env(choice.env, settings_folder(path, choice.env))
+    with normalizing(is_trusted, statistics_of(path, choice.env)) as stats_path:
+        env = make_env(choice.env, settings_folder(path, choice.env), stats_path)
     observations, masks = play(model, env)
     env.close()
     with user_errors(ValueError, OSError):
@@ -57,15 +55,16 @@ def export(words: list[str]) -> None:
     print(f"Policy: {output}")
 
 
-def make_env(name: str, settings: Path) -> VecEnv:
+def make_env(name: str, settings: Path, stats_path: str) -> VecEnv:
     """Make the environment that a run was trained on.
 
     :param name: of the environment
     :param settings: the run's folder of hyperparameters
+    :param stats_path: as for the Zoo's ``create_test_env``
     :return: one environment with the run's wrappers and normalisation
     :raises UsageError: if the policy was trained on stacks of normalised observations
     """
-    hyperparameters, stats_path = saved_settings(str(settings), test_mode=True)
+    hyperparameters, found = saved_settings(str(settings), test_mode=True)
     if hyperparameters.get("frame_stack") and hyperparameters.get("normalize"):
         raise UsageError(
             f"{name} was trained on stacks of normalised frames, which this command cannot export: "
@@ -75,7 +74,7 @@ def make_env(name: str, settings: Path) -> VecEnv:
     env_kwargs = read_arguments(settings).get("env_kwargs") or of_settings
     return create_test_env(
         name,
-        stats_path=stats_path,
+        stats_path=stats_path if found else None,
         should_render=False,
         hyperparams=hyperparameters,
         env_kwargs=env_kwargs,

@@ -23,6 +23,7 @@ from rl_zoo3.utils import get_latest_run_id
 
 from sb3_trpo._archive import read_entries
 from sb3_trpo.zoo.choice import (
+    STATISTICS,
     add_choice,
     add_environment,
     check_environment,
@@ -52,7 +53,7 @@ example:
 
 # Names of the Zoo: in a repository -> in the folder of a run's settings.
 SETTINGS = {"config.yml": "config.yml", "args.yml": "args.yml", "env_kwargs.yml": "env_kwargs.yml"}
-NORMALIZATION = ("vec_normalize.pkl", "vecnormalize.pkl")
+NORMALIZATION = ("vec_normalize.pkl", STATISTICS)
 METRICS = "train_eval_metrics.zip"
 
 CARD = """\

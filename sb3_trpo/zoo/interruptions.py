@@ -15,7 +15,9 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_trpo._environment import vector_layers
 from sb3_trpo.zoo.output import Output
 from sb3_trpo.zoo.processes import is_torchrun
 
@@ -140,6 +142,15 @@ def left_to_this_process() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def kill_workers(env: VecEnv) -> None:
+    """End the processes of environments in the middle of a step, before they miss this process.
+
+    :param env: any vectorised environment
+    """
+    for process in getattr(vector_layers(env)[1], "processes", []):
+        process.kill()
 
 
 def kill_children() -> None:

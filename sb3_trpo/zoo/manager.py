@@ -39,7 +39,7 @@ from sb3_trpo.zoo.errors import (
     missing_package,
     user_errors,
 )
-from sb3_trpo.zoo.interruptions import Interruptions, kill_children, left_to_this_process
+from sb3_trpo.zoo.interruptions import Interruptions, kill_workers, left_to_this_process
 from sb3_trpo.zoo.learning_curve import draw_learning_curve
 from sb3_trpo.zoo.lock import lock_run
 from sb3_trpo.zoo.masks import evaluate_policy, masks_in_evaluations
@@ -87,7 +87,7 @@ class RunManager(ExperimentManager):
         self.checkpoint: RunCheckpoint | None = None
         self.interruption: KeyboardInterrupt | None = None
         self.trained: BaseAlgorithm | None = None  # if another model was trained than was built
-        self._envs: list[VecEnv] = []  # all that were made
+        self._made_in_setup: list[VecEnv] | None = None
         self._made: Path | None = None  # the run's folder, once this run has created it
         self._lock: BaseFileLock | None = None  # of the run's folder
 
@@ -120,14 +120,17 @@ class RunManager(ExperimentManager):
         :return: the model and its hyperparameters; None when hyperparameters are optimized
         """
         results = None
+        self._made_in_setup = []
         try:
             with self._builder():
                 results = super().setup_experiment()
         except BaseException:
-            for env in self._envs:
-                env.close()
+            for env in self._made_in_setup:
+                with suppress(EOFError, ConnectionError):  # of processes that have ended
+                    env.close()
             raise
         finally:
+            self._made_in_setup = None
             if results is None:
                 self.unlock()
                 if self._made is not None:
@@ -160,6 +163,8 @@ class RunManager(ExperimentManager):
 
         :raises UsageError: if these are missing, as the model knows no other observations
         """
+        if self._made_in_setup is not None:
+            self._made_in_setup.append(env)
         if not self.continue_training:
             with replaced(rl_zoo3.exp_manager, "VecNormalize", Normalization(self.is_trusted)):
                 return super()._maybe_normalize(env, eval_env)
@@ -262,10 +267,9 @@ class RunManager(ExperimentManager):
                 user_errors(*making_errors(self.env_kwargs or self.eval_env_kwargs)),
                 left_to_this_process(),
             ):
-                self._envs.append(super().create_envs(*arguments, **options))
+                return super().create_envs(*arguments, **options)
         finally:
             self.env_wrapper = wrapper
-        return self._envs[-1]
 
     def objective(self, trial: optuna.Trial) -> float:
         """Train with sampled hyperparameters.
@@ -349,7 +353,6 @@ class RunManager(ExperimentManager):
             try:
                 returns = self.evaluate(model)
             except KeyboardInterrupt as interruption:
-                kill_children()  # before they miss this process, and print that they do
                 self.interruption = interruption
         if self.interruption is not None:
             progress = f"after {model.num_timesteps} of {self.n_timesteps} steps"
@@ -398,7 +401,11 @@ class RunManager(ExperimentManager):
         training_env = model.get_env()
         if training_env is not None:
             sync_envs_normalization(training_env, env)
-        returns = evaluate_policy(model, env, FINAL_EPISODES, self.deterministic_eval)
+        try:
+            returns = evaluate_policy(model, env, FINAL_EPISODES, self.deterministic_eval)
+        except BaseException:
+            kill_workers(env)
+            raise
         env.close()
         return returns
 

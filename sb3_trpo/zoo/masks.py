@@ -20,7 +20,7 @@ from sb3_trpo.evaluation import MaskableEvalCallback, Masking, takes_masks
 from sb3_trpo.zoo.builder import Builder, check_masks
 from sb3_trpo.zoo.entry import saved_settings
 from sb3_trpo.zoo.errors import making_errors, user_errors
-from sb3_trpo.zoo.normalization import Normalization
+from sb3_trpo.zoo.normalization import normalizing
 from sb3_trpo.zoo.script import replaced
 
 
@@ -70,9 +70,7 @@ def masks_in_evaluations(algo: str) -> Iterator[None]:
 
 
 @contextmanager
-def playing(
-    module: Any, algo: str, is_trusted: bool = False, statistics: Path | None = None
-) -> Iterator[None]:
+def playing(module: Any, algo: str, statistics: Path, is_trusted: bool = False) -> Iterator[None]:
     """Let a script of the Zoo play any model, with action masks if the model needs them.
 
     The script makes an environment, loads a model and then calls ``predict`` with the observation
@@ -81,8 +79,8 @@ def playing(
 
     :param module: where the script finds these functions of the Zoo, and ``ALGOS``
     :param algo: the algorithm's key in ``rl_zoo3.ALGOS``
+    :param statistics: the file of the model's normalisation, which is not looked for without one
     :param is_trusted: whether files may run code
-    :param statistics: the file of the model's normalisation, if it is known
     """
     create_test_env = module.create_test_env
     made: list[VecEnv] = []
@@ -91,6 +89,8 @@ def playing(
         # One of the two scripts forgets those of the configuration.
         of_run = (options.get("hyperparams") or {}).get("env_kwargs") or {}
         options["env_kwargs"] = {**of_run, **(options.get("env_kwargs") or {})}
+        if options.get("stats_path") is not None:
+            options["stats_path"] = stats_path
         with user_errors(*making_errors(options["env_kwargs"])):
             made.append(create_test_env(*arguments, **options))
         return made[-1]
@@ -104,6 +104,6 @@ def playing(
         replaced(module, "create_test_env", create_and_remember),
         replaced(module, "ALGOS", algorithms),
         replaced(module, "get_saved_hyperparams", saved_settings),
-        replaced(rl_zoo3.utils, "VecNormalize", Normalization(is_trusted, statistics)),
+        normalizing(is_trusted, statistics) as stats_path,
     ):
         yield

@@ -1,14 +1,19 @@
 """How the statistics of a normalisation are saved and loaded."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import rl_zoo3.utils
 from rl_zoo3.callbacks import SaveVecNormalizeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_trpo import load_vec_normalize
-from sb3_trpo.zoo.choice import own_statistics
+from sb3_trpo.zoo.choice import STATISTICS, own_statistics
 from sb3_trpo.zoo.errors import BROKEN, user_errors
+from sb3_trpo.zoo.script import replaced
 
 
 class BestStatistics(SaveVecNormalizeCallback):
@@ -21,6 +26,23 @@ class BestStatistics(SaveVecNormalizeCallback):
             best_model = Path(self.save_path).with_name("best_model.zip")
             normalization.save(str(own_statistics(best_model)))
         return super()._on_step()
+
+
+@contextmanager
+def normalizing(is_trusted: bool, statistics: Path) -> Iterator[str]:
+    """Let the RL Zoo's ``create_test_env`` normalise with the statistics of a model.
+
+    :param is_trusted: whether files of statistics may run code
+    :param statistics: the file
+    :return: what the Zoo takes as ``stats_path``: a folder in which it sees that there are any
+    """
+    normalization = Normalization(is_trusted, statistics)
+    with (
+        TemporaryDirectory() as folder,
+        replaced(rl_zoo3.utils, "VecNormalize", normalization),
+    ):
+        (Path(folder) / STATISTICS).touch()
+        yield folder
 
 
 class Normalization:

@@ -45,6 +45,6 @@ def record_video(words: list[str]) -> None:
         # The script is the body of a module; it has no function to call.
         replaced(argparse.ArgumentParser, "error", Parser.error),
         replaced(rl_zoo3.utils, "StoreDict", Assignments),
-        playing(rl_zoo3.utils, choice.algo, choice.trust_checkpoint, choice.statistics),
+        playing(rl_zoo3.utils, choice.algo, choice.statistics, choice.trust_checkpoint),
     ):
         runpy.run_module("rl_zoo3.record_video", run_name="__main__")

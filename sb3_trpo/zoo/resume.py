@@ -21,6 +21,7 @@ from sb3_trpo.zoo.manager import RunManager
 from sb3_trpo.zoo.progress import PROGRESS, ProgressFile
 from sb3_trpo.zoo.runs import EVALUATIONS_FILE, read_arrays
 from sb3_trpo.zoo.script import replaced
+from sb3_trpo.zoo.stored_options import repeated
 
 
 class ResumedRun(RunManager):
@@ -51,12 +52,18 @@ class ResumedRun(RunManager):
 
     def _other_way(self) -> str:
         """Say how to go on without a checkpoint."""
-        for model in (f"{self.params_path}.zip", f"{self.save_path}/best_model.zip"):
-            if Path(model).is_file():
-                chosen = ["--algo", self.algo, "--env", self.env_name.gym_id, "-i", model]
-                words = shlex.join(["sb3-trpo", "continue", *chosen])
-                return f"'{words}' trains its model in a new run"
-        return "train it anew"
+        run = Path(self.save_path)
+        checkpoints = sorted(
+            run.glob("rl_model_*_steps.zip"), key=lambda path: path.stat().st_mtime
+        )
+        final, best = Path(f"{self.params_path}.zip"), run / "best_model.zip"
+        models = [path for path in (best, *checkpoints, final) if path.is_file()]
+        if not models:
+            return "train it anew"
+        chosen = ["--algo", self.algo, "--env", self.env_name.gym_id, "-f", str(run.parent.parent)]
+        trust = ["--trust-checkpoint"] if self.is_trusted else []
+        words = [*chosen, "-i", str(models[-1]), *repeated(self.args), *trust]
+        return f"'{shlex.join(['sb3-trpo', 'continue', *words])}' trains its model in a new run"
 
     def create_log_folder(self) -> None:
         """Claim the run's folder, and remove from its logs what came after the checkpoint."""

@@ -166,8 +166,7 @@ def resume(own: argparse.Namespace, words: list[str]) -> None:
     parser.add_argument(RESUME)
     add_trust(parser)
     add_given_again(parser)
-    # Of the run's own, 0 may be what keeps the runs of --seeds from printing over each other.
-    parser.add_argument("--verbose", default="1")
+    parser.add_argument("--verbose")
     parser.add_argument("--device")
     add_timeout(parser)
     given, others = parser.parse_known_args(words)
@@ -176,5 +175,8 @@ def resume(own: argparse.Namespace, words: list[str]) -> None:
     start = read_start(own.resume, own.trust_checkpoint, words)
     with TemporaryDirectory() as scratch:
         config = write_entry(start.settings, start.env, Path(scratch))
-        fixed = ["--conf-file", str(config), "--seed", str(start.seed), "--verbose", given.verbose]
+        fixed = ["--conf-file", str(config), "--seed", str(start.seed)]
+        # The run's own 0 may be what kept the runs of --seeds from printing over each other.
+        if verbosity(start.words) == 0 and given.verbose is None:
+            fixed += ["--verbose", "1"]
         train_one([*start.words, *words, *fixed], ResumedRun)
