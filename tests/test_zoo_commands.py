@@ -1,9 +1,11 @@
 """What each command promises, without training. The RL Zoo is imported inside the tests."""
 
+import gc
 import math
 import os
 import re
 import signal
+import weakref
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
@@ -502,6 +504,34 @@ def test_interrupted_run_is_saved_and_says_how_far_it_came(
         run.save_trained_model(model)
     assert saved == [f"{run.params_path}.zip"]
     assert (Path(run.save_path) / "learning_curve.png").is_file()
+
+
+def test_environments_are_not_kept(manager: Callable[..., Any]) -> None:
+    run = manager()  # a search makes two in every trial
+    env = run.create_envs(1)
+    kept = weakref.ref(env)
+    env.close()
+    del env
+    gc.collect()
+    assert kept() is None
+
+
+def test_environment_whose_wrapping_fails_is_closed(
+    manager: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    made: list[Any] = []
+
+    def fail(_: Any, env: Any, __: bool) -> None:
+        made.append(env)
+        monkeypatch.setattr(env, "close", lambda: made.append("closed"))
+        raise UsageError("a mistake")
+
+    monkeypatch.setattr(ExperimentManager, "_maybe_normalize", fail)
+    with pytest.raises(UsageError, match="a mistake"):
+        manager(n_timesteps=10).setup_experiment()
+    assert made[1:] == ["closed"]
 
 
 def test_error_is_told_that_ended_the_processes_of_environments(
