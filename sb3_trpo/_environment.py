@@ -40,7 +40,7 @@ class NamingThePlace:
         if not isinstance(error, Exception):
             return
         dead = _dead_workers(self._env) if isinstance(error, (EOFError, OSError)) else []
-        envs = _in_words(dead or _envs_in(error.__traceback__))
+        envs = _in_words(dead or _envs_in(error.__traceback__, self._env))
         note = f"This happened {self._when()}{envs}. Parameters and optimizer are as before."
         add_note(error, note)
 
@@ -53,11 +53,12 @@ class NamingThePlace:
         return f"in step {self._filled.pos + 1} of a rollout"
 
 
-def _envs_in(traceback: TracebackType | None) -> list[int]:
-    """List the environment at which the loop of a DummyVecEnv stood."""
+def _envs_in(traceback: TracebackType | None, env: VecEnv | None) -> list[int]:
+    """List the environment at which the loop of a DummyVecEnv stood, not that of an evaluation."""
+    _, inner = vector_layers(env)
     while traceback is not None:
         local = traceback.tb_frame.f_locals
-        if isinstance(local.get("self"), DummyVecEnv) and "env_idx" in local:
+        if isinstance(inner, DummyVecEnv) and local.get("self") is inner and "env_idx" in local:
             return [local["env_idx"]]
         traceback = traceback.tb_next
     return []

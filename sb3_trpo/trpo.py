@@ -37,7 +37,7 @@ from sb3_trpo._data_parallel import (
     silent_logger,
     start_equal,
 )
-from sb3_trpo._environment import NamingThePlace, discard_interrupted_step, let_close
+from sb3_trpo._environment import NamingThePlace, discard_interrupted_step
 from sb3_trpo._finite import NormalizationStatistics, Reading, check_finite
 from sb3_trpo._fisher import FisherProduct, for_one_solve
 from sb3_trpo._hyperparameters import (
@@ -562,7 +562,6 @@ class TRPO(OnPolicyAlgorithm):
             # The environment may be a step ahead. Without an observation, `learn` resets it.
             self._last_obs = None
             th.set_grad_enabled(takes_gradients)  # an interrupt may have come inside of no_grad
-            let_close(env)
             raise
 
     def _collect(

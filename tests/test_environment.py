@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
 
 from sb3_trpo import TRPO
+from sb3_trpo._environment import let_close
 from tests.environments import changed, state_of
 
 AT = 5  # the step at which the environment fails
@@ -171,6 +172,7 @@ def test_environments_are_closed_after_a_step_that_failed(
     raised: list[type[Exception]] = []
 
     def close() -> None:
+        let_close(env)
         try:
             env.close()
         except Exception as error:

@@ -146,6 +146,57 @@ def test_second_interruption_exits_at_once_and_quietly(environments: str, tmp_pa
     assert not (tmp_path / RUN / "CartPole-v1.zip").exists()
 
 
+OWNING_ENV = """
+import subprocess
+
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+
+
+class Owning(CartPoleEnv):
+    \"\"\"Talks to a process of its own, as bindings of simulators do.\"\"\"
+
+    def __init__(self):
+        super().__init__()
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(["cat"], **pipes)
+
+    def step(self, action):
+        self.process.stdin.write(b"step\\n")
+        self.process.stdin.flush()
+        if not self.process.stdout.readline():
+            raise RuntimeError("the simulator has ended")
+        return super().step(action)
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+gym.register("Owning-v0", entry_point=Owning)
+"""
+OWNING = ["train", "--env", "Owning-v0", "--gym-packages", "owning_env", "--conf-file", "own.yml"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_interrupted", [False, True])
+@pytest.mark.parametrize("environments", ["dummy", "subproc"])
+def test_processes_that_environments_own_are_ended_and_end_no_training(
+    environments: str, is_interrupted: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "owning_env.py").write_text(OWNING_ENV)
+    settings = {"policy": "MlpPolicy", "n_envs": 2, "n_steps": 4000, "n_timesteps": 10}
+    (tmp_path / "own.yml").write_text(yaml.dump({"Owning-v0": settings}))
+    steps = ["-n", "800000" if is_interrupted else "8000", "--eval-freq", "8000"]
+    command = start(tmp_path, *OWNING, *steps, "--vec-env", environments)
+    if is_interrupted:  # as a terminal does: all processes, simulators too
+        await_file(command, tmp_path, "logs/trpo/Owning-v0_1/evaluations.npz")
+        os.killpg(command.pid, signal.SIGINT)
+    status = 130 if is_interrupted else 0
+    assert command.wait(timeout=60) == status, (tmp_path / OUTPUT).read_text()
+    assert (tmp_path / "logs/trpo/Owning-v0_1/Owning-v0.zip").is_file()
+
+
 @pytest.fixture
 def handlers() -> Any:
     """Leave the handlers of signals as they were."""

@@ -65,9 +65,9 @@ def making_errors(env_kwargs: Mapping[str, Any] | None) -> tuple[type[Exception]
     """List the exceptions that mean a mistake of the user when an environment is made.
 
     :param env_kwargs: the user's arguments of the environment
-    :return: what a bad argument and bad statistics of a normalisation raise
+    :return: what a bad argument raises
     """
-    return (TypeError, pickle.UnpicklingError) if env_kwargs else (pickle.UnpicklingError,)
+    return (TypeError,) if env_kwargs else ()
 
 
 def explain(error: Exception) -> str:

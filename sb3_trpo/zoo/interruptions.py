@@ -9,13 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import resource_tracker, util
 from types import FrameType
 from typing import Any
 
+import gymnasium as gym
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_trpo._environment import vector_layers
 from sb3_trpo.zoo.output import Output
@@ -54,6 +56,7 @@ class Interruptions(BaseCallback):
         self._received_at = -math.inf
         self._save = save
         self._is_announced = is_announced
+        self._owner = os.getpid()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruptions":
@@ -74,6 +77,8 @@ class Interruptions(BaseCallback):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal."""
+        if os.getpid() != self._owner:
+            return _end_by(number)
         if time.monotonic() - self._received_at < ONE_SIGNAL:
             return
         # A closing terminal sends its signal more than once, and others beside it.
@@ -142,6 +147,41 @@ def left_to_this_process() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def in_processes(env_fns: list[Callable[[], gym.Env[Any, Any]]], **options: Any) -> SubprocVecEnv:
+    """Make a SubprocVecEnv within :func:`left_to_this_process`.
+
+    :param env_fns: as for ``SubprocVecEnv``
+    :param options: as for ``SubprocVecEnv``
+    :return: the environments
+    """
+    return SubprocVecEnv([partial(_made_in_worker, make) for make in env_fns], **options)
+
+
+def _made_in_worker(make: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
+    """Ignore the signals that are blocked, then make an environment.
+
+    What it starts, such as a simulator, would inherit that they are blocked, and not be ended by
+    them; handlers are not inherited.
+    """
+    if hasattr(signal, "pthread_sigmask"):
+        worker = os.getpid()
+
+        def ignore(number: int, frame: FrameType | None) -> None:
+            if os.getpid() != worker:
+                _end_by(number)
+
+        for number in SIGNALS:
+            signal.signal(number, ignore)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    return make()
+
+
+def _end_by(number: int) -> None:
+    """End a process that was forked, and so has the handlers of another one, by a signal."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def kill_workers(env: VecEnv) -> None:

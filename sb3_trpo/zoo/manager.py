@@ -5,13 +5,15 @@ import math
 import shlex
 import shutil
 import sys
-from contextlib import AbstractContextManager, suppress
+import warnings
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import optuna
@@ -27,6 +29,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, sync_envs_no
 import sb3_trpo.zoo.register  # noqa: F401 (imported for its effect)
 from sb3_trpo import TRPO
 from sb3_trpo._data_parallel import ProgressBar
+from sb3_trpo._environment import let_close
 from sb3_trpo.checkpoint import Resumable
 from sb3_trpo.zoo.builder import Builder
 from sb3_trpo.zoo.checkpoints import RunCheckpoint
@@ -39,7 +42,12 @@ from sb3_trpo.zoo.errors import (
     missing_package,
     user_errors,
 )
-from sb3_trpo.zoo.interruptions import Interruptions, kill_workers, left_to_this_process
+from sb3_trpo.zoo.interruptions import (
+    Interruptions,
+    in_processes,
+    kill_workers,
+    left_to_this_process,
+)
 from sb3_trpo.zoo.learning_curve import draw_learning_curve
 from sb3_trpo.zoo.lock import lock_run
 from sb3_trpo.zoo.masks import evaluate_policy, masks_in_evaluations
@@ -259,17 +267,18 @@ class RunManager(ExperimentManager):
         :raises UsageError: if the environment does not take ``--env-kwargs``
         """
         wrapper = self.env_wrapper
-        if self.vec_env_class is SubprocVecEnv:
-            self.vec_env_kwargs["start_method"] = worker_context().get_start_method()
-            self.env_wrapper = lambda env: Resumable(wrapper(env) if wrapper else env)
-        try:
-            with (
-                user_errors(*making_errors(self.env_kwargs or self.eval_env_kwargs)),
-                left_to_this_process(),
-            ):
+
+        def resumable(env: gym.Env[Any, Any]) -> Resumable:
+            return Resumable(wrapper(env) if wrapper else env)
+
+        with ExitStack() as stack:
+            if self.vec_env_class is SubprocVecEnv:
+                self.vec_env_kwargs["start_method"] = worker_context().get_start_method()
+                stack.enter_context(left_to_this_process())
+                stack.enter_context(replaced(self, "vec_env_class", in_processes))
+                stack.enter_context(replaced(self, "env_wrapper", resumable))
+            with user_errors(*making_errors(self.env_kwargs or self.eval_env_kwargs)):
                 return super().create_envs(*arguments, **options)
-        finally:
-            self.env_wrapper = wrapper
 
     def objective(self, trial: optuna.Trial) -> float:
         """Train with sampled hyperparameters.
@@ -309,17 +318,19 @@ class RunManager(ExperimentManager):
             except KeyboardInterrupt as interruption:
                 self.trained = interruptions.model_or(model)
                 self.interruption = interruption
-
-        def close() -> None:
-            assert model.env is not None
-            with suppress(ConnectionError):  # of workers that have died, which is the error to tell
-                model.env.close()
+            except Exception as error:
+                if interruptions.received is None:
+                    raise
+                # A terminal sends Ctrl-C to all processes, also to those that environments need.
+                print(f"The last rollout was not completed: {error!r}")
+                self.trained = interruptions.model_or(model)
+                self.interruption = interruptions.exception()
 
         save = self.checkpoint.write if self.checkpoint else lambda: None
         interruptions = Interruptions(save, self.reports)
         self.callbacks.append(interruptions)
         # The Zoo swallows the interruption; of the model it uses these three attributes.
-        env = SimpleNamespace(close=close)
+        env = SimpleNamespace(close=lambda: close_after_training(model.env))
         watched: Any = SimpleNamespace(learn=learn, env=env, policy=model.policy)
         super().learn(watched)
         if interruptions.received is not None:  # if it came during the last update, too
@@ -408,6 +419,23 @@ class RunManager(ExperimentManager):
             raise
         env.close()
         return returns
+
+
+def close_after_training(env: VecEnv | None) -> None:
+    """Close environments, of which a step may have failed.
+
+    Neither their error nor that of a process which has ended is what should end the command.
+
+    :param env: training environment
+    """
+    assert env is not None
+    let_close(env)
+    try:
+        env.close()
+    except (EOFError, ConnectionError):
+        pass
+    except Exception as error:  # which would cost the model
+        warnings.warn(f"the environments were not closed: {error!r}", stacklevel=2)
 
 
 def run_manager(
