@@ -493,6 +493,40 @@ def test_jobs_give_their_results_with_their_tasks_and_keep_tracebacks() -> None:
     assert (results[1].result(), results[3].result()) == (3, 1)
 
 
+class OwnError(Exception):
+    """Cannot be made again from its message, as pickle tries."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{text} {code}")
+
+
+def fail(words: list[str]) -> None:
+    raise OwnError(7, "the sensor has failed with")
+
+
+@pytest.mark.slow
+def test_jobs_tell_errors_that_cannot_be_pickled() -> None:
+    from sb3_trpo.zoo.jobs import JobError, run_jobs
+
+    ((_, failed),) = run_jobs(fail, [[]], jobs=1)
+    with pytest.raises(JobError, match=r"^OwnError: the sensor has failed with 7$") as caught:
+        failed.result()
+    assert "in fail" in str(caught.value.__cause__)
+
+
+@pytest.mark.slow
+def test_jobs_that_ended_by_themselves_end_no_process_of_the_caller() -> None:
+    from sb3_trpo.zoo.jobs import run_jobs
+
+    own = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    own.start()
+    assert [future.result() for _, future in run_jobs(answer, [["3"], ["1"]], jobs=2)]
+    own.join(timeout=1)
+    assert own.is_alive()
+    own.kill()
+    own.join()
+
+
 def speak(words: list[str]) -> None:
     print("said")
 

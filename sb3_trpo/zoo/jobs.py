@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -16,7 +18,7 @@ from concurrent.futures import (
 from contextlib import contextmanager, redirect_stdout
 from multiprocessing.context import BaseContext
 from types import FrameType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from sb3_trpo.zoo.interruptions import TerminatedError, kill_children
 from sb3_trpo.zoo.script import verbosity
@@ -76,6 +78,7 @@ def _run_jobs(
     threads = ThreadPoolExecutor(
         min(jobs, len(tasks)), THREAD_NAME, initializer=_leave_interrupts_to_parent
     )
+    is_complete = False
     try:
         positions = {
             threads.submit(_in_a_new_process, context, job, words): position
@@ -88,9 +91,11 @@ def _run_jobs(
                 meanwhile()
             for future in done:
                 yield positions[future], future
+        is_complete = True
     finally:
-        threads.shutdown(wait=False, cancel_futures=True)
-        _end_processes()
+        threads.shutdown(wait=is_complete, cancel_futures=True)
+        if not is_complete:
+            _end_processes()
 
 
 def _leave_interrupts_to_parent() -> None:
@@ -114,7 +119,42 @@ def _in_a_new_process(
 ) -> Result:
     """Run a job in a process of its own, which may have children."""
     with ProcessPoolExecutor(1, context, initializer=_follow_parent) as process:
-        return process.submit(_quietly, job, words).result()
+        outcome = process.submit(_outcome, job, words).result()
+    if isinstance(outcome, Failure):
+        raise outcome.error() from JobError(outcome.traceback)
+    return outcome
+
+
+class JobError(Exception):
+    """An error of a job whose class this process does not have or cannot make again."""
+
+
+class Failure(NamedTuple):
+    """An error of a job."""
+
+    pickled: bytes
+    summary: str
+    traceback: str
+
+    def error(self) -> Exception:
+        """Make the error again."""
+        try:
+            error = pickle.loads(self.pickled)
+        except Exception:  # whatever its class does, or because there is no such module here
+            return JobError(self.summary)
+        return error if isinstance(error, Exception) else JobError(self.summary)
+
+
+def _outcome(job: Callable[[list[str]], Result], words: list[str]) -> Result | Failure:
+    """Run a job; its error is no exception here, as pickle may lose it on the way."""
+    try:
+        return _quietly(job, words)
+    except Exception as error:
+        try:
+            pickled = pickle.dumps(error)
+        except Exception:
+            pickled = b""
+        return Failure(pickled, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
 def _follow_parent() -> None:
