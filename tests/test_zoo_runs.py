@@ -86,6 +86,7 @@ def test_a_run_keeps_its_folder_to_itself_until_its_end(tmp_path: Path) -> None:
 def test_run_that_cannot_start_leaves_nothing_and_touches_no_other(
     vec_env_type: str, tmp_path: Path
 ) -> None:
+    others = set(multiprocessing.active_children())  # of other tests
     first = manager(tmp_path)
     second = manager(tmp_path, vec_env_type=vec_env_type)
     first.create_log_folder()
@@ -95,7 +96,7 @@ def test_run_that_cannot_start_leaves_nothing_and_touches_no_other(
         second.setup_experiment()
     assert [path.name for path in (tmp_path / "trpo").iterdir()] == ["CartPole-v1_1"]
     gc.collect()  # files that are open would raise a warning
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= others
 
 
 def test_progress_file_holds_every_update_the_last_one_included(tmp_path: Path) -> None:
